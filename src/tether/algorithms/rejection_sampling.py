@@ -1,0 +1,176 @@
+"""Rejection sampling: sample N completions a prompt, keep the best K by score, imitate them, and perhaps do it again.
+
+One round is a step: roll out from the current policy, score, select, and fine-tune on what was selected (:mod:`sft`).
+Picking the best of N moves the distribution by at most log N - (N - 1) / N nats, whatever the reward: the tether is
+built in, and later rounds add to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from tether.algorithms import sft
+from tether.algorithms.optimise import mean_of
+from tether.algorithms.rollouts import batch_of, kl_metrics, policy_logprobs, rollout_metrics
+from tether.errors import ConfigError
+from tether.models.policy import reference_of
+from tether.ops.divergence import top_k_of_n_kl
+from tether.seeds import derive_seed, generator
+from tether.types import Completion, Demonstration, Generator, Metrics, Prompt, Sampling, Score, ScoredGroup, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of rejection sampling."""
+
+    samples_per_prompt: int = 8
+    """N: completions sampled for each prompt."""
+    top_k: int = 1
+    """K: completions kept a prompt."""
+    keep: Literal["per_prompt", "overall"] = "per_prompt"
+    """Keep the K best of each prompt, or the K * prompts best of them all."""
+    select: Literal["best", "random"] = "best"
+    """Keep by score, or by lot: the control that shows what imitation alone does."""
+    rounds: int = 1
+    """Times to sample, select and fine-tune, each from the policy that the round before left."""
+    sampling: Sampling = field(default_factory=Sampling)
+    sft: sft.Config = field(default_factory=sft.Config)
+
+    def __post_init__(self) -> None:
+        n, k = self.samples_per_prompt, self.top_k
+        ConfigError.unless(
+            {
+                "top_k must be at least 1": k >= 1,
+                f"samples_per_prompt (N = {n}) must be at least top_k (K = {k})": n >= k,
+                "rounds must be at least 1": self.rounds >= 1,
+                "temperature must be above 0: N equal samples leave no choice": self.sampling.temperature > 0,
+            }
+        )
+
+
+@dataclass(kw_only=True)
+class State:
+    """All that a resumed run needs; each round makes its own optimiser."""
+
+    policy: PreTrainedModel
+    reference: PreTrainedModel
+    seed: int
+    round: int = 0
+
+    @staticmethod
+    def create(policy: PreTrainedModel, *, seed: int) -> State:
+        return State(policy=policy, reference=reference_of(policy), seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """A kept completion with the prompt it belongs to and the score it was kept for."""
+
+    prompt: Prompt
+    completion: Completion
+    score: Score
+
+    @property
+    def demonstration(self) -> Demonstration:
+        return Demonstration(prompt_ids=self.prompt.ids, completion_ids=self.completion.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundResult:
+    """What one round leaves behind."""
+
+    metrics: Metrics
+    groups: tuple[ScoredGroup, ...]
+    selected: tuple[Selected, ...]
+
+
+def step(
+    state: State,
+    prompts: Sequence[Prompt],
+    *,
+    generate: Generator,
+    score: Scorer,
+    config: Config,
+    on_step: Callable[[Metrics], None],
+) -> RoundResult:
+    """One round: sample, score, select, imitate. ``on_step`` gets the metrics of each fine-tuning step."""
+    where = f"rejection-sampling round {state.round + 1}"
+    rollouts = generate.generate(
+        prompts,
+        group_size=config.samples_per_prompt,
+        sampling=config.sampling,
+        seed=derive_seed(state.seed, "rollout", state.round),
+    )
+    groups = tuple(score.score(rollouts))
+    selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
+    metrics = round_metrics(state, groups, selected, config=config, where=where)
+    metrics |= imitate(state, [s.demonstration for s in selected], config=config.sft, on_step=on_step)
+    state.round += 1
+    generate.load_weights(state.round, state.policy.named_parameters())
+    return RoundResult(metrics=metrics, groups=groups, selected=selected)
+
+
+def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple[Selected, ...]:
+    """The completions to imitate: K a prompt, or K * P overall; by score (earlier ones first at a tie) or by lot."""
+    candidates = [
+        [
+            Selected(prompt=group.rollouts.prompt, completion=completion, score=score)
+            for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
+        ]
+        for group in groups
+    ]
+    pools = candidates if config.keep == "per_prompt" else [[one for pool in candidates for one in pool]]
+    amount = config.top_k if config.keep == "per_prompt" else config.top_k * len(groups)
+    lot = generator(seed)
+    chosen: list[Selected] = []
+    for pool in pools:
+        if config.select == "random":
+            chosen += [pool[i] for i in torch.randperm(len(pool), generator=lot)[:amount].tolist()]
+        else:
+            chosen += sorted(pool, key=lambda one: -one.score.total)[:amount]
+    return tuple(chosen)
+
+
+def round_metrics(
+    state: State, groups: Sequence[ScoredGroup], selected: Sequence[Selected], *, config: Config, where: str
+) -> Metrics:
+    """What was sampled and what was kept.
+
+    ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` the most that selecting adds, for
+    K of N a prompt and no ties; ``reward/selected`` and ``reward/gain`` what it was for.
+    """
+    batch = batch_of(groups, state.policy.device)
+    budget = config.sft.micro_batch_tokens
+    logp, ref_logp = (
+        policy_logprobs(model, batch, temperature=config.sampling.temperature, token_budget=budget)
+        for model in (state.policy, state.reference)
+    )
+    metrics = rollout_metrics(groups) | kl_metrics(logp, ref_logp, batch.mask, where=where)
+    kept = sum(one.score.total for one in selected) / len(selected)
+    metrics |= {"reward/selected": kept, "reward/gain": kept - metrics["reward"], "selected": float(len(selected))}
+    if config.select == "best" and config.keep == "per_prompt":
+        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.samples_per_prompt)
+    return metrics
+
+
+def imitate(
+    state: State, demonstrations: Sequence[Demonstration], *, config: sft.Config, on_step: Callable[[Metrics], None]
+) -> Metrics:
+    """Fine-tune the policy on the demonstrations with a fresh optimiser; the mean of the steps' metrics, as ``sft/...``."""
+    inner = sft.State.create(
+        state.policy, len(demonstrations), config, seed=derive_seed(state.seed, "sft", state.round)
+    )
+    rows = []
+    while inner.step < inner.total_steps:
+        rows.append(
+            sft.step(
+                inner, inner.cursor.take(demonstrations, min(config.batch_size, len(demonstrations))), config=config
+            )
+        )
+        on_step(rows[-1])
+    return {f"sft/{name}": value for name, value in mean_of(rows).items()} | {"sft/final_loss": rows[-1]["loss"]}

@@ -1,0 +1,227 @@
+"""Reward-model training: Bradley-Terry on preference pairs, with the held-out accuracy in charge.
+
+    loss = mean over pairs of -log sigmoid(r_w - r_l - margin) + centring * (r_w + r_l)^2
+
+A reward model learns its pairs within an epoch or two and then only grows surer of itself. So the held-out accuracy is
+measured several times an epoch, training stops when it has not improved for ``patience`` measurements, and the weights
+of the best one are what is left in the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, require_finite
+from tether.data.batching import Cursor, micro_batches
+from tether.errors import ConfigError
+from tether.models.reward import pad, score_batch, score_sequences
+from tether.ops.losses import bradley_terry
+from tether.types import Metrics, PreferencePair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of reward-model training."""
+
+    epochs: float = 2.0
+    """Passes over the pairs, if early stopping does not end them before."""
+    batch_size: int = 32
+    """Pairs an optimiser step."""
+    centring: float = 0.01
+    """Weight of (r_w + r_l)^2, which holds the scores near 0."""
+    evals_per_epoch: int = 4
+    """Measurements of held-out accuracy an epoch."""
+    patience: int = 4
+    """Stop after this many measurements without a better one; 0 never stops early."""
+    micro_batch_tokens: int = 8192
+    """Token budget of one forward and backward pass; it does not change the gradient."""
+    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-5))
+
+    def __post_init__(self) -> None:
+        ConfigError.unless(
+            {
+                "epochs must be positive": self.epochs > 0,
+                "batch_size must be at least 1": self.batch_size >= 1,
+                "centring must be 0 or more": self.centring >= 0,
+                "evals_per_epoch must be at least 1": self.evals_per_epoch >= 1,
+                "patience must be 0 or more": self.patience >= 0,
+                "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
+            }
+        )
+
+    def total_steps(self, pairs: int) -> int:
+        """Optimiser steps for this many pairs."""
+        return max(1, round(self.epochs * pairs / self.batch_size))
+
+    def steps_between_evals(self, pairs: int) -> int:
+        return max(1, pairs // (self.batch_size * self.evals_per_epoch))
+
+
+@dataclass(kw_only=True)
+class State:
+    """All that a resumed run needs."""
+
+    model: PreTrainedModel
+    optimiser: torch.optim.Optimizer
+    cursor: Cursor
+    total_steps: int
+    step: int = 0
+    best_loss: float = float("inf")
+    best_step: int = 0
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    evals_without_better: int = 0
+
+    @staticmethod
+    def create(model: PreTrainedModel, pairs: int, config: Config, *, seed: int) -> State:
+        return State(
+            model=model,
+            optimiser=adamw([(model, config.optim.learning_rate)], config.optim),
+            cursor=Cursor(pairs, seed),
+            total_steps=config.total_steps(pairs),
+        )
+
+
+def sides(pairs: Sequence[PreferencePair]) -> list[tuple[int, ...]]:
+    """All chosen sequences, then all rejected ones."""
+    chosen = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
+    return chosen + [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+
+
+def step(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
+    """One optimiser step on ``pairs``."""
+    where = f"reward step {state.step + 1}"
+    device = state.model.device
+    chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+    total = 0.0
+    lengths = torch.tensor([len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs])
+    for part in micro_batches(lengths * 2, config.micro_batch_tokens):
+        members = [pairs[i] for i in part.tolist()]
+        ids, ends = pad(sides(members))
+        r_w, r_l = score_batch(state.model, ids.to(device), ends.to(device)).chunk(2)
+        margin = torch.tensor([pair.margin for pair in members], device=device)
+        loss = bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / len(pairs)
+        require_finite(loss, what="the loss", where=where)
+        loss.backward()
+        total += float(loss)
+        chosen[part], rejected[part] = r_w.detach().cpu(), r_l.detach().cpu()
+    scale = lr_scale(config.optim, state.step, state.total_steps)
+    metrics = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
+    state.step += 1
+    difference = chosen - rejected
+    return {
+        "loss": total,
+        "accuracy": float((difference > 0).float().mean()),
+        "margin": float(difference.mean()),
+        "mean_reward": float(torch.cat([chosen, rejected]).mean()),
+        **metrics,
+        "num_tokens": float(sum(map(len, sides(pairs)))),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a reward model does on pairs it has not seen."""
+
+    pairs: int
+    accuracy: float
+    """Share of pairs whose chosen side scores higher; a tie counts half."""
+    log_loss: float
+    """Mean of -log sigmoid(r_w - r_l), nats; log 2 = 0.693 is a coin's."""
+    calibration_error: float
+    """Expected calibration error: mean over pairs of |accuracy - confidence| in ten bins of confidence."""
+    bins: tuple[tuple[float, float, int], ...]
+    """The bins that hold pairs: (mean confidence, accuracy, pairs)."""
+    mean_margin: float
+    """Mean of r_w - r_l."""
+
+    def metrics(self) -> Metrics:
+        return {
+            "eval/accuracy": self.accuracy,
+            "eval/loss": self.log_loss,
+            "eval/calibration_error": self.calibration_error,
+            "eval/margin": self.mean_margin,
+        }
+
+
+def evaluate(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int) -> Evaluation:
+    """Accuracy, log loss and calibration on ``pairs``."""
+    scores = score_sequences(model, sides(pairs), token_budget=token_budget)
+    chosen, rejected = scores.chunk(2)
+    return assess(chosen - rejected)
+
+
+def assess(difference: Tensor) -> Evaluation:
+    """The evaluation that score differences r_w - r_l [N] amount to.
+
+    The confidence of a pair is sigmoid(|r_w - r_l|), the probability that the model gives to the side it prefers.
+    """
+    right = torch.where(difference == 0, 0.5, (difference > 0).double())
+    confidence = difference.double().abs().sigmoid()
+    edges = torch.linspace(0.5, 1.0, 11, dtype=torch.float64)
+    which = torch.bucketize(confidence, edges[1:-1], right=True)
+    bins = [
+        (float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum()))
+        for b in range(10)
+        if (inside := which == b).any()
+    ]
+    return Evaluation(
+        pairs=len(difference),
+        accuracy=float(right.mean()),
+        log_loss=float(-torch.nn.functional.logsigmoid(difference.double()).mean()),
+        calibration_error=sum(n * abs(a - c) for c, a, n in bins) / len(difference),
+        bins=tuple(bins),
+        mean_margin=float(difference.mean()),
+    )
+
+
+def train(
+    state: State,
+    pairs: Sequence[PreferencePair],
+    held_out: Sequence[PreferencePair],
+    *,
+    config: Config,
+    on_step: Callable[[Metrics], None],
+) -> Evaluation:
+    """Train until the schedule or the patience ends, put the best weights back, and normalise.
+
+    The best weights are those with the lowest held-out log loss: it sees a growing over-confidence that accuracy does
+    not. ``on_step`` gets each step's metrics, held-out figures among them where they were measured.
+    """
+    every = config.steps_between_evals(len(pairs))
+    while state.step < state.total_steps:
+        metrics = step(state, state.cursor.take(pairs, min(config.batch_size, len(pairs))), config=config)
+        if state.step % every == 0 or state.step == state.total_steps:
+            evaluation = evaluate(state.model, held_out, token_budget=config.micro_batch_tokens)
+            metrics |= evaluation.metrics()
+            keep_best(state, evaluation)
+        on_step(metrics)
+        if config.patience and state.evals_without_better >= config.patience:
+            break
+    state.model.load_state_dict(state.best_weights)
+    normalise(state.model, pairs, token_budget=config.micro_batch_tokens)
+    return evaluate(state.model, held_out, token_budget=config.micro_batch_tokens)
+
+
+def keep_best(state: State, evaluation: Evaluation) -> None:
+    """Remember the weights if no evaluation had a lower loss."""
+    if evaluation.log_loss < state.best_loss:
+        state.best_loss, state.best_step, state.evals_without_better = evaluation.log_loss, state.step, 0
+        state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
+    else:
+        state.evals_without_better += 1
+
+
+def normalise(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int, most: int = 1000) -> None:
+    """Store in the model's configuration the mean and standard deviation of its scores on both sides of ``pairs``.
+
+    Rewards then have mean 0 and variance 1 on the kind of completions that the pairs were made of, whatever scale the
+    training left behind. The first ``most`` pairs are enough.
+    """
+    scores = score_sequences(model, sides(pairs[:most]), token_budget=token_budget)
+    model.config.score_mean = float(scores.mean())
+    model.config.score_std = max(float(scores.std(unbiased=False)), 1e-6)

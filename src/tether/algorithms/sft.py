@@ -1,0 +1,101 @@
+"""Supervised fine-tuning: maximum likelihood of completions given their prompts.
+
+loss = -sum over completion tokens of log pi(a_t | s_t) / completion tokens of the step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from transformers import PreTrainedModel
+
+from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, require_finite
+from tether.data.batching import Cursor, micro_batches
+from tether.errors import ConfigError
+from tether.models.policy import completion_logprobs
+from tether.ops.losses import likelihood
+from tether.ops.reduce import token_mean
+from tether.types import Batch, Demonstration, Metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Options of supervised fine-tuning."""
+
+    epochs: float = 1.0
+    """Passes over the demonstrations."""
+    batch_size: int = 32
+    """Demonstrations an optimiser step."""
+    micro_batch_tokens: int = 8192
+    """Token budget of one forward and backward pass; it does not change the gradient."""
+    optim: Optim = field(default_factory=lambda: Optim(learning_rate=2e-5))
+
+    def __post_init__(self) -> None:
+        ConfigError.unless(
+            {
+                "epochs must be positive": self.epochs > 0,
+                "batch_size must be at least 1": self.batch_size >= 1,
+                "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
+            }
+        )
+
+    def total_steps(self, demonstrations: int) -> int:
+        """Optimiser steps for this many demonstrations."""
+        return max(1, round(self.epochs * demonstrations / self.batch_size))
+
+
+@dataclass(kw_only=True)
+class State:
+    """All that a resumed run needs."""
+
+    policy: PreTrainedModel
+    optimiser: torch.optim.Optimizer
+    cursor: Cursor
+    total_steps: int
+    step: int = 0
+
+    @staticmethod
+    def create(policy: PreTrainedModel, demonstrations: int, config: Config, *, seed: int) -> State:
+        return State(
+            policy=policy,
+            optimiser=adamw([(policy, config.optim.learning_rate)], config.optim),
+            cursor=Cursor(demonstrations, seed),
+            total_steps=config.total_steps(demonstrations),
+        )
+
+
+def step(state: State, demonstrations: Sequence[Demonstration], *, config: Config) -> Metrics:
+    """One optimiser step on ``demonstrations``."""
+    where = f"sft step {state.step + 1}"
+    batch = collate(demonstrations, state.policy.device)
+    tokens = int(batch.mask.sum())
+    total = 0.0
+    for part in micro_batches(batch.lengths, config.micro_batch_tokens):
+        micro = batch.rows(part)
+        logp, _ = completion_logprobs(state.policy, micro, temperature=1.0)
+        loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
+        require_finite(loss, what="the loss", where=where)
+        loss.backward()
+        total += float(loss)
+    scale = lr_scale(config.optim, state.step, state.total_steps)
+    metrics = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
+    state.step += 1
+    return {"loss": total, **metrics, "num_tokens": float(batch.lengths.sum())}
+
+
+@torch.no_grad()
+def evaluate(policy: PreTrainedModel, demonstrations: Sequence[Demonstration], *, token_budget: int) -> Metrics:
+    """``eval/loss``: mean negative log-likelihood of the completion tokens, in nats."""
+    batch = collate(demonstrations, policy.device)
+    total = 0.0
+    for part in micro_batches(batch.lengths, token_budget):
+        logp, _ = completion_logprobs(policy, batch.rows(part), temperature=1.0)
+        total -= float(logp.sum())
+    return {"eval/loss": total / int(batch.mask.sum())}
+
+
+def collate(demonstrations: Sequence[Demonstration], device: torch.device) -> Batch:
+    """Demonstrations as a batch."""
+    return Batch.collate([(d.prompt_ids, d.completion_ids) for d in demonstrations], device)

@@ -1,0 +1,54 @@
+"""From logits to a token: the tempered, truncated distribution, and a draw from it that one uniform number decides."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tether.seeds import generator
+from tether.types import Sampling
+
+
+def uniforms(seed: int, prompt: int, completion: int, count: int) -> Tensor:
+    """The ``count`` numbers in [0, 1) that decide completion ``completion`` of prompt ``prompt``: [count], float64."""
+    return torch.rand(count, dtype=torch.float64, generator=generator(seed, prompt, completion))
+
+
+def log_distribution(logits: Tensor, sampling: Sampling, *, step: int, eos_ids: tuple[int, ...]) -> Tensor:
+    """Log-probabilities of the distribution that samples token ``step``; -inf where a token cannot be drawn.
+
+    Divided by the temperature first, then cut to top-k, top-p and min-p in this order, then renormalised. Temperature 0
+    is left at 1 here: the choice is the argmax, and its log-prob is the model's. ``logits`` and the result are [B, V].
+    """
+    scores = logits.float()
+    if step < sampling.min_new_tokens:
+        scores = scores.index_fill(-1, torch.tensor(eos_ids, device=scores.device), -torch.inf)
+    if sampling.temperature > 0:
+        scores = scores / sampling.temperature
+    if 0 < sampling.top_k < scores.size(-1):
+        kth = scores.topk(sampling.top_k).values[:, -1:]
+        scores = scores.masked_fill(scores < kth, -torch.inf)
+    if sampling.top_p < 1:
+        ordered, index = scores.sort(descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= sampling.top_p)
+        scores = scores.masked_fill(cut, -torch.inf)
+    if sampling.min_p > 0:
+        logp = scores.log_softmax(-1)
+        floor = logp.amax(-1, keepdim=True) + torch.log(torch.tensor(sampling.min_p))
+        scores = scores.masked_fill(logp < floor, -torch.inf)
+    return scores.log_softmax(-1)
+
+
+def draw(logp: Tensor, u: Tensor, *, greedy: bool) -> Tensor:
+    """The token at quantile ``u`` of each row's distribution, in the order of ids; the likeliest when ``greedy``.
+
+    One number in [0, 1) decides, so a completion depends on its own seed and not on its neighbours in the batch. The
+    sum runs in float64: with 150,000 tokens, float32 would misplace quantiles by more than rare tokens weigh.
+    Shapes: ``logp`` [B, V], ``u`` [B] float64; the result is [B] int64.
+    """
+    if greedy:
+        return logp.argmax(-1)
+    cumulative = logp.exp().double().cumsum(-1)
+    target = (u * cumulative[:, -1]).unsqueeze(-1)
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=logp.size(-1) - 1)

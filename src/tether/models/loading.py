@@ -1,0 +1,140 @@
+"""Causal language models and tokenizers from a directory, a hub id or the embedded ``base``; checked before use."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from tether.errors import ModelError
+from tether.models.policy import policy_logits
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+BASE = "base"
+"""The name of the embedded model."""
+
+
+def resolve(name: str) -> str:
+    """The directory or hub id behind a ``--model`` value; a directory must hold a configuration and safetensors weights."""
+    if name == BASE:
+        return str(resources.files("tether") / "assets" / "base")
+    path = Path(name)
+    if not path.exists():
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return name
+        raise ModelError(f"{name}: no such model; give a directory, a hub id (owner/name) or '{BASE}'")
+    if not path.is_dir():
+        raise ModelError(f"{name}: a model is a directory in the Hugging Face layout, and this is a file")
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{name}: not a model directory: config.json is missing")
+    if not any((path / f).is_file() for f in ("model.safetensors", "model.safetensors.index.json")):
+        pickled = " (weights in a pickle are not loaded; convert them)" if any(path.glob("*.bin")) else ""
+        raise ModelError(f"{name}: no weights: model.safetensors is missing{pickled}")
+    return name
+
+
+def load_pretrained(
+    auto_class: Any, name: str, *, dtype: torch.dtype, allow_missing: str = "", **kwargs: Any
+) -> PreTrainedModel:
+    """``auto_class.from_pretrained`` with safetensors only, no remote code, dropout off and no silently new weights.
+
+    Weights that the file lacks are an error, except those whose name begins with ``allow_missing``.
+    """
+    source = resolve(name)
+    try:
+        model, info = auto_class.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
+        )
+    except Exception as error:  # config, network, safetensors and architecture errors share no base class
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name}: the model cannot be loaded ({reason})") from error
+    missing = sorted(key for key in info["missing_keys"] if not (allow_missing and key.startswith(allow_missing)))
+    if missing or info["mismatched_keys"]:
+        wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
+        raise ModelError(f"{name}: the weights do not fit the configuration ({len(wrong)} tensors, first {wrong[0]})")
+    return model.eval()
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer that lies beside a model."""
+    try:
+        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+    except ModelError:
+        raise
+    except Exception as error:  # the same as above
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise unless every id of the tokenizer has a row in the model's embedding."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= vocab_size:
+        raise ModelError(
+            f"{name}: the tokenizer does not belong to the model: it gives ids up to {highest} "
+            f"and the model's embedding has {vocab_size} rows"
+        )
+
+
+def load_policy(
+    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model and its tokenizer, dropout off.
+
+    Refuses a model whose logits are not its output projection of its last hidden state in a way that
+    :func:`tether.models.policy.project` knows, because log-probs are computed from hidden states.
+    """
+    tokenizer = load_tokenizer(name)
+    model = load_pretrained(AutoModelForCausalLM, name, dtype=dtype)
+    check_tokenizer(name, tokenizer, model.get_input_embeddings().weight.size(0))
+    with torch.no_grad():
+        ids = torch.arange(4).unsqueeze(0) % model.config.get_text_config().vocab_size
+        if not torch.allclose(
+            policy_logits(model, ids), model(input_ids=ids, use_cache=False).logits, atol=1e-3, rtol=1e-2
+        ):
+            raise ModelError(
+                f"{name}: {type(model).__name__} does something to its logits that tether does not know, "
+                "so its log-probs would be wrong"
+            )
+    return model.to(device), tokenizer
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """The longest sequence the model takes, in tokens."""
+    config = model.config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+        value = getattr(config, name, None)
+        if value:
+            return int(value)
+    raise ModelError(f"{type(model).__name__}: the configuration states no context length")
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every id that ends a completion: the generation configuration's and the tokenizer's."""
+    generation = getattr(model, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
+    return tuple(sorted(i for i in ids if i is not None))
+
+
+def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Weights (safetensors), configuration and tokenizer, as ``from_pretrained`` reads them."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def model_config(name: str) -> Any:
+    """The configuration alone, to look at before loading weights."""
+    try:
+        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+    except ModelError:
+        raise
+    except Exception as error:  # the same as above
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"{name}: the configuration cannot be read ({reason})") from error

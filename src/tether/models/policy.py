@@ -1,0 +1,89 @@
+"""The policy's forward pass over a batch of prompts and completions, and the values read from the same states."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tether.ops.logprobs import chunked_logprobs
+from tether.types import Batch
+
+LOGIT_CHUNK = 2048
+"""Rows of logits alive at once."""
+
+
+def project(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The function from last hidden states [..., D] to logits [..., V], soft cap included where the model has one."""
+    head = model.get_output_embeddings()
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        scores = head(hidden)
+        return scores if cap is None else cap * torch.tanh(scores / cap)
+
+    return logits
+
+
+def policy_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Logits [B, S, V] of ids [B, S] from position 0, by way of the hidden states."""
+    return project(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+
+
+def completion_states(trunk: nn.Module, batch: Batch) -> Tensor:
+    """The hidden state at s_t for every real completion token, [N, D] with N = ``batch.mask.sum()``, row by row."""
+    hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
+    rows = torch.arange(len(batch), device=hidden.device).unsqueeze(1)
+    return hidden[rows, batch.predictors][batch.mask]
+
+
+def unflatten(flat: Tensor, mask: Tensor) -> Tensor:
+    """Values of the True positions, [N], back on their places in [B, T]; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
+
+
+def logprobs_of_states(
+    model: PreTrainedModel, states: Tensor, batch: Batch, *, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """``(logp, entropy)``, both [B, T], of the batch's completion tokens given their states [N, D]."""
+    mask = batch.mask
+    logp, entropy = chunked_logprobs(
+        states, batch.targets[mask], project(model), temperature=temperature, chunk=LOGIT_CHUNK
+    )
+    return unflatten(logp, mask), unflatten(entropy, mask)
+
+
+def completion_logprobs(model: PreTrainedModel, batch: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
+    """``(logp, entropy)`` of every completion token under softmax(logits / temperature), both [B, T], 0 at padding."""
+    return logprobs_of_states(model, completion_states(model.base_model, batch), batch, temperature=temperature)
+
+
+class Critic(nn.Module):
+    """V(s_t): a linear head, initialised to zero, on a trunk of its own or on the policy's states.
+
+    A head that starts at zero makes the first advantages plain returns (arXiv 2403.17031, detail 11).
+    """
+
+    def __init__(self, policy: PreTrainedModel, *, own_trunk: bool) -> None:
+        super().__init__()
+        self.trunk = copy.deepcopy(policy.base_model) if own_trunk else None
+        width = policy.get_output_embeddings().weight.size(1)
+        self.head = nn.Linear(width, 1).to(policy.device, policy.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: Batch, policy_states: Callable[[], Tensor]) -> Tensor:
+        """Values [B, T] of the states before each completion token, 0 at padding.
+
+        ``policy_states`` gives the policy's states [N, D]; it is called only by a critic without a trunk of its own.
+        """
+        states = policy_states() if self.trunk is None else completion_states(self.trunk, batch)
+        return unflatten(self.head(states).squeeze(-1).float(), batch.mask)
+
+
+def reference_of(policy: PreTrainedModel) -> PreTrainedModel:
+    """A frozen copy of the policy as it is now."""
+    return copy.deepcopy(policy).requires_grad_(False).eval()

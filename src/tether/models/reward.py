@@ -1,0 +1,140 @@
+"""Reward models: a language model with a bias-free linear head ``score`` to one number, read at the last real token.
+
+On disk a reward model is an ordinary ``AutoModelForSequenceClassification`` with ``num_labels=1``; its ``config.json``
+also holds ``score_mean`` and ``score_std``, the statistics that :func:`normalised_scores` removes.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from tether.data.batching import micro_batches
+from tether.errors import ModelError
+from tether.models.loading import check_tokenizer, load_pretrained, load_tokenizer, model_config, save_model
+from tether.ops.reduce import length_mask
+from tether.seeds import generator
+
+RELOAD_TOLERANCE = 1e-4
+"""Largest difference of a score, relative to the spread of scores, that a save and reload may make."""
+
+
+def new_reward_model(
+    base: str, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A reward model on the trunk of the causal language model ``base``, its head drawn from N(0, 1 / (D + 1)).
+
+    The tokenizer gets a padding token of its own where it has none or pads with EOS: transformers pools the right-most
+    token that is not padding, and would otherwise read the score before the EOS.
+    """
+    tokenizer = load_tokenizer(base)
+    model = load_pretrained(AutoModelForSequenceClassification, base, dtype=dtype, allow_missing="score.", num_labels=1)
+    check_tokenizer(base, tokenizer, model.get_input_embeddings().weight.size(0))
+    head = _head(model)
+    scale = 1.0 / math.sqrt(head.weight.size(1) + 1)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator(seed, "score head")) * scale)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        if len(tokenizer) > model.get_input_embeddings().weight.size(0):
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    model.config.score_mean, model.config.score_std = 0.0, 1.0
+    return model.to(device), tokenizer
+
+
+def load_reward_model(
+    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A reward model saved by tether, TRL or OpenRLHF: a sequence classifier with one label and a head named ``score``."""
+    config = model_config(name)
+    architectures = getattr(config, "architectures", None) or ["none"]
+    if not any("SequenceClassification" in architecture for architecture in architectures):
+        raise ModelError(
+            f"{name}: not a reward model: its architecture is {architectures[0]}; train one with 'tether reward'"
+        )
+    if config.num_labels != 1:
+        raise ModelError(f"{name}: a reward model has one label and this classifier has {config.num_labels}")
+    tokenizer = load_tokenizer(name)
+    model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
+    check_tokenizer(name, tokenizer, model.get_input_embeddings().weight.size(0))
+    _head(model)
+    return model.to(device), tokenizer
+
+
+def _head(model: PreTrainedModel) -> nn.Linear:
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
+        raise ModelError(f"{type(model).__name__}: no bias-free linear head named 'score', so not a reward model here")
+    return head
+
+
+def score_batch(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
+    """Raw scores [B] of ids [B, S], padded on the right, read at position ``lengths - 1``."""
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    last = hidden[torch.arange(ids.size(0), device=ids.device), lengths - 1]
+    return model.score(last).squeeze(-1).float()
+
+
+@torch.no_grad()
+def score_sequences(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, token_budget: int = 16384) -> Tensor:
+    """Raw scores [N] of token id sequences, in their order."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    scores = torch.zeros(len(sequences))
+    for part in micro_batches(lengths, token_budget):
+        ids, n = pad([sequences[i] for i in part.tolist()])
+        scores[part] = score_batch(model, ids.to(model.device), n.to(model.device)).cpu()
+    return scores
+
+
+def normalised_scores(model: PreTrainedModel, raw: Tensor) -> Tensor:
+    """(raw - score_mean) / score_std, with what the model's configuration stores; raw where it stores nothing."""
+    mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
+    return (raw - mean) / std
+
+
+def pad(sequences: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
+    """``(ids [B, S], lengths [B])``, padded on the right."""
+    lengths = torch.tensor([len(s) for s in sequences])
+    width = int(lengths.max())
+    return torch.tensor([[*s, *[fill] * (width - len(s))] for s in sequences]), lengths
+
+
+def save_reward_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[Sequence[int]]
+) -> None:
+    """Save, read back with ``AutoModelForSequenceClassification``, score the ``probes`` both ways, and only then keep it.
+
+    Heads that are lost, renamed or newly initialised on the way are common; a model whose own pooling or reloaded weights
+    give other scores is refused, and nothing is left behind.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
+        candidate = Path(temporary) / "model"
+        save_model(model, tokenizer, candidate)
+        reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype).to(
+            model.device
+        )
+        expected = score_sequences(model, probes)
+        ids, lengths = pad(probes, fill=tokenizer.pad_token_id)
+        with torch.no_grad():
+            mask = length_mask(lengths, ids.size(1)).long()
+            found = reloaded(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+        difference = float((found.squeeze(-1).float().cpu() - expected).abs().max())
+        spread = max(float(expected.std(unbiased=False)), 1e-3)
+        tolerance = RELOAD_TOLERANCE if model.dtype == torch.float32 else 0.05
+        if not difference <= tolerance * spread + 1e-6:
+            raise ModelError(
+                f"{directory}: not saved: after a reload the scores differ by up to {difference:.2g}; "
+                f"{type(model).__name__} does not survive the Hugging Face layout"
+            )
+        if directory.exists():
+            shutil.rmtree(directory)
+        candidate.rename(directory)

@@ -1,0 +1,58 @@
+"""Advantages from rewards alone: how much better a completion is than its siblings.
+
+``rewards`` is [P, G]: G completions of each of P prompts. No gradient flows through any of these.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ZERO_VARIANCE = 1e-6
+"""A spread below this share of the rewards' own magnitude is rounding residue, not signal."""
+
+
+def zero_variance(rewards: Tensor) -> Tensor:
+    """Which groups hold one reward only: std <= 1e-6 * max(1, max |r|). ``rewards`` [P, G]; the result [P] bool.
+
+    Such a group says nothing about which completion is better. The comparison is relative because the standard
+    deviation of equal floats computed in float32 need not be 0, and dividing by that residue makes enormous advantages.
+    """
+    scale = rewards.abs().amax(-1).clamp(min=1.0)
+    return rewards.std(-1, unbiased=False) <= ZERO_VARIANCE * scale
+
+
+def centred(rewards: Tensor) -> Tensor:
+    """r_i - mean of the group. ``rewards`` and the result [P, G]; exactly 0 in a zero-variance group."""
+    difference = rewards - rewards.mean(-1, keepdim=True)
+    return torch.where(zero_variance(rewards).unsqueeze(-1), torch.zeros_like(difference), difference)
+
+
+def leave_one_out(rewards: Tensor) -> Tensor:
+    """r_i - mean of the *other* members: RLOO (Ahmadian et al. 2024, arXiv 2402.14740). [P, G] -> [P, G], G >= 2.
+
+    Equals G / (G - 1) times :func:`centred`.
+    """
+    group = rewards.size(-1)
+    if group < 2:
+        raise ValueError(f"leave-one-out needs at least 2 completions a prompt, got {group}")
+    return centred(rewards) * (group / (group - 1))
+
+
+def group_standardised(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
+    """(r_i - mean_group) / (std_group + eps), with the unbiased (Bessel) std of TRL. [P, G] -> [P, G], G >= 2.
+
+    Source: Shao et al. 2024, arXiv 2402.03300. Dividing by each group's own std re-weights the prompts, so the optimum
+    is not that of E[r] - beta KL; see :func:`centred` for the unscaled form.
+    """
+    if rewards.size(-1) < 2:
+        raise ValueError(f"standardising a group needs at least 2 completions a prompt, got {rewards.size(-1)}")
+    return centred(rewards) / (rewards.std(-1, keepdim=True) + eps)
+
+
+def batch_standardised(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
+    """(r_i - mean_group) / (std over the whole batch of the centred rewards + eps). [P, G] -> [P, G]."""
+    difference = centred(rewards)
+    if difference.numel() < 2:
+        raise ValueError("standardising a batch needs at least 2 completions")
+    return difference / (difference.std() + eps)

@@ -1,0 +1,127 @@
+"""Divergences between the policy pi and the reference pi_ref.
+
+``d`` is always the log-ratio ``logp - ref_logp`` of samples drawn from pi. An estimator has a *value* (what it
+estimates) and, when it is added to a loss and differentiated, a *gradient*, and the two need not belong to the same
+divergence. With s = grad log pi and samples from pi:
+
+====================  ==============================  =======================================================
+estimator             value                           gradient of its expectation as a loss (samples held fixed)
+====================  ==============================  =======================================================
+k1 = d                KL(pi || pi_ref), unbiased      E[s] = 0: it does nothing
+k2 = d^2 / 2          biased, close for small d       E[d s] = grad KL(pi || pi_ref), the reverse KL
+k3 = e^-d - 1 + d     KL(pi || pi_ref), unbiased      E[(1 - e^-d) s] = grad KL(pi_ref || pi), the forward KL
+ratio * k3            KL(pi || pi_ref), unbiased      E[d s] = grad KL(pi || pi_ref) again, also off policy
+====================  ==============================  =======================================================
+
+Sources: Schulman, "Approximating KL divergence" (2020), for k1-k3; DeepSeek-V3.2 (2025) for the ratio correction.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+KLEstimator = Literal["k1", "k2", "k3", "k3_corrected"]
+
+MAX_EXPONENT = 10.0
+"""Bound of exponents. Under samples of pi, P(pi_ref / pi > e^10) < e^-10 (Markov), so it alters next to no estimate."""
+
+
+def k1(d: Tensor) -> Tensor:
+    """d: unbiased for KL(pi || pi_ref), high variance, may be negative."""
+    return d
+
+
+def k2(d: Tensor) -> Tensor:
+    """d^2 / 2: never negative, biased."""
+    return d.square() / 2
+
+
+def k3(d: Tensor) -> Tensor:
+    """exp(-d) - 1 + d: unbiased for KL(pi || pi_ref), never negative. Float32, the exponent bounded."""
+    d = d.float()
+    return torch.expm1((-d).clamp(max=MAX_EXPONENT)) + d
+
+
+def kl_penalty(estimator: KLEstimator, d: Tensor, log_ratio: Tensor) -> Tensor:
+    """The KL term of a loss, elementwise; differentiate it through ``d`` and ``log_ratio``.
+
+    ``d`` = logp - ref_logp and ``log_ratio`` = logp - old_logp, of any one shape: tokens [B, T], or whole completions
+    [B] when both are summed over the tokens first. Only ``k3_corrected`` = exp(log_ratio) * k3(d) reads ``log_ratio``.
+    """
+    match estimator:
+        case "k1":
+            return k1(d)
+        case "k2":
+            return k2(d)
+        case "k3":
+            return k3(d)
+        case "k3_corrected":
+            return log_ratio.clamp(max=MAX_EXPONENT).exp() * k3(d)
+
+
+def kl_slope(estimator: KLEstimator, d: Tensor) -> Tensor:
+    """c(d) such that the on-policy gradient of :func:`kl_penalty` is E[c(d) grad log pi]: the table above.
+
+    ``d`` of any shape; the result has it too and carries no gradient.
+    """
+    d = d.detach()
+    match estimator:
+        case "k1":
+            return torch.ones_like(d)
+        case "k2" | "k3_corrected":
+            return d
+        case "k3":
+            return -torch.expm1((-d.float()).clamp(max=MAX_EXPONENT))
+
+
+def exact_kl(logp: Tensor, ref_logp: Tensor) -> Tensor:
+    """KL(pi || pi_ref) = sum_v pi_v (log pi_v - log pi_ref_v), in nats.
+
+    ``logp`` and ``ref_logp`` [..., V] are normalised log-probabilities; the result is [...]. Swap the arguments for the
+    forward KL. Outcomes with pi_v = 0 contribute nothing.
+    """
+    terms = logp.exp() * (logp - ref_logp)
+    return torch.where(logp == -torch.inf, torch.zeros_like(terms), terms).sum(-1)
+
+
+def best_of_n_kl(n: int) -> float:
+    """log n - (n - 1) / n nats: the upper bound of KL(best-of-n || pi_ref), tight when no two scores tie.
+
+    Source: Beirami et al. 2024, arXiv 2401.01879; the formula itself is older (Stiennon et al. 2020, arXiv 2009.01325).
+    """
+    if n < 1:
+        raise ValueError(f"best-of-n needs n >= 1, got {n}")
+    return math.log(n) - (n - 1) / n
+
+
+def top_k_of_n_kl(k: int, n: int) -> float:
+    """KL in nats of drawing uniformly among the k best of n samples, when no two scores tie.
+
+    With u = the quantile of a sample under pi_ref, the r-th best of n has a Beta(n - r + 1, r) density, and a uniform
+    choice among the k best has f(u) = (1/k) sum_{r=1}^{k} Beta(u; n - r + 1, r). The KL is the integral of f log f over
+    [0, 1] (midpoint rule, 20,000 nodes). ``k = 1`` gives :func:`best_of_n_kl`; ``k = n`` gives 0.
+    """
+    if not 1 <= k <= n:
+        raise ValueError(f"top-k-of-n needs 1 <= k <= n, got k={k}, n={n}")
+    nodes = 20_000
+    u = (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
+    rank = torch.arange(1, k + 1, dtype=torch.float64).unsqueeze(1)
+    total = torch.tensor(float(n + 1), dtype=torch.float64)
+    log_beta = torch.lgamma(n - rank + 1) + torch.lgamma(rank) - torch.lgamma(total)
+    log_density = (n - rank) * u.log() + (rank - 1) * torch.log1p(-u) - log_beta
+    log_f = torch.logsumexp(log_density, 0) - math.log(k)
+    return float((log_f.exp() * log_f).mean())
+
+
+def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:
+    """The proportional controller of Ziegler et al. (2019, arXiv 1909.08593, section 2.2).
+
+    e = clip(kl / target - 1, -0.2, 0.2); kl_coef <- kl_coef * (1 + e * samples / horizon), where ``kl`` is the step's
+    mean KL in nats a completion, ``samples`` its number of completions, and ``horizon`` counts completions too.
+    """
+    error = min(max(kl / target - 1.0, -0.2), 0.2)
+    return kl_coef * (1.0 + error * samples / horizon)

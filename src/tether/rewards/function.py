@@ -1,0 +1,145 @@
+"""A Python function as a reward, in TRL's signature.
+
+    def my_reward(prompts, completions, completion_ids, **columns) -> list[float | None]
+
+It is called once a step with flat lists, one entry a completion. Conversational prompts arrive as lists of messages, and
+their completions as one assistant message; the data's other columns arrive by name. It may be async, may return None for
+a completion it does not apply to, and may return a list of floats for a completion: one reward a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tether.errors import RewardError
+from tether.rewards.combine import RewardValue
+from tether.types import Completion, Prompt, RolloutGroup
+
+
+@dataclass(frozen=True)
+class FunctionReward:
+    """A :class:`tether.rewards.combine.Reward` that calls ``function``."""
+
+    name: str
+    function: Callable[..., Any]
+
+    def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
+        flat = [(group.prompt, completion) for group in groups for completion in group.completions]
+        arguments = {
+            **_columns([prompt for prompt, _ in flat]),
+            "prompts": [list(p.messages) if p.messages else p.text for p, _ in flat],
+            "completions": [_as_given(p, c) for p, c in flat],
+            "completion_ids": [list(c.ids) for _, c in flat],
+        }
+        try:
+            returned = self.function(**_accepted(self.function, arguments))
+            if inspect.isawaitable(returned):
+                returned = asyncio.run(_wait(returned))
+        except (
+            Exception
+        ) as error:  # whatever the person's function raises ends here as one line, with the cause chained
+            raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}{_place(error)}") from error
+        checked = self._check(returned, [completion for _, completion in flat])
+        rows = iter(checked)
+        return [[next(rows) for _ in group.completions] for group in groups]
+
+    def _check(self, returned: Any, completions: Sequence[Completion]) -> list[RewardValue]:
+        try:
+            values = list(returned)
+        except TypeError:
+            raise RewardError(
+                f"reward {self.name!r} must return a list with a value for each completion, it returned {type(returned).__name__}"
+            ) from None
+        if len(values) != len(completions):
+            raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(completions)} completions")
+        return [
+            self._value(value, i, completion)
+            for i, (value, completion) in enumerate(zip(values, completions, strict=True))
+        ]
+
+    def _value(self, value: Any, index: int, completion: Completion) -> RewardValue:
+        if value is None:
+            return None
+        if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
+            value = value.tolist()
+        if isinstance(value, list | tuple):
+            if len(value) != len(completion.ids):
+                raise RewardError(
+                    f"reward {self.name!r} returned {len(value)} token rewards for completion {index}, "
+                    f"which has {len(completion.ids)} tokens"
+                )
+            return tuple(self._number(v, index) for v in value)
+        return self._number(value, index)
+
+    def _number(self, value: Any, index: int) -> float:
+        if not isinstance(value, int | float):
+            raise RewardError(
+                f"reward {self.name!r} returned {value!r} for completion {index}; it must be a number or None"
+            )
+        if not math.isfinite(value):
+            raise RewardError(f"reward {self.name!r} returned {value} for completion {index}; a reward must be finite")
+        return float(value)
+
+
+def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """The columns that every prompt has, as lists over the completions."""
+    shared = set.intersection(*(set(prompt.columns) for prompt in prompts))
+    return {name: [prompt.columns[name] for prompt in prompts] for name in sorted(shared)}
+
+
+def _as_given(prompt: Prompt, completion: Completion) -> Any:
+    return [{"role": "assistant", "content": completion.text}] if prompt.messages else completion.text
+
+
+def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``arguments`` that the function takes: all of them when it has ``**kwargs``."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return arguments
+    names = {p.name for p in parameters}
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+async def _wait(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _place(error: BaseException) -> str:
+    trace = inspect.trace() if error.__traceback__ is None else inspect.getinnerframes(error.__traceback__)
+    return f" ({Path(trace[-1].filename).name}:{trace[-1].lineno})" if trace else ""
+
+
+def load_function(spec: str) -> FunctionReward:
+    """The function behind ``path/to/file.py:name`` or ``package.module:name``."""
+    source, _, name = spec.rpartition(":")
+    try:
+        module = _module_from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+    except RewardError:
+        raise
+    except Exception as error:  # importing runs the person's code
+        raise RewardError(f"{spec}: importing it raised {type(error).__name__}: {error}{_place(error)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
+        raise RewardError(f"{spec}: {source} has no function {name!r}; it has {', '.join(names) or 'no functions'}")
+    return FunctionReward(name, function)
+
+
+def _module_from_file(path: Path) -> Any:
+    if not path.is_file():
+        raise RewardError(f"{path}: no such file to take a reward function from")
+    spec = importlib.util.spec_from_file_location(f"tether_reward_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

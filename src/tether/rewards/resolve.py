@@ -1,0 +1,63 @@
+"""From ``--reward`` values to a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from tether.errors import RewardError
+from tether.models.loading import BASE
+from tether.models.reward import load_reward_model
+from tether.rewards.combine import Reward, WeightedSum
+from tether.rewards.function import FunctionReward, load_function
+from tether.rewards.learned import LearnedReward
+from tether.rewards.rules import RULES
+
+
+def split_weight(spec: str) -> tuple[str, float]:
+    """``"R=0.5"`` as ``("R", 0.5)``; without a number after the last ``=`` the weight is 1 and all of it is the name."""
+    name, equals, tail = spec.rpartition("=")
+    if equals and name:
+        try:
+            return name, float(tail)
+        except ValueError:
+            pass
+    return spec, 1.0
+
+
+def resolve_reward(
+    spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, device: torch.device | str
+) -> Reward:
+    """The reward behind a name: a rule, a Python function or a reward model, tried in this order."""
+    rule, colon, argument = spec.partition(":")
+    if rule in RULES:
+        return FunctionReward(rule, RULES[rule](argument if colon else None))
+    if ":" in spec:
+        return load_function(spec)
+    if not Path(spec).exists() and spec.count("/") != 1 and spec != BASE:
+        raise RewardError(
+            f"{spec}: no such reward; give a reward-model directory or hub id, file.py:function, module:function, "
+            f"or one of {', '.join(RULES)}"
+        )
+    model, own = load_reward_model(spec, dtype=dtype, device=device)
+    name = Path(spec).parent.name if Path(spec).name == "model" else Path(spec).name
+    return LearnedReward(
+        name, model.requires_grad_(False), own, own.get_vocab().items() >= tokenizer.get_vocab().items()
+    )
+
+
+def resolve_scorer(
+    specs: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> WeightedSum:
+    """All ``--reward`` values as one scorer."""
+    named = [split_weight(spec) for spec in specs]
+    return WeightedSum(
+        tuple((resolve_reward(name, tokenizer, dtype=dtype, device=device), weight) for name, weight in named)
+    )

@@ -1,0 +1,123 @@
+"""Rewards that are rules: each is built by a function from its argument, and is itself a function in TRL's signature."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tether.errors import RewardError
+
+Rule = Callable[..., list[float]]
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion, plain or conversational."""
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def length(argument: str | None) -> Rule:
+    """``length:N``: -|tokens - N| / N, so 0 at N tokens and -1 for an empty or a doubled completion."""
+    if argument is None or not argument.isdigit() or int(argument) == 0:
+        raise RewardError("reward 'length' needs a target in tokens, such as length:40")
+    target = int(argument)
+
+    def rule(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+        return [-abs(len(ids) - target) / target for ids in completion_ids]
+
+    return rule
+
+
+def repetition(argument: str | None) -> Rule:
+    """``repetition`` or ``repetition:n``: minus the share of repeated word n-grams (n = 3): 0 where none repeats."""
+    if argument is not None and (not argument.isdigit() or int(argument) == 0):
+        raise RewardError("reward 'repetition' takes the length of its word n-grams, such as repetition:2")
+    n = int(argument or 3)
+
+    def rule(completions: Sequence[Any], **_: Any) -> list[float]:
+        return [distinct(text_of(completion), n) - 1.0 for completion in completions]
+
+    return rule
+
+
+def distinct(text: str, n: int) -> float:
+    """Distinct word n-grams / all of them; 1 where there are none. distinct-1 and distinct-2 of Li et al. 2016."""
+    words = text.lower().split()
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def format_(argument: str | None) -> Rule:
+    """``format:REGEX``: 1 where the whole completion matches (white space around it aside), else 0."""
+    if argument is None:
+        raise RewardError("reward 'format' needs a regular expression, such as 'format:<think>.*</think>.*'")
+    try:
+        pattern = re.compile(argument, re.DOTALL)
+    except re.error as error:
+        raise RewardError(f"reward 'format': {argument!r} is not a regular expression ({error})") from None
+
+    def rule(completions: Sequence[Any], **_: Any) -> list[float]:
+        return [float(bool(pattern.fullmatch(text_of(completion).strip()))) for completion in completions]
+
+    return rule
+
+
+def sentiment(argument: str | None) -> Rule:
+    """``sentiment`` or ``sentiment:negative``: VADER's compound score in [-1, 1] (Hutto and Gilbert 2014), or minus it.
+
+    The lexicon holds the mean ratings of ten people a word; no part of it was trained.
+    """
+    if argument not in (None, "positive", "negative"):
+        raise RewardError(f"reward 'sentiment' takes 'positive' or 'negative', not {argument!r}")
+    try:
+        from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+    except ImportError:
+        raise RewardError("reward 'sentiment' needs the extra: pip install 'tether-rlhf[sentiment]'") from None
+    analyser = SentimentIntensityAnalyzer()
+    sign = -1.0 if argument == "negative" else 1.0
+
+    def rule(completions: Sequence[Any], **_: Any) -> list[float]:
+        return [sign * analyser.polarity_scores(text_of(completion))["compound"] for completion in completions]
+
+    return rule
+
+
+def exact_answer(argument: str | None) -> Rule:
+    """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer equals that of the data's column ``answer``.
+
+    The final answer is what follows the last ``####``, else the last ``\\boxed{...}``, else the last number, else the whole
+    text. Numbers are compared as numbers, anything else as text without case and outer white space.
+    """
+    column = argument or "answer"
+
+    def rule(completions: Sequence[Any], **columns: Any) -> list[float]:
+        if column not in columns:
+            raise RewardError(f"reward 'exact_answer' needs the column {column!r} in the prompts")
+        return [
+            float(_final_answer(text_of(completion)) == _final_answer(str(answer)))
+            for completion, answer in zip(completions, columns[column], strict=True)
+        ]
+
+    return rule
+
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+def _final_answer(text: str) -> float | str:
+    if "####" in text:
+        text = text.rsplit("####", 1)[1]
+    elif boxed := re.findall(r"\\boxed\{([^{}]*)\}", text):
+        text = boxed[-1]
+    numbers = _NUMBER.findall(text)
+    return float(numbers[-1].replace(",", "")) if numbers else text.strip().lower()
+
+
+RULES: dict[str, Callable[[str | None], Rule]] = {
+    "length": length,
+    "repetition": repetition,
+    "format": format_,
+    "sentiment": sentiment,
+    "exact_answer": exact_answer,
+}
+"""What ``--reward NAME`` or ``NAME:ARGUMENT`` finds."""

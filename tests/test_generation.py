@@ -1,0 +1,180 @@
+"""The engine against the naive oracle and against transformers, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import ARCHITECTURES
+from tether.generation.engine import Engine
+from tether.generation.naive import NaiveGenerator
+from tether.generation.sampling import draw, log_distribution
+from tether.models.loading import load_policy
+from tether.types import Finish, Prompt, Sampling
+
+PROMPTS = [
+    Prompt(ids=(0, 70, 71, 72, 73, 74, 75, 76, 77), text="abcdefgh"),
+    Prompt(ids=(0, 80), text="q"),
+    Prompt(ids=(0, 90, 91, 92), text="xyz"),
+]
+
+
+@pytest.fixture(scope="module", params=list(ARCHITECTURES))
+def loaded(request, tiny_models):
+    return load_policy(tiny_models[request.param])
+
+
+def run(generator_class, loaded, sampling, *, group_size=3, prompts=PROMPTS, seed=7, **kwargs):
+    return generator_class(*loaded, **kwargs).generate(prompts, group_size=group_size, sampling=sampling, seed=seed)
+
+
+def assert_same(found, expected, tolerance=1e-4):
+    for a, b in zip(found, expected, strict=True):
+        for x, y in zip(a.completions, b.completions, strict=True):
+            assert (x.ids, x.finish, x.text) == (y.ids, y.finish, y.text)
+            assert x.logprobs == pytest.approx(y.logprobs, abs=tolerance)
+
+
+SAMPLINGS = {
+    "plain": Sampling(max_new_tokens=12),
+    "greedy": Sampling(max_new_tokens=12, temperature=0.0),
+    "everything": Sampling(
+        max_new_tokens=12, min_new_tokens=3, temperature=1.3, top_k=60, top_p=0.9, min_p=0.01, stop=("e", "zz")
+    ),
+}
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_engine_gives_the_oracles_completions(loaded, sampling):
+    assert_same(run(Engine, loaded, sampling), run(NaiveGenerator, loaded, sampling))
+
+
+def test_greedy_equals_transformers_generate(loaded):
+    model, tokenizer = loaded
+    sampling = Sampling(max_new_tokens=20, temperature=0.0)
+    for group in run(Engine, loaded, sampling, group_size=1):
+        out = model.generate(
+            torch.tensor([group.prompt.ids]), max_new_tokens=20, do_sample=False, pad_token_id=tokenizer.pad_token_id
+        )
+        assert group.completions[0].ids == tuple(out[0, len(group.prompt.ids) :].tolist())
+
+
+@pytest.fixture(scope="module")
+def llama(tiny):
+    return load_policy(tiny)
+
+
+def test_a_completion_depends_on_its_own_seed_alone(llama):
+    """The same completion in a batch of nine, in waves of one, and with fewer siblings."""
+    sampling = Sampling(max_new_tokens=24)
+    whole = run(Engine, llama, sampling)
+    assert_same(run(Engine, llama, sampling, max_rows=1), whole)
+    fewer = run(Engine, llama, sampling, group_size=2)
+    for a, b in zip(fewer, whole, strict=True):
+        assert [c.ids for c in a.completions] == [c.ids for c in b.completions[:2]]
+    other = run(Engine, llama, sampling, seed=8)
+    assert [c.ids for g in other for c in g.completions] != [c.ids for g in whole for c in g.completions]
+
+
+def test_a_prompt_drawn_twice_gets_completions_of_its_own(llama):
+    first, second = run(Engine, llama, Sampling(max_new_tokens=12), prompts=[PROMPTS[0]] * 2)
+    assert {c.ids for c in first.completions}.isdisjoint({c.ids for c in second.completions})
+
+
+def test_logprobs_are_those_of_the_distribution_that_sampled(llama):
+    """Probabilities over a truncated distribution: a completion drawn with top_k = 1 was certain."""
+    group = run(Engine, llama, Sampling(max_new_tokens=6, top_k=1), group_size=1)[0]
+    assert group.completions[0].logprobs == pytest.approx([0.0] * len(group.completions[0].ids), abs=1e-6)
+
+
+def test_several_end_tokens(llama):
+    model, tokenizer = llama
+    sampling = Sampling(max_new_tokens=40, temperature=2.0)
+    model.generation_config.eos_token_id = list(range(1, 60))
+    try:
+        groups = run(Engine, llama, sampling)
+        assert_same(groups, run(NaiveGenerator, llama, sampling))
+    finally:
+        model.generation_config.eos_token_id = 1
+    ended = [c for g in groups for c in g.completions if c.finish is Finish.EOS]
+    assert len({c.ids[-1] for c in ended}) > 1
+    for completion in ended:
+        assert all(not 1 <= i < 60 for i in completion.ids[:-1])
+
+
+def test_minimum_length_and_length_limit(llama):
+    groups = run(Engine, llama, Sampling(max_new_tokens=9, min_new_tokens=9, temperature=3.0))
+    for completion in (c for g in groups for c in g.completions):
+        assert len(completion.ids) == 9
+        assert 1 not in completion.ids
+        assert completion.finish is Finish.LENGTH
+
+
+def test_stop_string_is_the_end_of_the_text(llama):
+    groups = run(Engine, llama, Sampling(max_new_tokens=60, temperature=3.0, stop=("e", "t", "a", "o")), group_size=8)
+    stopped = [c for g in groups for c in g.completions if c.finish is Finish.STOP]
+    assert stopped
+    for completion in stopped:
+        assert completion.text[-1] in "etao"
+        assert not set(completion.text[:-1]) & set("etao")
+
+
+def test_sampled_frequencies_match_the_distribution():
+    """Draws at evenly spread quantiles hit each token in proportion to its probability."""
+    logits = torch.randn(1, 6)
+    u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
+    tokens = draw(logits.log_softmax(-1).expand(10_000, 6), u, greedy=False)
+    frequencies = torch.bincount(tokens, minlength=6) / 10_000
+    torch.testing.assert_close(frequencies, logits.softmax(-1)[0], atol=2e-4, rtol=0)
+
+
+def test_truncation_by_hand():
+    logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
+
+    def kept(**options):
+        logp = log_distribution(logits, Sampling(**options), step=0, eos_ids=(0,))
+        torch.testing.assert_close(logp.exp().sum(), torch.tensor(1.0))
+        return [i for i in range(4) if logp[0, i] > -torch.inf]
+
+    assert kept() == [0, 1, 2, 3]
+    assert kept(top_k=2) == [0, 1]
+    assert kept(top_p=0.7) == [0, 1]  # the token that passes 0.7 is the last one in
+    assert kept(top_p=0.76) == [0, 1, 2]
+    assert kept(min_p=0.25) == [0, 1, 2]  # 0.25 * 0.5 = 0.125
+    assert kept(min_new_tokens=1) == [1, 2, 3]
+    assert kept(top_k=3, top_p=0.6, temperature=1e9) == [0, 1]  # tempered to uniform first: 2 of 3 thirds
+    halved = log_distribution(logits, Sampling(temperature=0.5), step=0, eos_ids=(0,)).exp()
+    squares = torch.tensor([[0.25, 0.0625, 0.0225, 0.01]])
+    torch.testing.assert_close(halved, squares / squares.sum())
+
+
+def test_a_token_of_probability_zero_is_never_drawn():
+    logp = torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(3, 3)
+    assert draw(logp, torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64), greedy=False).tolist() == [1, 1, 1]
+
+
+def test_weights_are_loaded_whole_or_not_at_all(llama, tiny_models):
+    engine = Engine(*load_policy(tiny_models["llama"]))
+    other, _ = load_policy(tiny_models["llama"])
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    with pytest.raises(ValueError, match="do not fit"):
+        engine.load_weights(1, iter([("lm_head.weight", torch.zeros(1))]))
+    assert engine.version == 0
+    before = engine.generate(PROMPTS, group_size=1, sampling=Sampling(max_new_tokens=5), seed=0)
+    assert before[0].weights_version == 0
+    engine.load_weights(3, other.named_parameters())
+    after = engine.generate(PROMPTS, group_size=1, sampling=Sampling(max_new_tokens=5), seed=0)
+    assert after[0].weights_version == 3
+    expected = Engine(other, llama[1]).generate(PROMPTS, group_size=1, sampling=Sampling(max_new_tokens=5), seed=0)
+    assert_same(after, expected)
+
+
+def test_a_diverged_policy_is_an_error_not_a_sample(tiny_models):
+    from tether.errors import GuardError
+
+    model, tokenizer = load_policy(tiny_models["llama"])
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(GuardError, match="not finite"):
+        run(Engine, (model, tokenizer), Sampling(max_new_tokens=3))
