@@ -38,7 +38,7 @@ SAMPLINGS = {
     "plain": Sampling(max_new_tokens=12),
     "greedy": Sampling(max_new_tokens=12, temperature=0.0),
     "everything": Sampling(
-        max_new_tokens=12, min_new_tokens=3, temperature=1.3, top_k=60, top_p=0.9, min_p=0.01, stop=("e", "zz")
+        max_new_tokens=12, min_new_tokens=3, temperature=1.3, top_k_tokens=60, top_p=0.9, min_p=0.01, stop=("e", "zz")
     ),
 }
 
@@ -81,8 +81,8 @@ def test_a_prompt_drawn_twice_gets_completions_of_its_own(llama):
 
 
 def test_logprobs_are_those_of_the_distribution_that_sampled(llama):
-    """Probabilities over a truncated distribution: a completion drawn with top_k = 1 was certain."""
-    group = run(Engine, llama, Sampling(max_new_tokens=6, top_k=1), group_size=1)[0]
+    """Probabilities over a truncated distribution: a completion drawn with top_k_tokens = 1 was certain."""
+    group = run(Engine, llama, Sampling(max_new_tokens=6, top_k_tokens=1), group_size=1)[0]
     assert group.completions[0].logprobs == pytest.approx([0.0] * len(group.completions[0].ids), abs=1e-6)
 
 
@@ -136,12 +136,12 @@ def test_truncation_by_hand():
         return [i for i in range(4) if logp[0, i] > -torch.inf]
 
     assert kept() == [0, 1, 2, 3]
-    assert kept(top_k=2) == [0, 1]
+    assert kept(top_k_tokens=2) == [0, 1]
     assert kept(top_p=0.7) == [0, 1]  # the token that passes 0.7 is the last one in
     assert kept(top_p=0.76) == [0, 1, 2]
     assert kept(min_p=0.25) == [0, 1, 2]  # 0.25 * 0.5 = 0.125
     assert kept(min_new_tokens=1) == [1, 2, 3]
-    assert kept(top_k=3, top_p=0.6, temperature=1e9) == [0, 1]  # tempered to uniform first: 2 of 3 thirds
+    assert kept(top_k_tokens=3, top_p=0.6, temperature=1e9) == [0, 1]  # tempered to uniform first: 2 of 3 thirds
     halved = log_distribution(logits, Sampling(temperature=0.5), step=0, eos_ids=(0,)).exp()
     squares = torch.tensor([[0.25, 0.0625, 0.0225, 0.01]])
     torch.testing.assert_close(halved, squares / squares.sum())

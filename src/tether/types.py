@@ -54,7 +54,7 @@ class Sampling:
     """No end before this many tokens."""
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the likeliest token."""
-    top_k: int = 0
+    top_k_tokens: int = 0
     """Draw from the k likeliest tokens only; 0 is off."""
     top_p: float = 1.0
     """Draw from the smallest set of tokens with this much probability; 1 is off."""
@@ -68,7 +68,7 @@ class Sampling:
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie in 0..max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
             "temperature must be 0 or more": self.temperature >= 0,
-            "top_k must be 0 or more": self.top_k >= 0,
+            "top_k_tokens must be 0 or more": self.top_k_tokens >= 0,
             "top_p must lie in (0, 1]": 0 < self.top_p <= 1,
             "min_p must lie in [0, 1)": 0 <= self.min_p < 1,
             "stop strings must not be empty": all(self.stop),
@@ -78,7 +78,13 @@ class Sampling:
     @property
     def truncated(self) -> bool:
         """Whether some token of the tempered softmax can not be drawn, so that the sampler's log-probs are not the policy's."""
-        return self.temperature == 0 or bool(self.top_k) or self.top_p < 1 or self.min_p > 0 or self.min_new_tokens > 0
+        return (
+            self.temperature == 0
+            or bool(self.top_k_tokens)
+            or self.top_p < 1
+            or self.min_p > 0
+            or self.min_new_tokens > 0
+        )
 
 
 class Finish(StrEnum):

@@ -36,7 +36,7 @@ from tether.algorithms.rollouts import (
     rollout_metrics,
     scores_of,
 )
-from tether.data.batching import micro_batches, minibatches
+from tether.data.batching import Cursor, micro_batches, minibatches
 from tether.errors import ConfigError
 from tether.models.policy import completion_logprobs, reference_of
 from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
@@ -81,7 +81,7 @@ class Config:
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
     sampling: Sampling = field(default_factory=Sampling)
-    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-6))
+    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-6, adam_beta2=0.95))
 
     def __post_init__(self) -> None:
         loo = self.advantage_baseline == "leave_one_out"
@@ -109,16 +109,19 @@ class State:
     policy: PreTrainedModel
     reference: PreTrainedModel
     optimiser: torch.optim.Optimizer
+    cursor: Cursor
     seed: int
     total_steps: int
     step: int = 0
 
     @staticmethod
-    def create(policy: PreTrainedModel, config: Config, *, total_steps: int, seed: int) -> State:
+    def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
+        """A fresh state; the reference is the policy as it is now. ``prompts`` is how many the cursor walks over."""
         return State(
             policy=policy,
             reference=reference_of(policy),
             optimiser=adamw([(policy, config.optim.learning_rate)], config.optim),
+            cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,
         )

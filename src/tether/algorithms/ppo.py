@@ -30,7 +30,7 @@ from tether.algorithms.rollouts import (
     policy_logprobs,
     rollout_metrics,
 )
-from tether.data.batching import micro_batches, minibatches
+from tether.data.batching import Cursor, micro_batches, minibatches
 from tether.errors import ConfigError
 from tether.models.policy import Critic, completion_states, logprobs_of_states, reference_of
 from tether.ops.divergence import adapt_kl_coef, k1, k2
@@ -85,7 +85,7 @@ class Config:
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
     sampling: Sampling = field(default_factory=Sampling)
-    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-6, adam_eps=1e-5))
+    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-6, adam_beta2=0.95, adam_eps=1e-5))
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -119,13 +119,15 @@ class State:
     reference: PreTrainedModel
     critic: Critic
     optimiser: torch.optim.Optimizer
+    cursor: Cursor
     kl_coef: float
     seed: int
     total_steps: int
     step: int = 0
 
     @staticmethod
-    def create(policy: PreTrainedModel, config: Config, *, total_steps: int, seed: int) -> State:
+    def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
+        """A fresh state; the reference is the policy as it is now. ``prompts`` is how many the cursor walks over."""
         critic = Critic(policy, own_trunk=config.critic_trunk)
         rates = (config.optim.learning_rate, config.critic_learning_rate or config.optim.learning_rate)
         return State(
@@ -134,6 +136,7 @@ class State:
             critic=critic,
             optimiser=adamw([(policy, rates[0]), (critic, rates[1])], config.optim),
             kl_coef=config.kl_coef,
+            cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,
         )

@@ -107,7 +107,7 @@ def step(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Me
         loss = bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / len(pairs)
         require_finite(loss, what="the loss", where=where)
         loss.backward()
-        total += float(loss)
+        total += loss.item()
         chosen[part], rejected[part] = r_w.detach().cpu(), r_l.detach().cpu()
     scale = lr_scale(config.optim, state.step, state.total_steps)
     metrics = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)

@@ -78,7 +78,7 @@ def step(state: State, demonstrations: Sequence[Demonstration], *, config: Confi
         loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
         require_finite(loss, what="the loss", where=where)
         loss.backward()
-        total += float(loss)
+        total += loss.item()
     scale = lr_scale(config.optim, state.step, state.total_steps)
     metrics = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
     state.step += 1

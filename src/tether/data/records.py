@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -167,7 +167,7 @@ def _encode_whole(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
     return ids[: len(ids) - ids[::-1].index(eos)]
 
 
-def _split_common_prefix(a: Sequence[int], b: Sequence[int]) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+def _split_common_prefix(a: list[int], b: list[int]) -> tuple[list[int], list[int], list[int]]:
     """The shared beginning, at least one token short of either side, and what is left of each."""
     limit = min(len(a), len(b)) - 1
     same = next((i for i in range(limit) if a[i] != b[i]), limit)

@@ -25,7 +25,7 @@ class BufferedLayer(DynamicLayer):
         self.filled = 0
         self.buffers: tuple[Tensor, Tensor] | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         if self.buffers is None:
             self.lazy_initialization(key_states, value_states)
             shape = (*key_states.shape[:2], self.capacity)
@@ -37,21 +37,24 @@ class BufferedLayer(DynamicLayer):
         self.buffers[0][:, :, self.filled : end] = key_states
         self.buffers[1][:, :, self.filled : end] = value_states
         self.filled = end
-        self._view()
-        return self.keys, self.values
+        return self._view()
 
     def select_rows(self, rows: Tensor) -> None:
         """Keep the cache rows at ``rows``, in that order, repeats allowed; the others' memory is freed."""
         assert self.buffers is not None
-        keys, values = (buffer.new_empty(rows.size(0), *buffer.shape[1:]) for buffer in self.buffers)
-        keys[:, :, : self.filled] = self.keys[rows]
-        values[:, :, : self.filled] = self.values[rows]
-        self.buffers = (keys, values)
+        kept = []
+        for buffer in self.buffers:
+            kept.append(buffer.new_empty(rows.size(0), *buffer.shape[1:]))
+            kept[-1][:, :, : self.filled] = buffer[rows, :, : self.filled]
+        self.buffers = (kept[0], kept[1])
         self._view()
 
-    def _view(self) -> None:
+    def _view(self) -> tuple[Tensor, Tensor]:
+        """The filled part, which transformers looks for in ``keys`` and ``values``."""
         assert self.buffers is not None
-        self.keys, self.values = (buffer[:, :, : self.filled] for buffer in self.buffers)
+        keys, values = (buffer[:, :, : self.filled] for buffer in self.buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class BufferedCache(Cache):
@@ -59,8 +62,9 @@ class BufferedCache(Cache):
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         layers = model.config.get_text_config().num_hidden_layers
-        super().__init__(layers=[BufferedLayer(capacity) for _ in range(layers)])
+        self.buffered = [BufferedLayer(capacity) for _ in range(layers)]
+        super().__init__(layers=list(self.buffered))
 
     def select_rows(self, rows: Tensor) -> None:
-        for layer in self.layers:
+        for layer in self.buffered:
             layer.select_rows(rows)

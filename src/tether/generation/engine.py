@@ -98,10 +98,9 @@ class Engine:
                 break
             mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
             logits = self._forward(token.unsqueeze(1), mask, cache)
-        return [
-            self._completion(row[:n], logp[:n], sampling, ends)
-            for row, logp, n in zip(tokens.tolist(), logprobs.tolist(), lengths.tolist(), strict=True)
-        ]
+        owners = [prompt for prompt in prompts for _ in range(group_size)]
+        rows = zip(owners, tokens.tolist(), logprobs.tolist(), lengths.tolist(), strict=True)
+        return [self._completion(prompt, row[:n], logp[:n], sampling, ends) for prompt, row, logp, n in rows]
 
     def _prefill(self, prompts: Sequence[Sequence[int]], cache: BufferedCache) -> tuple[Tensor, Tensor]:
         """Logits after each prompt [P, V] and the mask of real positions [P, L], padding on the left."""
@@ -129,8 +128,14 @@ class Engine:
         return torch.tensor(found, device=emitted.device)
 
     def _completion(
-        self, ids: list[int], logprobs: list[float], sampling: Sampling, ends: tuple[int, ...]
+        self,
+        prompt: Sequence[int],
+        ids: list[int],
+        logprobs: list[float],
+        sampling: Sampling,
+        ends: tuple[int, ...],
     ) -> Completion:
         finish = finish_of(ids, sampling, ends, self.tokenizer)
         assert finish is not None
-        return Completion(ids=tuple(ids), logprobs=tuple(logprobs), finish=finish, text=text_of(self.tokenizer, ids))
+        text = text_of(self.tokenizer, ids, after=prompt)
+        return Completion(ids=tuple(ids), logprobs=tuple(logprobs), finish=finish, text=text)

@@ -56,5 +56,5 @@ class NaiveGenerator:
             logprobs.append(float(logp[0, token]))
             finish = finish_of(ids, sampling, ends, self.tokenizer)
             if finish:
-                text = text_of(self.tokenizer, ids)
+                text = text_of(self.tokenizer, ids, after=prompt.ids)
                 return Completion(ids=tuple(ids), logprobs=tuple(logprobs), finish=finish, text=text)

@@ -25,8 +25,8 @@ def log_distribution(logits: Tensor, sampling: Sampling, *, step: int, eos_ids: 
         scores = scores.index_fill(-1, torch.tensor(eos_ids, device=scores.device), -torch.inf)
     if sampling.temperature > 0:
         scores = scores / sampling.temperature
-    if 0 < sampling.top_k < scores.size(-1):
-        kth = scores.topk(sampling.top_k).values[:, -1:]
+    if 0 < sampling.top_k_tokens < scores.size(-1):
+        kth = scores.topk(sampling.top_k_tokens).values[:, -1:]
         scores = scores.masked_fill(scores < kth, -torch.inf)
     if sampling.top_p < 1:
         ordered, index = scores.sort(descending=True)

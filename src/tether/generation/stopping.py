@@ -8,10 +8,23 @@ from transformers import PreTrainedTokenizerBase
 
 from tether.types import Finish, Sampling
 
+CONTEXT = 8
+"""Prompt tokens that a completion is decoded behind."""
 
-def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """A completion for people and rules: special tokens left out."""
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True))
+
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
+    """A completion for people and rules, special tokens left out, so that prompt + completion reads as one text.
+
+    It is decoded behind the end of its prompt, ``after``, because some tokenizers drop the space that a text begins with.
+    """
+    context = list(after[-CONTEXT:])
+    head = str(tokenizer.decode(context, skip_special_tokens=True)) if context else ""
+    whole = str(tokenizer.decode([*context, *ids], skip_special_tokens=True))
+    return (
+        whole.removeprefix(head)
+        if whole.startswith(head)
+        else str(tokenizer.decode(list(ids), skip_special_tokens=True))
+    )
 
 
 def finish_of(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.errors import ModelError
@@ -72,6 +73,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ModelError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
 
 
+def place(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model, moved to ``device``."""
+    return cast(PreTrainedModel, cast(nn.Module, model).to(device))
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """How many token ids the model has an embedding for."""
+    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+
+
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
     """Raise unless every id of the tokenizer has a row in the model's embedding."""
     highest = max(tokenizer.get_vocab().values())
@@ -92,7 +103,7 @@ def load_policy(
     """
     tokenizer = load_tokenizer(name)
     model = load_pretrained(AutoModelForCausalLM, name, dtype=dtype)
-    check_tokenizer(name, tokenizer, model.get_input_embeddings().weight.size(0))
+    check_tokenizer(name, tokenizer, embedding_rows(model))
     with torch.no_grad():
         ids = torch.arange(4).unsqueeze(0) % model.config.get_text_config().vocab_size
         if not torch.allclose(
@@ -102,7 +113,7 @@ def load_policy(
                 f"{name}: {type(model).__name__} does something to its logits that tether does not know, "
                 "so its log-probs would be wrong"
             )
-    return model.to(device), tokenizer
+    return place(model, device), tokenizer
 
 
 def context_length(model: PreTrainedModel) -> int:

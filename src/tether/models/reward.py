@@ -18,7 +18,15 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from tether.data.batching import micro_batches
 from tether.errors import ModelError
-from tether.models.loading import check_tokenizer, load_pretrained, load_tokenizer, model_config, save_model
+from tether.models.loading import (
+    check_tokenizer,
+    embedding_rows,
+    load_pretrained,
+    load_tokenizer,
+    model_config,
+    place,
+    save_model,
+)
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
 
@@ -36,18 +44,18 @@ def new_reward_model(
     """
     tokenizer = load_tokenizer(base)
     model = load_pretrained(AutoModelForSequenceClassification, base, dtype=dtype, allow_missing="score.", num_labels=1)
-    check_tokenizer(base, tokenizer, model.get_input_embeddings().weight.size(0))
-    head = _head(model)
+    check_tokenizer(base, tokenizer, embedding_rows(model))
+    head = head_of(model)
     scale = 1.0 / math.sqrt(head.weight.size(1) + 1)
     with torch.no_grad():
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator(seed, "score head")) * scale)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        if len(tokenizer) > model.get_input_embeddings().weight.size(0):
+        if len(tokenizer) > embedding_rows(model):
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.score_mean, model.config.score_std = 0.0, 1.0
-    return model.to(device), tokenizer
+    return place(model, device), tokenizer
 
 
 def load_reward_model(
@@ -64,12 +72,13 @@ def load_reward_model(
         raise ModelError(f"{name}: a reward model has one label and this classifier has {config.num_labels}")
     tokenizer = load_tokenizer(name)
     model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
-    check_tokenizer(name, tokenizer, model.get_input_embeddings().weight.size(0))
-    _head(model)
-    return model.to(device), tokenizer
+    check_tokenizer(name, tokenizer, embedding_rows(model))
+    head_of(model)
+    return place(model, device), tokenizer
 
 
-def _head(model: PreTrainedModel) -> nn.Linear:
+def head_of(model: PreTrainedModel) -> nn.Linear:
+    """The linear layer from the last hidden state to the score."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
         raise ModelError(f"{type(model).__name__}: no bias-free linear head named 'score', so not a reward model here")
@@ -80,7 +89,8 @@ def score_batch(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
     """Raw scores [B] of ids [B, S], padded on the right, read at position ``lengths - 1``."""
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     last = hidden[torch.arange(ids.size(0), device=ids.device), lengths - 1]
-    return model.score(last).squeeze(-1).float()
+    scores: Tensor = head_of(model)(last)
+    return scores.squeeze(-1).float()
 
 
 @torch.no_grad()
@@ -119,9 +129,8 @@ def save_reward_model(
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
         candidate = Path(temporary) / "model"
         save_model(model, tokenizer, candidate)
-        reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype).to(
-            model.device
-        )
+        reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
+        reloaded = place(reloaded, model.device)
         expected = score_sequences(model, probes)
         ids, lengths = pad(probes, fill=tokenizer.pad_token_id)
         with torch.no_grad():

@@ -1,0 +1,101 @@
+"""The command line: which command, its options, and what an error looks like."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tether
+from tether.errors import ConfigError, TetherError
+
+GROUPS = {
+    "start here": {
+        "quickstart": "all of RLHF on a small model, in a few minutes, with a report",
+        "doctor": "what this machine has, and whether tether works on it",
+    },
+    "train": {
+        "sft": "fine-tune on texts or on prompts with completions",
+        "reward": "train a reward model on preference pairs",
+        "rejection-sampling": "sample N, keep the best K, fine-tune on them",
+        "ppo": "improve a policy by PPO with a value function",
+        "grpo": "improve a policy by GRPO",
+    },
+    "look": {
+        "generate": "sample completions",
+        "eval": "measure a policy on prompts, or a reward model on pairs",
+        "report": "draw a run as one HTML page",
+    },
+}
+
+
+def usage() -> str:
+    """What ``tether --help`` prints."""
+    lines = [
+        f"tether {tether.__version__}: align a language model to what people prefer",
+        "",
+        "usage: tether COMMAND [OPTIONS]",
+    ]
+    for title, commands in GROUPS.items():
+        lines += ["", f"{title}:", *(f"  {name:<20}{text}" for name, text in commands.items())]
+    lines += ["", "'tether COMMAND --help' lists a command's options; '--config FILE.yaml' reads them from a file.", ""]
+    return "\n".join(lines)
+
+
+def dispatch(arguments: Sequence[str]) -> None:
+    """Run one command. Imports wait until the command is known, so that help is instant."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return
+    if arguments[0] in ("-V", "--version"):
+        print(f"tether {tether.__version__}")
+        return
+    name, rest = arguments[0], arguments[1:]
+    known = [command for commands in GROUPS.values() for command in commands]
+    if name not in known:
+        from tether.config import nearest
+
+        raise ConfigError(f"unknown command {name!r}{nearest(name, known)} ('tether --help' lists them)")
+    cls, body = bodies()[name]
+    from tether.config import parse
+
+    body(parse(name, cls, rest))
+
+
+def bodies() -> dict[str, tuple[type, Callable[[Any], None]]]:
+    """The options and the function of every command."""
+    from tether import commands, config, doctor, quickstart
+
+    return {
+        "quickstart": (config.Quickstart, quickstart.main),
+        "doctor": (config.Doctor, doctor.main),
+        "sft": (config.SFT, commands.train_sft),
+        "reward": (config.Reward, commands.train_reward),
+        "rejection-sampling": (config.RejectionSampling, commands.train_rejection_sampling),
+        "ppo": (config.PPO, commands.train_ppo),
+        "grpo": (config.GRPO, commands.train_grpo),
+        "generate": (config.Generate, commands.generate),
+        "eval": (config.Eval, commands.evaluate),
+        "report": (config.Report, commands.report),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The entry point. Exit codes: 0 done, 2 wrong input, 3 stopped by a guard, 75 interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        dispatch(arguments)
+    except TetherError as error:
+        command = " ".join(["tether", *arguments[:1]])
+        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("tether: interrupted", file=sys.stderr)
+        return 75
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""``tether doctor``: what this machine has, and whether tether works on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import time
+
+import torch
+
+from tether import __version__, config
+from tether.errors import ModelError
+from tether.generation.engine import Engine
+from tether.generation.naive import NaiveGenerator
+from tether.models.loading import BASE, load_policy
+from tether.runtime.device import pick_device
+from tether.types import Prompt, Sampling
+
+EXTRAS = {"hub": "datasets", "lora": "peft", "report": "matplotlib", "sentiment": "vaderSentiment"}
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
+    """GFLOP/s of a square matrix product: 2 size^3 operations, the best of a few, half a second at most."""
+    a = torch.randn(size, size, device=device).to(dtype)
+    best, stop = 0.0, time.monotonic() + 0.5
+    while time.monotonic() < stop:
+        start = time.monotonic()
+        float((a @ a)[0, 0])
+        best = max(best, 2 * size**3 / (time.monotonic() - start) / 1e9)
+    return best
+
+
+def check_engine(device: torch.device) -> str:
+    """Sample a few tokens with the engine and with the oracle."""
+    model, tokenizer = load_policy(BASE, device=device)
+    text = "The old man opened the door and"
+    prompts = [Prompt(ids=tuple(tokenizer(text)["input_ids"]), text=text)]
+    sampling = Sampling(max_new_tokens=12, temperature=0.8)
+    found, expected = (
+        [
+            c.ids
+            for c in kind(model, tokenizer).generate(prompts, group_size=2, sampling=sampling, seed=0)[0].completions
+        ]
+        for kind in (Engine, NaiveGenerator)
+    )
+    if found != expected and device.type == "cpu":
+        raise ModelError("the rollout engine and the plain oracle disagree on this machine; please report it")
+    return "agrees with the oracle" if found == expected else "differs from the oracle by rounding"
+
+
+def main(command: config.Doctor) -> None:
+    device = pick_device("auto")
+    rows = {
+        "tether": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        "float32": f"{matrix_rate(torch.float32, device):,.0f} GFLOP/s",
+        "bfloat16": f"{matrix_rate(torch.bfloat16, device):,.0f} GFLOP/s",
+        "extras": ", ".join(
+            f"{extra} {'yes' if importlib.util.find_spec(module) else 'no'}" for extra, module in EXTRAS.items()
+        ),
+        "rollout engine": check_engine(device),
+    }
+    for name, value in rows.items():
+        print(f"{name:<16}{value}")

@@ -1,0 +1,107 @@
+"""What a policy is worth: reward with its uncertainty, distance from the reference, and how often it wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from tether.algorithms.rollouts import batch_of, flat, policy_logprobs
+from tether.ops.divergence import k3
+from tether.ops.masked import masked_sum
+from tether.rewards.rules import distinct
+from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyEvaluation:
+    """Figures over the completions of held-out prompts."""
+
+    prompts: int
+    completions: int
+    reward: float
+    """Mean score."""
+    reward_ci95: float
+    """Half the width of the mean's 95% interval, over prompts."""
+    rewards: dict[str, float]
+    """Mean of each part of the reward, over the completions it applies to."""
+    kl: float
+    """KL(pi || reference), nats a completion: the mean of sum_t k3(d_t)."""
+    win_rate: float
+    """Share of completions that score above the reference's for the same prompt and seed; ties count half."""
+    mean_length: float
+    """Tokens a completion."""
+    distinct_2: float
+    """Distinct word pairs / all word pairs, mean over completions."""
+
+    def as_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def evaluate_policy(
+    groups: Sequence[ScoredGroup],
+    against: Sequence[ScoredGroup],
+    *,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    temperature: float,
+    token_budget: int = 8192,
+) -> PolicyEvaluation:
+    """Compare the policy's scored ``groups`` with the reference's groups ``against``, sampled for the same prompts with
+    the same seed and scored by the same scorer."""
+    rows, others = flat(groups), flat(against)
+    scores = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
+    rivals = torch.tensor([[score.total for score in group.scores] for group in against], dtype=torch.float64)
+    if scores.shape != rivals.shape:
+        raise ValueError(f"cannot compare {len(rows)} completions with {len(others)}")
+    per_prompt = scores.mean(1)
+    spread = float(per_prompt.std()) if len(per_prompt) > 1 else 0.0
+    parts: dict[str, float] = {}
+    for name in rows[0][1].parts:
+        values = [part for _, score in rows if (part := score.parts[name]) is not None]
+        if values:
+            parts[name] = sum(values) / len(values)
+    return PolicyEvaluation(
+        prompts=len(groups),
+        completions=len(rows),
+        reward=float(scores.mean()),
+        reward_ci95=1.96 * spread / math.sqrt(len(per_prompt)),
+        rewards=parts,
+        kl=policy_kl(groups, policy=policy, reference=reference, temperature=temperature, token_budget=token_budget),
+        win_rate=float(torch.where(scores == rivals, 0.5, (scores > rivals).double()).mean()),
+        mean_length=sum(len(completion.ids) for completion, _ in rows) / len(rows),
+        distinct_2=sum(distinct(completion.text, 2) for completion, _ in rows) / len(rows),
+    )
+
+
+def policy_kl(
+    groups: Sequence[ScoredGroup],
+    *,
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    temperature: float,
+    token_budget: int,
+) -> float:
+    """KL(pi || reference) in nats a completion, from the policy's samples.
+
+    The mean over completions of sum_t k3(d_t): each term is an unbiased estimate of the next token's KL at a state that
+    the policy visits, and those add up to the KL of completions; unlike k1, none is ever negative.
+    """
+    if policy is reference:
+        return 0.0
+    batch = batch_of(groups, policy.device)
+    logp, ref_logp = (
+        policy_logprobs(model, batch, temperature=temperature, token_budget=token_budget)
+        for model in (policy, reference)
+    )
+    return float(masked_sum(k3(logp - ref_logp), batch.mask, dim=1).mean())
+
+
+def sample_and_score(
+    generate: Generator, score: Scorer, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int
+) -> list[ScoredGroup]:
+    """Roll out and score, for an evaluation."""
+    return score.score(generate.generate(prompts, group_size=group_size, sampling=sampling, seed=seed))

@@ -1,0 +1,99 @@
+"""Plots as SVG text, to stand inside a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tether.errors import ConfigError
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f")
+"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line or set of points. ``x`` and ``y`` of one length; ``dashed`` and ``marker`` as matplotlib has them."""
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    dashed: bool = False
+    points: bool = False
+    error: Sequence[float] | None = None
+    """Half-widths of error bars, for points."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One set of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError:
+        raise ConfigError("reports need the extra: pip install 'tether-rlhf[report]'") from None
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(
+        {
+            "svg.hashsalt": "tether",  # the same figures give the same file
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+        }
+    )
+    return plt
+
+
+def figure(panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, height: float = 3.1) -> Any:
+    """A matplotlib figure of panels side by side, ``columns`` in a row."""
+    plt = _pyplot()
+    rows = -(-len(panels) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        for one in panel.series:
+            style = "--" if one.dashed else "-"
+            if one.points:
+                axis.errorbar(
+                    one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=one.label, capsize=3, zorder=3
+                )
+            else:
+                axis.plot(one.x, one.y, style, color=one.colour, label=one.label, linewidth=1.6)
+        axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+        if len(panel.series) > 1:
+            axis.legend(fontsize=8)
+    return fig
+
+
+def svg(panels: Sequence[Panel], **size: Any) -> str:
+    """The figure as an ``<svg>`` element."""
+    fig = figure(panels, **size)
+    out = io.StringIO()
+    fig.savefig(out, format="svg", metadata={"Date": None})
+    _pyplot().close(fig)
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def series_of(
+    rows: Sequence[Mapping[str, float]], name: str, *, label: str, colour: str, x: str = "step", **style: Any
+) -> Series:
+    """A column of metrics over another one, from the rows that hold both."""
+    held = [row for row in rows if name in row and x in row]
+    return Series(label=label, x=[row[x] for row in held], y=[row[name] for row in held], colour=colour, **style)

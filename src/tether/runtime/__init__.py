@@ -1,0 +1,1 @@
+"""The run directory, the loops, checkpoints and progress: everything an algorithm must not know."""

@@ -1,0 +1,96 @@
+"""A run directory: the only place a run writes to.
+
+config.yaml  metrics.jsonl  rollouts/step_000010.parquet  checkpoints/step_000010/  model/  summary.json  report.html
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tether.errors import RunError
+from tether.types import Metrics, ScoredGroup
+
+CONFIG = "config.yaml"
+
+
+def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
+    """Raise unless ``path`` is free: missing, empty, or a run that may be replaced."""
+    if path.is_file():
+        raise RunError(f"{path}: is a file; --out must name a directory")
+    if path.exists() and any(path.iterdir()):
+        if not (path / CONFIG).is_file():
+            raise RunError(f"{path}: is not empty and not a run, so it is left alone; choose another --out")
+        if not overwrite:
+            raise RunError(f"{path}: already holds a run; choose another --out, or replace it with --overwrite")
+
+
+class RunDirectory:
+    """Creates ``path`` and writes into it. Make it only when everything the run needs has been loaded and checked."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        refuse_if_taken(path, overwrite=overwrite)
+        self.path = path
+        try:
+            if path.exists() and any(path.iterdir()):
+                shutil.rmtree(path)
+            path.mkdir(parents=True, exist_ok=True)
+            (path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written to ({error.strerror})") from error
+
+    def log(self, metrics: Metrics) -> None:
+        """Append one row to ``metrics.jsonl``."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json.dumps(metrics) + "\n")
+
+    def rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
+        """One row a completion: prompt, completion, ids, log-probs, finish reason, score and its parts."""
+        import pyarrow
+        import pyarrow.parquet
+
+        rows = [
+            {
+                "step": step,
+                "prompt": group.rollouts.prompt.text,
+                "completion": completion.text,
+                "completion_ids": list(completion.ids),
+                "logprobs": list(completion.logprobs),
+                "finish": completion.finish.value,
+                "weights_version": group.rollouts.weights_version,
+                "score": score.total,
+                **{f"reward/{name}": value for name, value in score.parts.items()},
+            }
+            for group in groups
+            for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
+        ]
+        target = self.path / "rollouts" / f"step_{step:06d}.parquet"
+        target.parent.mkdir(exist_ok=True)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+
+    def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A jsonl file beside the metrics."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (self.path / name).write_text("".join(lines), encoding="utf-8")
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """``summary.json``, replaced whole."""
+        temporary = self.path / ".summary.json"
+        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
+        os.replace(temporary, self.path / "summary.json")
+
+
+def read_metrics(path: Path) -> list[Metrics]:
+    """The rows of a run's ``metrics.jsonl``."""
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path}: not a run directory: {CONFIG} is missing")
+    file = path / "metrics.jsonl"
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

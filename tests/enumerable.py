@@ -1,0 +1,87 @@
+"""A problem small enough to enumerate: every completion, its probability, and the optimum in closed form."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from tether.models.policy import completion_logprobs
+from tether.types import Batch, RolloutGroup, Score, ScoredGroup
+
+EOS = 1
+PROMPT = (0,)
+
+
+def tiny_llama(vocab: int = 8, *, seed: int = 0) -> PreTrainedModel:
+    """Wide enough to represent the optimum: at width 32 even the exact gradient sticks at a distance of 0.04."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=16,
+        initializer_range=0.1,
+        bos_token_id=0,
+        eos_token_id=EOS,
+        pad_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@dataclass(frozen=True)
+class Space:
+    """Every completion of at most ``length`` tokens: all of that length, and shorter ones that end with EOS."""
+
+    completions: tuple[tuple[int, ...], ...]
+    rewards: Tensor  # [n] float64
+
+    @staticmethod
+    def of(vocab: int, length: int, *, seed: int, spread: float = 0.5) -> Space:
+        """Rewards drawn uniformly from +-spread."""
+        found = [
+            ids
+            for n in range(1, length + 1)
+            for ids in itertools.product(range(vocab), repeat=n)
+            if EOS not in ids[:-1] and (n == length or ids[-1] == EOS)
+        ]
+        generator = torch.Generator().manual_seed(seed)
+        rewards = (torch.rand(len(found), generator=generator, dtype=torch.float64) * 2 - 1) * spread
+        return Space(tuple(found), rewards)
+
+    def logprobs(self, model: PreTrainedModel) -> Tensor:
+        """log pi(completion | prompt) for every completion, [n], with gradient."""
+        batch = Batch.collate([(PROMPT, ids) for ids in self.completions])
+        logp, _ = completion_logprobs(model, batch, temperature=1.0)
+        return logp.sum(1).double()
+
+    def reverse_optimum(self, reference: Tensor, beta: float) -> Tensor:
+        """pi_ref exp(r / beta) / Z: maximises E[r] - beta KL(pi || pi_ref)."""
+        return (reference + self.rewards / beta).softmax(0)
+
+    def forward_optimum(self, reference: Tensor, beta: float) -> Tensor:
+        """beta pi_ref / (lambda - r), lambda > max r by bisection: maximises E[r] - beta KL(pi_ref || pi)."""
+        low, high = self.rewards.max(), self.rewards.max() + beta * len(self.rewards)
+        for _ in range(200):
+            middle = (low + high) / 2
+            mass = (beta * reference.exp() / (middle - self.rewards)).sum()
+            low, high = (middle, high) if mass > 1 else (low, middle)
+        optimum = beta * reference.exp() / (high - self.rewards)
+        return optimum / optimum.sum()
+
+    def score(self, groups: list[RolloutGroup]) -> list[ScoredGroup]:
+        """The made-up reward, as a Scorer."""
+        table = dict(zip(self.completions, self.rewards.tolist(), strict=True))
+        return [
+            ScoredGroup(rollouts=group, scores=tuple(Score(total=table[c.ids]) for c in group.completions))
+            for group in groups
+        ]
+
+
+def total_variation(p: Tensor, q: Tensor) -> float:
+    return 0.5 * float((p - q).abs().sum())
