@@ -1,7 +1,7 @@
 """The options of every command, as frozen dataclasses, and how they are filled: defaults, then a YAML file, then flags.
 
-Options are flat for the person who writes them, ``--kl-coef 0.1`` or ``kl_coef: 0.1``, and nested for the code that owns
-them: an algorithm's options live in its own ``Config``. A name stands for one option in all of a command.
+Options are flat for the person who writes them, ``--kl-coef 0.1`` or ``kl_coef: 0.1``, and nested for the code that
+owns them: an algorithm's options live in its own ``Config``. A name stands for one option in all of a command.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import sys
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +59,7 @@ class PromptOptions:
     prompts: str
     """Rows with a prompt: a file or a hub id."""
     reward: Repeated = ()
-    """A reward-model directory, file.py:function, module:function or a rule, with =WEIGHT or without; repeat to add up."""
+    """A reward-model directory, file.py:function, module:function or a rule; =WEIGHT after it if not 1; repeatable."""
     eval_prompts: str | None = None
     """Held-out prompts to compare the model with its reference on, at the end."""
     overlong: Overlong = "fail"
@@ -401,9 +400,5 @@ def require_rewards(task: PromptOptions) -> None:
     """Rewards can come from the file or from flags, so that they are given is checked once both are read."""
     if not task.reward:
         raise ConfigError(
-            "--reward is missing: a reward-model directory, file.py:function, module:function or a rule such as sentiment"
+            "--reward is missing: give a reward-model directory, file.py:function, module:function or a rule's name"
         )
-
-
-if sys.version_info < (3, 11):  # pragma: no cover
-    raise ImportError("tether needs Python 3.11 or newer")

@@ -49,7 +49,7 @@ def check_engine(device: torch.device) -> str:
     return "agrees with the oracle" if found == expected else "differs from the oracle by rounding"
 
 
-def main(command: config.Doctor) -> None:
+def main(_: config.Doctor) -> None:
     device = pick_device("auto")
     rows = {
         "tether": __version__,

@@ -1,4 +1,4 @@
-"""``tether quickstart``: all of RLHF on the embedded model, from a fixed seed, with numbers for what each method gained.
+"""``tether quickstart``: all of RLHF on the embedded model, from a fixed seed, and what each method gained by it.
 
     prompts -> pairs of completions -> a noisy annotator's choices -> reward model
             -> rejection sampling, PPO and GRPO against the learned reward -> evaluation on held-out prompts
@@ -101,7 +101,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Annotator:
-    """Stands for the human: prefers the completion with the higher gold reward, more reliably the larger the difference."""
+    """Stands for the human: prefers the higher gold reward, the more reliably the larger the difference."""
 
     sharpness: float
     seed: int
@@ -111,8 +111,9 @@ class Annotator:
         return 1.0 / (1.0 + math.exp(-self.sharpness * difference))
 
     def pairs(self, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
-        """Completions two by two in the order they were sampled. Those of equal gold reward are passed over, as a person
-        who cannot tell would; ``clear`` is the chance that the draw went to the better side."""
+        """Completions two by two in the order they were sampled. Those of equal gold reward are passed over, as a
+        person who cannot tell would; ``clear`` is the chance that the draw went to the better side.
+        """
         for number, group in enumerate(groups):
             lot = torch.rand(len(group.scores), generator=generator(self.seed, "annotator", number)).tolist()
             rows = list(zip(group.rollouts.completions, group.scores, strict=True))
@@ -168,8 +169,9 @@ def asset(name: str) -> str:
 
 
 def make_pairs(directory: RunDirectory, settings: Settings) -> float:
-    """Write ``pairs.jsonl`` and ``held_out_pairs.jsonl``, of different prompts; gives the ceiling of the held-out accuracy:
-    the share that the annotator's own gold reward would predict of its noisy choices."""
+    """Write ``pairs.jsonl`` and ``held_out_pairs.jsonl``, of different prompts; gives the ceiling of the held-out
+    accuracy: the share that the annotator's own gold reward would predict of its noisy choices.
+    """
     rows = Path(asset("prompts_train.jsonl")).read_text(encoding="utf-8").splitlines()[: settings.train_prompts]
     directory.write_rows("prompts.jsonl", [json.loads(row) for row in rows])
     model, tokenizer = load_policy(settings.model)
@@ -199,7 +201,7 @@ def _run(out: Path, name: str, settings: Settings) -> config.RunOptions:
 
 
 def _task(out: Path) -> config.PromptOptions:
-    """Prompts and rewards of all three methods: the proxy is optimised, the gold reward has weight 0 and is only watched."""
+    """Prompts and rewards of all methods: the proxy is optimised; gold has weight 0 and is only watched."""
     return config.PromptOptions(
         prompts=str(out / "prompts.jsonl"), reward=(str(out / "reward" / "model"), "sentiment=0"), rollouts_every=5
     )

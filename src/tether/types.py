@@ -2,8 +2,8 @@
 
     Prompt -> RolloutGroup -> ScoredGroup -> Batch -> (loss)
 
-Generation, scoring and training exchange plain data: token ids, log-probabilities and reasons. Text is carried along for
-people and for rules, and nothing is ever recovered from it.
+Generation, scoring and training exchange plain data: token ids, log-probabilities and reasons. Text is carried along
+for people and for rules, and nothing is ever recovered from it.
 
 Axes: P prompts a step, G completions of each, B = P * G, S tokens of prompt and completion together, T completion
 tokens, V vocabulary, D model width.
@@ -77,7 +77,7 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """Whether some token of the tempered softmax can not be drawn, so that the sampler's log-probs are not the policy's."""
+        """Whether the sampler draws from less than the policy's tempered softmax, so that their log-probs differ."""
         return (
             self.temperature == 0
             or bool(self.top_k_tokens)

@@ -9,8 +9,9 @@ Departures from the paper, each with its reason:
   that the loss descends the KL that the RLHF objective names. Summed token by token, as in the paper
   (``kl_level = "token"``), the gradient leaves out how a token changes the KL of the tokens after it, and the optimum
   moves: on enumerable problems by 0.02 in total variation for k2 and more for k3.
-* The sequence-level KL term has the group baseline that the reward has. It changes no expected gradient when completions
-  have one length, lowers its variance, and keeps the optimum in place when the loss weighs completions by 1 / length.
+* The sequence-level KL term has the group baseline that the reward has. It changes no expected gradient when
+  completions have one length, lowers its variance, and keeps the optimum in place when the loss weighs completions
+  by 1 / length.
 * The default estimator is k2, whose gradient is the reverse KL's; the paper's k3 descends the forward KL instead
   (:mod:`tether.ops.divergence`).
 """
@@ -314,8 +315,8 @@ def backward(state: State, experience: Experience, *, config: Config, where: str
 def kl_terms(logp: Tensor, experience: Experience, config: Config) -> Tensor:
     """The KL term of the loss at each token, [B, T].
 
-    At the sequence level a completion has one term, k(sum_t d_t), and each of its tokens carries an equal share of it, so
-    that any reduction treats it as it treats the surrogate's sum over tokens.
+    At the sequence level a completion has one term, k(sum_t d_t), and each of its tokens carries an equal share of
+    it, so that any reduction treats it as it treats the surrogate's sum over tokens.
     """
     mask = experience.batch.mask
     d, log_ratio = logp - experience.ref_logp, logp - experience.old_logp

@@ -78,7 +78,7 @@ def adamw(modules: Sequence[tuple[nn.Module, float]], config: Optim) -> torch.op
 
 
 def optimiser_step(optimiser: torch.optim.Optimizer, *, scale: float, max_grad_norm: float, where: str) -> Metrics:
-    """Clip each parameter group's gradient to ``max_grad_norm``, step at ``scale`` times the peak rates, clear gradients.
+    """Clip each group's gradient to ``max_grad_norm``, step at ``scale`` times the peak rates, clear the gradients.
 
     Gives ``grad_norm``, of the whole gradient before clipping, and the first group's ``learning_rate``. Raises
     :class:`GuardError` where the gradient is not finite, before any weight has changed.

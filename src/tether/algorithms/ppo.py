@@ -1,6 +1,6 @@
 """Proximal policy optimisation on tokens (Schulman et al. 2017, arXiv 1707.06347; for text, Ziegler et al. 2019).
 
-    r_t = -kl_coef * (logp_t - ref_logp_t), plus the score at the last emitted token or the scorer's reward of each token
+    r_t = -kl_coef * (logp_t - ref_logp_t), plus the score at the last emitted token or the scorer's reward of each
     A_t, R_t = GAE(r, V; gamma, lam)
     loss = mean_t clipped surrogate + value_coef * mean_t clipped value loss - entropy_coef * mean_t entropy
 

@@ -141,8 +141,8 @@ def round_metrics(
 ) -> Metrics:
     """What was sampled and what was kept.
 
-    ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` the most that selecting adds, for
-    K of N a prompt and no ties; ``reward/selected`` and ``reward/gain`` what it was for.
+    ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` the most that selecting adds,
+    for K of N a prompt and no ties; ``reward/selected`` and ``reward/gain`` what it was for.
     """
     batch = batch_of(groups, state.policy.device)
     budget = config.sft.micro_batch_tokens
@@ -161,7 +161,7 @@ def round_metrics(
 def imitate(
     state: State, demonstrations: Sequence[Demonstration], *, config: sft.Config, on_step: Callable[[Metrics], None]
 ) -> Metrics:
-    """Fine-tune the policy on the demonstrations with a fresh optimiser; the mean of the steps' metrics, as ``sft/...``."""
+    """Fine-tune on the demonstrations with a fresh optimiser; gives the mean of the steps' metrics as ``sft/...``."""
     inner = sft.State.create(
         state.policy, len(demonstrations), config, seed=derive_seed(state.seed, "sft", state.round)
     )

@@ -90,8 +90,8 @@ class TokenFigures:
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
     """Rewards, each part of them, and lengths. Names are TRL's.
 
-    ``reward`` is the mean total, ``reward_std`` its spread over the step; ``rewards/NAME/mean`` and ``/std`` are a part's,
-    over the completions it applies to; ``completions/clipped_ratio`` is the share cut at the length limit.
+    ``reward`` is the mean total, ``reward_std`` its spread over the step; ``rewards/NAME/mean`` and ``/std`` are a
+    part's, over the completions it applies to; ``completions/clipped_ratio`` is the share cut at the length limit.
     """
     rows = flat(groups)
     scores = scores_of(groups, torch.device("cpu"))
@@ -118,7 +118,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
 
 
 def kl_metrics(logp: Tensor, ref_logp: Tensor, mask: Tensor, *, where: str) -> Metrics:
-    """``kl``: KL(pi || pi_ref) in nats a completion, the mean over completions of sum_t d_t; ``kl_per_token``: over tokens."""
+    """``kl``: KL(pi || pi_ref), the mean of sum_t d_t in nats a completion; ``kl_per_token``: the mean of d_t."""
     d = torch.where(mask, logp - ref_logp, torch.zeros_like(logp))
     require_finite(d, what="the log-ratio to the reference", where=where)
     return {"kl": float(d.sum(1).mean()), "kl_per_token": float(masked_mean(d, mask))}

@@ -94,7 +94,7 @@ def load_pairs(
 def load_demonstrations(
     source: str, tokenizer: PreTrainedTokenizerBase, *, context: int, overlong: Overlong = "fail"
 ) -> list[Demonstration]:
-    """Rows with ``prompt`` and ``completion``, with ``messages`` (the last turn is the completion), or with ``text``."""
+    """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``."""
 
     def parse(row: Row) -> Demonstration:
         if "prompt" in row.values or "completion" in row.values:

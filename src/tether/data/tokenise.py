@@ -54,9 +54,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, o
             f"the data holds conversations and the tokenizer of {tokenizer.name_or_path} has no chat template; "
             "give plain text, or a model with a template"
         )
-    return str(
-        tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=open_turn)
-    )
+    turns = [dict(message) for message in messages]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:

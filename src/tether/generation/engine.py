@@ -1,8 +1,8 @@
 """The rollout engine of this process: each prompt through the model once, then all its completions together.
 
 Prompts are padded on the left and prefilled in one pass; the cache rows are then repeated for the G completions, and
-rows leave the batch, cache and all, at the token that finishes them. Prompts of like length travel together, in waves of
-at most ``max_rows`` completions.
+rows leave the batch, cache and all, at the token that finishes them. Prompts of like length travel together, in waves
+of at most ``max_rows`` completions.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Engine:
         return self._forward(ids, mask.long(), cache), mask.long()
 
     def _forward(self, ids: Tensor, mask: Tensor, cache: BufferedCache) -> Tensor:
-        """Logits of the last position [b, V]; ``mask`` [b, S] covers the cache and ``ids``. Positions count real tokens."""
+        """Logits of the last position [b, V]; ``mask`` [b, S] covers cache and ``ids``, positions count real tokens."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.size(1) :]
         out = self.model(
             input_ids=ids,

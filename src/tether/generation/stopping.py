@@ -15,7 +15,8 @@ CONTEXT = 8
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
     """A completion for people and rules, special tokens left out, so that prompt + completion reads as one text.
 
-    It is decoded behind the end of its prompt, ``after``, because some tokenizers drop the space that a text begins with.
+    It is decoded behind the end of its prompt, ``after``, because some tokenizers drop the space that a text begins
+    with.
     """
     context = list(after[-CONTEXT:])
     head = str(tokenizer.decode(context, skip_special_tokens=True)) if context else ""

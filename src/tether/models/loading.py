@@ -22,7 +22,7 @@ BASE = "base"
 
 
 def resolve(name: str) -> str:
-    """The directory or hub id behind a ``--model`` value; a directory must hold a configuration and safetensors weights."""
+    """The directory or hub id behind a ``--model`` value; a directory must hold config.json and safetensors weights."""
     if name == BASE:
         return str(resources.files("tether") / "assets" / "base")
     path = Path(name)

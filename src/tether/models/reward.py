@@ -61,7 +61,7 @@ def new_reward_model(
 def load_reward_model(
     name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A reward model saved by tether, TRL or OpenRLHF: a sequence classifier with one label and a head named ``score``."""
+    """A reward model of tether, TRL or OpenRLHF: a sequence classifier with one label and a head named ``score``."""
     config = model_config(name)
     architectures = getattr(config, "architectures", None) or ["none"]
     if not any("SequenceClassification" in architecture for architecture in architectures):
@@ -120,10 +120,10 @@ def pad(sequences: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tens
 def save_reward_model(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[Sequence[int]]
 ) -> None:
-    """Save, read back with ``AutoModelForSequenceClassification``, score the ``probes`` both ways, and only then keep it.
+    """Save, read back with ``AutoModelForSequenceClassification``, score the ``probes`` both ways, and then keep it.
 
-    Heads that are lost, renamed or newly initialised on the way are common; a model whose own pooling or reloaded weights
-    give other scores is refused, and nothing is left behind.
+    Heads that are lost, renamed or newly initialised on the way are common; a model whose own pooling or reloaded
+    weights give other scores is refused, and nothing is left behind.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:

@@ -32,8 +32,8 @@ def clipped_surrogate(
     PPO's loss (Schulman et al. 2017, arXiv 1707.06347); clip_high > clip_low is DAPO's clip-higher. Also says where the
     clip is active, that is, where the gradient is cut: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low.
 
-    Shapes: ``log_ratio``, ``advantages`` of one shape, tokens [B, T] or sequences [B]; gives ``(loss, clipped)`` of that
-    shape, ``clipped`` bool.
+    Shapes: ``log_ratio``, ``advantages`` of one shape, tokens [B, T] or sequences [B]; gives ``(loss, clipped)`` of
+    that shape, ``clipped`` bool.
     """
     ratio = log_ratio.exp()
     bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)

@@ -1,8 +1,8 @@
 """From one number a token to one number a step.
 
 A loss is a sum of per-token terms divided by a denominator that belongs to the *optimiser step*. The denominator is
-counted once, before anything is split into micro-batches or over ranks, and passed in here: then adding up the losses of
-the parts gives exactly the loss of the whole, and the gradient cannot depend on how the step was cut.
+counted once, before anything is split into micro-batches or over ranks, and passed in here: then adding up the losses
+of the parts gives exactly the loss of the whole, and the gradient cannot depend on how the step was cut.
 
 ``x`` and ``mask`` are [B, T] throughout; the result is a scalar.
 """
@@ -48,5 +48,5 @@ def reduce_loss(
 
 
 def length_mask(lengths: Tensor, width: int) -> Tensor:
-    """True on the first ``lengths[b]`` of ``width`` positions: masks come from lengths, never from ids. [B] -> [B, T]."""
+    """True on the first ``lengths[b]`` positions: masks come from lengths, never from ids. [B] -> [B, ``width``]."""
     return torch.arange(width, device=lengths.device).unsqueeze(0) < lengths.unsqueeze(1)

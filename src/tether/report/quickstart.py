@@ -139,7 +139,7 @@ def quickstart_report(path: Path) -> Path:
             "What each method gained",
             table(header, cells),
             paragraph(
-                "Gold is the annotator's own score, which no method sees; proxy is the reward model's, which all of them "
+                "Gold is the annotator's own score, which no method sees; proxy is the reward model's, which all "
                 "optimise. A win is a higher gold score than the base model's for the same held-out prompt; ties count "
                 "half. KL is how far a method moved from the base model to get there."
             ),
@@ -153,7 +153,7 @@ def quickstart_report(path: Path) -> Path:
             "The reward model",
             paragraph(
                 f"{judge['accuracy']:.1%} of {judge['held_out_pairs']} held-out choices ranked right after training on "
-                f"{judge['pairs']}. The annotator is noisy: knowing its score exactly would give {judge['ceiling']:.1%}."
+                f"{judge['pairs']}. The annotator is noisy: knowing its score would give {judge['ceiling']:.1%}."
             ),
             plot(
                 svg(judge_panels(read_metrics(path / "reward"), judge, trained["calibration_bins"])),

@@ -2,9 +2,9 @@
 
     def my_reward(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-It is called once a step with flat lists, one entry a completion. Conversational prompts arrive as lists of messages, and
-their completions as one assistant message; the data's other columns arrive by name. It may be async, may return None for
-a completion it does not apply to, and may return a list of floats for a completion: one reward a token.
+It is called once a step with flat lists, one entry a completion. Conversational prompts arrive as lists of messages,
+and their completions as one assistant message; the data's other columns arrive by name. It may be async, may return
+None for a completion it does not apply to, and may return a list of floats for a completion: one reward a token.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class FunctionReward:
             values = list(returned)
         except TypeError:
             raise RewardError(
-                f"reward {self.name!r} must return a list with a value for each completion, it returned {type(returned).__name__}"
+                f"reward {self.name!r} must return a list of values; it returned {type(returned).__name__}"
             ) from None
         if len(values) != len(completions):
             raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(completions)} completions")
@@ -138,7 +138,8 @@ def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise RewardError(f"{path}: no such file to take a reward function from")
     spec = importlib.util.spec_from_file_location(f"tether_reward_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

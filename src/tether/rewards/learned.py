@@ -38,8 +38,7 @@ class LearnedReward:
             )
         raw = score_sequences(self.model, sequences, token_budget=self.token_budget)
         scores = iter(normalised_scores(self.model, raw).tolist())
-        checked = [[self._finite(next(scores)) for _ in group.completions] for group in groups]
-        return checked
+        return [[self._finite(next(scores)) for _ in group.completions] for group in groups]
 
     def _sequence(self, group: RolloutGroup, index: int) -> list[int]:
         completion = group.completions[index]

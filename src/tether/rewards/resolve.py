@@ -18,7 +18,7 @@ from tether.rewards.rules import RULES
 
 
 def split_weight(spec: str) -> tuple[str, float]:
-    """``"R=0.5"`` as ``("R", 0.5)``; without a number after the last ``=`` the weight is 1 and all of it is the name."""
+    """``"R=0.5"`` as ``("R", 0.5)``; without a number after the last ``=`` all of it is the name, and the weight 1."""
     name, equals, tail = spec.rpartition("=")
     if equals and name:
         try:

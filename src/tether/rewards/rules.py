@@ -1,4 +1,4 @@
-"""Rewards that are rules: each is built by a function from its argument, and is itself a function in TRL's signature."""
+"""Rewards that are rules: each is made from its argument, and is a function in TRL's signature."""
 
 from __future__ import annotations
 
@@ -83,10 +83,10 @@ def sentiment(argument: str | None) -> Rule:
 
 
 def exact_answer(argument: str | None) -> Rule:
-    """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer equals that of the data's column ``answer``.
+    """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer is that of the column ``answer``.
 
-    The final answer is what follows the last ``####``, else the last ``\\boxed{...}``, else the last number, else the whole
-    text. Numbers are compared as numbers, anything else as text without case and outer white space.
+    The final answer is what follows the last ``####``, else the last ``\\boxed{...}``, else the last number, else the
+    whole text. Numbers are compared as numbers, anything else as text without case and outer white space.
     """
     column = argument or "answer"
 

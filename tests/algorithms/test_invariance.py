@@ -1,0 +1,154 @@
+"""The gradient of a step does not depend on how the step is cut, padded or ordered."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import gradient, random_groups, relative_error
+from tether.algorithms import grpo, ppo, reward_model, sft
+from tether.algorithms.rollouts import batch_of
+from tether.models.loading import load_policy
+from tether.models.reward import new_reward_model
+from tether.types import Demonstration, PreferencePair, Sampling
+
+BUDGETS = [1, 30, 77, 10_000]
+SAMPLING = Sampling(max_new_tokens=9)
+
+
+def rows(n, seed=0):
+    return [c.ids for g in random_groups(n, 1, seed=seed) for c in g.rollouts.completions]
+
+
+@pytest.fixture(scope="module")
+def policy(tiny):
+    return load_policy(tiny)[0]
+
+
+def same_gradients(gradients):
+    first, *others = gradients
+    assert first.norm() > 0
+    for other in others:
+        assert relative_error(other, first) < 1e-5
+
+
+class Frozen(torch.optim.SGD):
+    """Leaves weights and gradients as they are, so that a step's gradient can be read."""
+
+    def __init__(self, module):
+        super().__init__(module.parameters(), lr=0.0)
+        for group in self.param_groups:
+            group["peak_lr"] = 0.0
+
+    def zero_grad(self, set_to_none=True):
+        pass
+
+
+def step_gradient(module, run):
+    module.zero_grad()
+    run(Frozen(module))
+    return gradient(module).clone()
+
+
+def test_sft(policy):
+    data = [Demonstration(prompt_ids=(0, 5), completion_ids=ids) for ids in rows(7)]
+
+    def run(order, budget):
+        def step(optimiser):
+            state = sft.State(policy=policy, optimiser=optimiser, cursor=None, total_steps=1)
+            config = sft.Config(micro_batch_tokens=budget, optim=sft.Optim(max_grad_norm=1e9))
+            sft.step(state, [data[i] for i in order], config=config)
+
+        return step_gradient(policy, step)
+
+    same_gradients([run(range(7), budget) for budget in BUDGETS] + [run([6, 2, 0, 4, 1, 5, 3], 40)])
+
+
+def test_reward_model(tiny):
+    model, _ = new_reward_model(tiny, seed=0)
+    pairs = [
+        PreferencePair(prompt_ids=(0, 9), chosen_ids=a, rejected_ids=b, margin=0.1 * i)
+        for i, (a, b) in enumerate(zip(rows(7), rows(7, seed=5), strict=True))
+    ]
+
+    def run(order, budget):
+        def step(optimiser):
+            state = reward_model.State(model=model, optimiser=optimiser, cursor=None, total_steps=1)
+            config = reward_model.Config(micro_batch_tokens=budget, optim=sft.Optim(max_grad_norm=1e9))
+            reward_model.step(state, [pairs[i] for i in order], config=config)
+
+        return step_gradient(model, step)
+
+    same_gradients([run(range(7), budget) for budget in BUDGETS] + [run([6, 2, 0, 4, 1, 5, 3], 40)])
+
+
+def grpo_experience(groups, policy):
+    batch = batch_of(groups, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(3)
+    shape = batch.mask.shape
+    return grpo.Experience(
+        batch=batch,
+        old_logp=-2 + torch.randn(shape, generator=generator),
+        ref_logp=-2 + torch.randn(shape, generator=generator),
+        advantages=torch.randn(shape[0], generator=generator),
+    )
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean", "fixed_length"])
+@pytest.mark.parametrize(("ratio_level", "kl_level"), [("token", "sequence"), ("sequence", "token")])
+def test_grpo(policy, reduction, ratio_level, kl_level):
+    experience = grpo_experience(random_groups(4, 3), policy)
+    state = grpo.State(
+        policy=policy, reference=policy, optimiser=None, cursor=None, seed=0, total_steps=1
+    )
+
+    def run(order, budget):
+        policy.zero_grad()
+        config = grpo.Config(
+            loss_reduction=reduction,
+            ratio_level=ratio_level,
+            kl_level=kl_level,
+            kl_estimator="k3_corrected",
+            micro_batch_tokens=budget,
+            sampling=SAMPLING,
+        )
+        grpo.backward(state, experience.rows(torch.tensor(order)), config=config, where="test")
+        return gradient(policy).clone()
+
+    whole = list(range(12))
+    same_gradients([run(whole, budget) for budget in BUDGETS] + [run(whole[::-1], 50)])
+
+
+@pytest.mark.parametrize("own_trunk", [True, False])
+def test_ppo(policy, own_trunk):
+    config = ppo.Config(critic_trunk=own_trunk, sampling=SAMPLING, entropy_coef=0.1)
+    state = ppo.State.create(policy, config, prompts=1, total_steps=1, seed=0)
+    torch.nn.init.normal_(state.critic.head.weight)
+    base = grpo_experience(random_groups(4, 3), policy)
+    generator = torch.Generator().manual_seed(4)
+    values, advantages, returns = (torch.randn(base.old_logp.shape, generator=generator) for _ in range(3))
+    experience = ppo.Experience(
+        batch=base.batch, old_logp=base.old_logp, values=values, advantages=advantages, returns=returns
+    )
+
+    def run(order, budget):
+        policy.zero_grad()
+        state.critic.zero_grad()
+        cut = ppo.Config(critic_trunk=own_trunk, sampling=SAMPLING, entropy_coef=0.1, micro_batch_tokens=budget)
+        ppo.backward(state, experience.rows(torch.tensor(order)), config=cut, where="test")
+        return torch.cat([gradient(policy), gradient(state.critic)]).clone()
+
+    whole = list(range(12))
+    same_gradients([run(whole, budget) for budget in BUDGETS] + [run(whole[::-1], 50)])
+
+
+def test_minibatches_share_out_every_row_once():
+    from tether.data.batching import micro_batches, minibatches
+
+    parts = minibatches(10, 3, seed=1)
+    assert sorted(torch.cat(parts).tolist()) == list(range(10))
+    assert sorted(map(len, parts)) == [3, 3, 4]
+    lengths = torch.tensor([5, 50, 7, 7, 31, 1])
+    cut = micro_batches(lengths, 40)
+    assert sorted(torch.cat(cut).tolist()) == list(range(6))
+    for part in cut:
+        assert len(part) == 1 or len(part) * int(lengths[part].max()) <= 40

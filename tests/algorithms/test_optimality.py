@@ -1,0 +1,93 @@
+"""Each algorithm lands on the optimum that its loss implies, in closed form, on a space that can be enumerated."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import byte_tokenizer
+from enumerable import PROMPT, Space, tiny_llama, total_variation
+from tether.algorithms import grpo, ppo
+from tether.generation.engine import Engine
+from tether.types import Prompt, Sampling
+
+BETA = 0.5
+TOLERANCE = 0.03
+VOCAB, LENGTH, SEED = 8, 2, 1
+STEPS, PROMPTS, GROUP, RATE = 300, 2, 128, 1e-3
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """The space, the two optima, and how far they are apart."""
+    space = Space.of(VOCAB, LENGTH, seed=SEED)
+    with torch.no_grad():
+        reference = space.logprobs(tiny_llama(VOCAB, seed=SEED))
+    optima = {"reverse": space.reverse_optimum(reference, BETA), "forward": space.forward_optimum(reference, BETA)}
+    assert reference.exp().sum().item() == pytest.approx(1, abs=1e-5)  # every completion is in the space
+    assert total_variation(optima["reverse"], optima["forward"]) > 2.5 * TOLERANCE
+    assert total_variation(optima["reverse"], reference.exp()) > 2.5 * TOLERANCE
+    return space, optima
+
+
+def train(algorithm, space, **options):
+    """Train with nothing but the public step, and give the trained distribution over all completions."""
+    model = tiny_llama(VOCAB, seed=SEED)
+    defaults = algorithm.Config().optim
+    config = algorithm.Config(
+        group_size=GROUP,
+        kl_coef=BETA,
+        sampling=Sampling(max_new_tokens=LENGTH),
+        optim=replace(defaults, learning_rate=RATE),
+        **options,
+    )
+    state = algorithm.State.create(model, config, prompts=1, total_steps=STEPS, seed=0)
+    engine = Engine(model, byte_tokenizer())
+    prompts = [Prompt(ids=PROMPT, text="")] * PROMPTS
+    for _ in range(STEPS):
+        algorithm.step(state, prompts, generate=engine, score=space, config=config)
+    with torch.no_grad():
+        return space.logprobs(model).exp()
+
+
+def test_the_exact_gradient_reaches_the_optimum(problem):
+    """The model can represent it: without this, the tests below would say nothing about the algorithms."""
+    space, optima = problem
+    model = tiny_llama(VOCAB, seed=SEED)
+    with torch.no_grad():
+        reference = space.logprobs(model)
+    optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
+    for _ in range(200):
+        logp = space.logprobs(model)
+        objective = (logp.exp() * (space.rewards - BETA * (logp - reference))).sum()
+        optimiser.zero_grad()
+        (-objective).backward()
+        optimiser.step()
+    assert total_variation(space.logprobs(model).exp().detach(), optima["reverse"]) < TOLERANCE
+
+
+CASES = {
+    "ppo": (ppo, {}, "reverse"),
+    "grpo-k2": (grpo, {"advantage_scale": "none", "kl_estimator": "k2"}, "reverse"),
+    "grpo-k3_corrected": (grpo, {"advantage_scale": "none", "kl_estimator": "k3_corrected"}, "reverse"),
+    "grpo-k3": (grpo, {"advantage_scale": "none", "kl_estimator": "k3"}, "forward"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "options", "optimum"), CASES.values(), ids=CASES.keys())
+def test_lands_on_its_optimum_and_not_on_the_other(problem, algorithm, options, optimum):
+    space, optima = problem
+    found = train(algorithm, space, **options)
+    other = {"reverse": "forward", "forward": "reverse"}[optimum]
+    assert total_variation(found, optima[optimum]) < TOLERANCE
+    assert total_variation(found, optima[other]) > 2 * TOLERANCE
+
+
+@pytest.mark.slow
+def test_the_tokenwise_kl_of_the_paper_lands_elsewhere(problem):
+    """Why kl_level is 'sequence': token by token, the KL of later tokens has no say in earlier ones."""
+    space, optima = problem
+    found = train(grpo, space, advantage_scale="none", kl_estimator="k2", kl_level="token")
+    assert total_variation(found, optima["reverse"]) > TOLERANCE

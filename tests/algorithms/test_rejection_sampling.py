@@ -1,0 +1,91 @@
+"""Rejection sampling: what is kept, what is imitated, and the control."""
+
+from __future__ import annotations
+
+import pytest
+from helpers import FunctionScorer, group, scored
+from tether.algorithms import rejection_sampling as rs
+from tether.algorithms import sft
+from tether.algorithms.optimise import Optim
+from tether.errors import ConfigError
+from tether.generation.engine import Engine
+from tether.models.loading import load_policy
+from tether.types import Prompt, Sampling
+
+GROUPS = [
+    scored(group((0, 4), [(5, 1), (6, 1), (7, 1)]), [0.1, 0.9, 0.5]),
+    scored(group((0, 8), [(9, 1), (10, 1), (11, 1)]), [5.0, 7.0, 7.0]),
+]
+
+
+def kept(**options):
+    return [one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(samples_per_prompt=3, **options), seed=0)]
+
+
+def test_best_of_each_prompt_earlier_first_at_a_tie():
+    assert kept(top_k=1) == [6, 10]
+    assert kept(top_k=2) == [6, 7, 10, 11]
+    assert kept(top_k=3) == [6, 7, 5, 10, 11, 9]
+
+
+def test_best_overall_may_leave_a_prompt_out():
+    assert kept(top_k=1, keep="overall") == [10, 11]
+    assert kept(top_k=2, keep="overall") == [10, 11, 9, 6]
+
+
+def test_the_random_control_keeps_as_many_without_looking_at_scores():
+    random = kept(top_k=2, select="random")
+    assert len(random) == len(set(random)) == 4
+    assert set(random[:2]) <= {5, 6, 7}
+    several = {
+        tuple(one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(samples_per_prompt=3, select="random"), seed=s))
+        for s in range(60)
+    }
+    assert len(several) == 9  # every choice of one from each occurs
+
+
+def letters(_, completion):
+    return sum(i < 130 for i in completion.ids) / len(completion.ids)
+
+
+def run(tiny, **options):
+    model, tokenizer = load_policy(tiny)
+    config = rs.Config(
+        samples_per_prompt=8,
+        top_k=1,
+        rounds=3,
+        sampling=Sampling(max_new_tokens=8),
+        sft=sft.Config(epochs=3, batch_size=4, optim=Optim(learning_rate=1e-2)),
+        **options,
+    )
+    state = rs.State.create(model, seed=0)
+    engine = Engine(model, tokenizer)
+    prompts = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(8)]
+    steps = []
+    rounds = [
+        rs.step(state, prompts, generate=engine, score=FunctionScorer(letters), config=config, on_step=steps.append)
+        for _ in range(3)
+    ]
+    return rounds, steps
+
+
+def test_rounds_raise_the_reward_and_the_control_does_not(tiny):
+    rounds, steps = run(tiny)
+    rewards = [r.metrics["reward"] for r in rounds]
+    assert rewards[2] > rewards[0] + 0.1
+    assert len(steps) == 3 * 6
+    first = rounds[0].metrics
+    assert first["kl"] == pytest.approx(0, abs=1e-4)
+    assert first["kl/selection_bound"] == pytest.approx(1.2044, abs=1e-3)  # log 8 - 7/8
+    assert first["reward/gain"] == pytest.approx(first["reward/selected"] - first["reward"])
+    assert first["reward/gain"] > 0.1
+    assert rounds[2].metrics["kl"] > 0.3
+    control, _ = run(tiny, select="random")
+    assert "kl/selection_bound" not in control[0].metrics
+    assert abs(control[0].metrics["reward/gain"]) < 0.15
+    assert control[2].metrics["reward"] < rewards[2] - 0.05
+
+
+def test_n_below_k_is_refused():
+    with pytest.raises(ConfigError, match=r"N = 2.*K = 3"):
+        rs.Config(samples_per_prompt=2, top_k=3)

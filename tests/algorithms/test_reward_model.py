@@ -1,0 +1,96 @@
+"""Reward-model training: it learns a preference, keeps the best weights, and says how sure it may be."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tether.algorithms import reward_model as rm
+from tether.algorithms.optimise import Optim
+from tether.models.reward import new_reward_model, normalised_scores, score_sequences
+from tether.types import PreferencePair
+
+
+def pairs(n, seed=0, *, flip=0.0):
+    """Sequences of random tokens; the one with token 200 in it is preferred, but for a share of wrong labels."""
+    generator = torch.Generator().manual_seed(seed)
+    out = []
+    for _ in range(n):
+        a, b = (torch.randint(3, 190, (6,), generator=generator).tolist() for _ in range(2))
+        a[int(torch.randint(6, (1,), generator=generator))] = 200
+        if torch.rand((), generator=generator) < flip:
+            a, b = b, a
+        out.append(PreferencePair(prompt_ids=(0, 9), chosen_ids=(*a, 1), rejected_ids=(*b, 1)))
+    return out
+
+
+def train(tiny, data, held_out, **options):
+    model, _ = new_reward_model(tiny, seed=0)
+    config = rm.Config(optim=Optim(learning_rate=3e-3), **options)
+    state = rm.State.create(model, len(data), config, seed=0)
+    rows = []
+    evaluation = rm.train(state, data, held_out, config=config, on_step=rows.append)
+    return model, state, rows, evaluation
+
+
+def test_it_learns_and_is_normalised(tiny):
+    data = pairs(400)
+    model, state, rows, evaluation = train(tiny, data, pairs(100, seed=1), epochs=4, batch_size=16)
+    assert evaluation.accuracy > 0.95
+    assert evaluation.log_loss < 0.3
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    scores = normalised_scores(model, score_sequences(model, rm.sides(data)))
+    assert scores.mean().item() == pytest.approx(0, abs=1e-4)
+    assert scores.std(unbiased=False).item() == pytest.approx(1, abs=1e-4)
+    assert state.step == 100
+
+
+def test_early_stopping_keeps_the_best_weights(tiny):
+    """Random labels can only be memorised: held-out loss soon rises, training stops, and the best weights are back."""
+    held_out = pairs(80, seed=1, flip=0.5)
+    model, state, rows, evaluation = train(
+        tiny, pairs(96, flip=0.5), held_out, epochs=40, batch_size=16, patience=3, evals_per_epoch=1
+    )
+    measured = [row["eval/loss"] for row in rows if "eval/loss" in row]
+    assert state.step < 40 * 6
+    assert len(measured) == measured.index(min(measured)) + 1 + 3
+    assert evaluation.log_loss == pytest.approx(min(measured), rel=1e-5)
+    assert state.best_step == 6 * (measured.index(min(measured)) + 1)
+    assert measured[-1] > min(measured)
+
+
+def test_margins_and_centring_reach_the_loss(tiny):
+    model, _ = new_reward_model(tiny, seed=0)
+    plain = PreferencePair(prompt_ids=(0,), chosen_ids=(5, 1), rejected_ids=(6, 1))
+    wide = PreferencePair(prompt_ids=(0,), chosen_ids=(5, 1), rejected_ids=(6, 1), margin=3.0)
+    r_w, r_l = score_sequences(model, rm.sides([plain])).tolist()
+
+    def loss(pair, centring):
+        config = rm.Config(centring=centring)
+        state = rm.State.create(model, 1, config, seed=0)
+        state.optimiser.param_groups[0]["peak_lr"] = 0.0
+        return rm.step(state, [pair], config=config)["loss"]
+
+    assert loss(plain, 0.0) == pytest.approx(math.log1p(math.exp(r_l - r_w)), rel=1e-5)
+    assert loss(wide, 0.0) == pytest.approx(math.log1p(math.exp(r_l - r_w + 3)), rel=1e-5)
+    assert loss(plain, 0.5) == pytest.approx(math.log1p(math.exp(r_l - r_w)) + 0.5 * (r_w + r_l) ** 2, rel=1e-5)
+
+
+def test_assessment_by_hand():
+    """Differences log 3, -log 3 and 0: confidences 3/4, 3/4 and 1/2; right, wrong and a tie."""
+    found = rm.assess(torch.tensor([math.log(3), -math.log(3), 0.0]))
+    assert found.accuracy == pytest.approx(0.5)
+    assert found.log_loss == pytest.approx((math.log(4 / 3) + math.log(4) + math.log(2)) / 3, rel=1e-5)
+    assert [(round(c, 4), a, n) for c, a, n in found.bins] == [(0.5, 0.5, 1), (0.75, 0.5, 2)]
+    assert found.calibration_error == pytest.approx(2 * 0.25 / 3)
+
+
+def test_a_calibrated_model_has_no_calibration_error_and_an_overconfident_one_has():
+    """Labels drawn with exactly the stated confidence, by counting: 4,000 pairs at each of four differences."""
+    honest = []
+    for difference in (0.3, 0.9, 1.6, 3.0):
+        wins = round(4000 * torch.sigmoid(torch.tensor(difference)).item())
+        honest += [difference] * wins + [-difference] * (4000 - wins)
+    assert rm.assess(torch.tensor(honest)).calibration_error < 1e-3
+    assert rm.assess(torch.tensor(honest) * 3).calibration_error > 0.1

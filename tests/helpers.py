@@ -1,0 +1,74 @@
+"""Small pieces that several tests build runs from."""
+
+from __future__ import annotations
+
+import torch
+
+from tether.types import Completion, Finish, Prompt, RolloutGroup, Score, ScoredGroup
+
+
+def completion(ids, *, logprobs=None, finish=None, text="") -> Completion:
+    finish = finish or (Finish.EOS if ids[-1] == 1 else Finish.LENGTH)
+    logprobs = tuple(logprobs) if logprobs is not None else (-1.0,) * len(ids)
+    return Completion(ids=tuple(ids), logprobs=logprobs, finish=finish, text=text)
+
+
+def group(prompt_ids, rows, *, text="p", columns=None) -> RolloutGroup:
+    """A rollout group from lists of token ids."""
+    return RolloutGroup(
+        prompt=Prompt(ids=tuple(prompt_ids), text=text, columns=columns or {}),
+        completions=tuple(completion(ids) for ids in rows),
+        weights_version=0,
+    )
+
+
+def scored(rollouts, totals, *, token_rewards=None) -> ScoredGroup:
+    """Scores by hand."""
+    return ScoredGroup(
+        rollouts=rollouts,
+        scores=tuple(
+            Score(total=total, token_rewards=token_rewards[i] if token_rewards else None)
+            for i, total in enumerate(totals)
+        ),
+    )
+
+
+class FunctionScorer:
+    """A Scorer from a function of (prompt, completion)."""
+
+    def __init__(self, function) -> None:
+        self.function = function
+
+    def score(self, groups):
+        return [
+            ScoredGroup(rollouts=g, scores=tuple(Score(total=float(self.function(g.prompt, c))) for c in g.completions))
+            for g in groups
+        ]
+
+
+def random_groups(prompts: int, group_size: int, *, vocab: int = 250, longest: int = 9, seed: int = 0):
+    """Scored groups of mixed lengths, with random ids, scores and log-probs."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high + 1, (1,), generator=generator))
+
+    def ids(n):
+        return torch.randint(3, vocab, (n,), generator=generator).tolist()
+
+    return [
+        scored(
+            group([0, *ids(draw(1, 6))], [ids(draw(1, longest)) for _ in range(group_size)]),
+            torch.randn(group_size, generator=generator).tolist(),
+        )
+        for _ in range(prompts)
+    ]
+
+
+def gradient(module) -> torch.Tensor:
+    """All gradients of a module in one vector."""
+    return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
