@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from conftest import ARCHITECTURES
 from tether.generation.engine import Engine
 from tether.generation.naive import NaiveGenerator
@@ -87,7 +88,7 @@ def test_logprobs_are_those_of_the_distribution_that_sampled(llama):
 
 
 def test_several_end_tokens(llama):
-    model, tokenizer = llama
+    model, _tokenizer = llama
     sampling = Sampling(max_new_tokens=40, temperature=2.0)
     model.generation_config.eos_token_id = list(range(1, 60))
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from helpers import FunctionScorer, group, random_groups, scored
 from tether.algorithms import grpo
 from tether.algorithms.optimise import Optim
@@ -59,9 +60,7 @@ def test_advantages_by_configuration():
         return grpo.advantages_of(scores, grpo.Config(**options))
 
     torch.testing.assert_close(found(advantage_scale="none"), centred(scores))
-    torch.testing.assert_close(
-        found(advantage_scale="none", advantage_baseline="leave_one_out"), leave_one_out(scores)
-    )
+    torch.testing.assert_close(found(advantage_scale="none", advantage_baseline="leave_one_out"), leave_one_out(scores))
     # group scaling makes both groups' spreads 1, batch scaling leaves the second one's larger
     by_group, by_batch = found().std(1), found(advantage_scale="batch").std(1)
     torch.testing.assert_close(by_group, torch.ones(2), atol=1e-3, rtol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from helpers import gradient, random_groups, relative_error
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.rollouts import batch_of
@@ -97,9 +98,7 @@ def grpo_experience(groups, policy):
 @pytest.mark.parametrize(("ratio_level", "kl_level"), [("token", "sequence"), ("sequence", "token")])
 def test_grpo(policy, reduction, ratio_level, kl_level):
     experience = grpo_experience(random_groups(4, 3), policy)
-    state = grpo.State(
-        policy=policy, reference=policy, optimiser=None, cursor=None, seed=0, total_steps=1
-    )
+    state = grpo.State(policy=policy, reference=policy, optimiser=None, cursor=None, seed=0, total_steps=1)
 
     def run(order, budget):
         policy.zero_grad()

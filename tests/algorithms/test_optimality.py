@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from conftest import byte_tokenizer
 from enumerable import PROMPT, Space, tiny_llama, total_variation
 from tether.algorithms import grpo, ppo

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+
 from conftest import byte_tokenizer
 from enumerable import tiny_llama
 from helpers import FunctionScorer, group, random_groups, scored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from helpers import FunctionScorer, group, scored
 from tether.algorithms import rejection_sampling as rs
 from tether.algorithms import sft
@@ -38,7 +39,9 @@ def test_the_random_control_keeps_as_many_without_looking_at_scores():
     assert len(random) == len(set(random)) == 4
     assert set(random[:2]) <= {5, 6, 7}
     several = {
-        tuple(one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(samples_per_prompt=3, select="random"), seed=s))
+        tuple(
+            one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(samples_per_prompt=3, select="random"), seed=s)
+        )
         for s in range(60)
     }
     assert len(several) == 9  # every choice of one from each occurs

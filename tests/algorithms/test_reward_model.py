@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tether.algorithms import reward_model as rm
 from tether.algorithms.optimise import Optim
 from tether.models.reward import new_reward_model, normalised_scores, score_sequences
@@ -49,7 +50,7 @@ def test_it_learns_and_is_normalised(tiny):
 def test_early_stopping_keeps_the_best_weights(tiny):
     """Random labels can only be memorised: held-out loss soon rises, training stops, and the best weights are back."""
     held_out = pairs(80, seed=1, flip=0.5)
-    model, state, rows, evaluation = train(
+    _model, state, rows, evaluation = train(
         tiny, pairs(96, flip=0.5), held_out, epochs=40, batch_size=16, patience=3, evals_per_epoch=1
     )
     measured = [row["eval/loss"] for row in rows if "eval/loss" in row]

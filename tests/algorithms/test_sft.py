@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+
 from tether.algorithms import sft
 from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, require_finite
 from tether.errors import ConfigError, GuardError
@@ -13,7 +14,7 @@ from tether.models.loading import load_policy
 from tether.types import Demonstration
 
 DATA = [
-    Demonstration(prompt_ids=(0, 70 + i), completion_ids=(100 + i, 101 + i, 1)[: 3 - i % 2] + (1,)) for i in range(6)
+    Demonstration(prompt_ids=(0, 70 + i), completion_ids=(*(100 + i, 101 + i, 1)[: 3 - i % 2], 1)) for i in range(6)
 ]
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
 
 REWARDS = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tether.ops.divergence import (
     adapt_kl_coef,
     best_of_n_kl,
@@ -45,7 +46,9 @@ def test_k1_and_k3_are_unbiased_and_k3_is_never_negative():
     for estimator in (k1, k3):
         torch.testing.assert_close((logp.exp() * estimator(d)).sum(), exact, rtol=1e-6, atol=1e-6, check_dtype=False)
     assert (k3(d) >= 0).all()
-    assert exact == pytest.approx(sum(math.exp(p) * (p - q) for p, q in zip(logp.tolist(), reference.tolist(), strict=True)))
+    assert exact == pytest.approx(
+        sum(math.exp(p) * (p - q) for p, q in zip(logp.tolist(), reference.tolist(), strict=True))
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tether.ops.logprobs import chunked_logprobs, token_entropy, token_logprobs
 
 

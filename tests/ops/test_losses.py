@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from tether.ops.losses import bradley_terry, clipped_surrogate, clipped_value, likelihood
 
 

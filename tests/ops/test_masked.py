@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tether.ops.masked import masked_mean, masked_sum, masked_var, whiten
 
 NAN = float("nan")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tether.ops.reduce import fixed_length, length_mask, reduce_loss, sequence_mean, token_mean
 
 X = torch.tensor([[1.0, 2.0, 3.0], [10.0, float("nan"), float("nan")]])
@@ -29,9 +30,7 @@ def test_parts_add_up_to_the_whole(reduction, split):
     weights = torch.randn(8, 9, dtype=torch.float64, requires_grad=True)
     whole = reduce_loss(weights.tanh(), mask, **counts)
     (expected,) = torch.autograd.grad(whole, weights)
-    parts = [
-        reduce_loss(w.tanh(), m, **counts) for w, m in zip(weights.split(split), mask.split(split), strict=True)
-    ]
+    parts = [reduce_loss(w.tanh(), m, **counts) for w, m in zip(weights.split(split), mask.split(split), strict=True)]
     torch.testing.assert_close(sum(parts), whole)
     (found,) = torch.autograd.grad(sum(parts), weights)
     torch.testing.assert_close(found, expected)

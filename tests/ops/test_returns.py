@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tether.ops.returns import discounted_returns, gae
 
 MASK = torch.tensor([[True, True, True], [True, True, False]])
