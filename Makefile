@@ -1,0 +1,46 @@
+# Every target sets itself up: Python 3.11 or newer and make are all that a machine needs.
+
+PYTHON ?= python3
+OUT ?= quickstart
+BIN := .venv/bin
+READY := .venv/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart check lint format types test wheel clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## the virtual environment .venv with the pinned set and the package, editable
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt "$$(grep ^torch== constraints.txt)"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(READY)  ## all of RLHF on the embedded model, into OUT=quickstart; again: ARGS=--overwrite
+	$(BIN)/tether quickstart --out $(OUT) $(ARGS)
+
+check: lint types test  ## everything that must pass before a change goes in
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(READY)  ## let ruff repair what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(READY)  ## mypy, strict on the mathematics, the types and the algorithms
+	$(BIN)/mypy
+
+test: $(READY)  ## all tests; ARGS='-k grpo' chooses among them
+	$(BIN)/pytest $(ARGS)
+
+wheel: $(READY)  ## the wheel, into dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:  ## remove the environment, caches and built wheels
+	rm -rf .venv .mypy_cache .ruff_cache .hypothesis dist build
