@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +23,15 @@ class Row:
 
 
 def read_rows(source: str) -> list[Row]:
-    """All rows of ``source``: ``*.jsonl``, ``*.json`` (one object a line), either gzipped, ``*.parquet``, a directory
-    or a hub id that ``datasets`` can load (``name`` or ``name:split``, the split ``train`` unless given).
+    """All rows of ``source``: ``*.jsonl``, ``*.json`` (one object a line), either gzipped, ``*.parquet``, or a
+    directory or hub id that ``datasets`` can load.
 
+    A data set is ``name``, ``name:split`` (``train`` unless given; ``train[:1000]`` works) or ``name:subset:split``.
     Raises :class:`DataError` that names the file, and the line where there is one.
     """
     path = Path(source)
-    if path.is_dir() or (not path.exists() and _looks_like_hub_id(source)):
-        rows = list(_read_dataset(source))
+    if dataset := _dataset(source):
+        rows = list(_read_dataset(source, *dataset))
     elif not path.exists():
         raise DataError(
             f"{source}: no such file (a local path ends in .jsonl, .json.gz or .parquet; a hub id is owner/name)"
@@ -44,30 +47,47 @@ def read_rows(source: str) -> list[Row]:
     return rows
 
 
-def _looks_like_hub_id(source: str) -> bool:
-    name = source.split(":")[0]
-    return name.count("/") <= 1 and not source.startswith((".", "/", "~")) and "." not in Path(name).suffix
+_DATASET = re.compile(r"(?P<name>[^:]+?)(:(?P<subset>[^:\[]+))??(:(?P<split>[^:\[]+(\[.*\])?))?")
+_FILE_SUFFIXES = {".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".txt", ".zip", ".arrow"}
+
+
+def _dataset(source: str) -> tuple[str, str | None, str] | None:
+    """``(name, subset, split)`` of a directory or of what has the form of a hub id; None for a file."""
+    if Path(source).is_dir():
+        return source, None, "train"
+    parts = _DATASET.fullmatch(source)
+    if parts is None or Path(source).exists():
+        return None
+    name = parts["name"]
+    hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if Path(name).is_dir() or (hub_id and Path(name).suffix.lower() not in _FILE_SUFFIXES):
+        return name, parts["subset"], parts["split"] or "train"
+    return None
 
 
 def _read_json_lines(path: Path) -> Iterator[Row]:
     opener = gzip.open if path.name.endswith(".gz") else open
-    number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rb") as lines:  # bytes, so that a line that is not UTF-8 can be named
             for number, line in enumerate(lines, 1):
-                if not line.strip():
-                    continue
-                try:
-                    values = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
-                if not isinstance(values, dict):
-                    raise DataError(f"{path}:{number}: a row must be a JSON object, found {type(values).__name__}")
-                yield Row(f"{path}:{number}", values)
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}:{number + 1}: not valid UTF-8 ({error.reason})") from None
-    except (OSError, EOFError) as error:
+                if line.strip():
+                    yield Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}"))
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not valid UTF-8 ({error.reason})") from None
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where}: not valid JSON ({error.msg} at column {error.colno}); a row is one JSON object on one line"
+        ) from None
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: a row is one JSON object on one line, found a {type(values).__name__}")
+    return values
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
@@ -82,17 +102,18 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         yield Row(f"{path}:row {number}", values)
 
 
-def _read_dataset(source: str) -> Iterator[Row]:
+def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
         raise DataError(f"{source}: reading a data set needs the extra: pip install 'tether-rlhf[hub]'") from None
-    name, _, split = source.partition(":")
-    split = split or "train"
     try:
-        dataset = datasets.load_dataset(name, split=split)
+        if (Path(name) / "state.json").is_file():  # written by Dataset.save_to_disk, which has no splits
+            dataset = datasets.load_from_disk(name)
+        else:
+            dataset = datasets.load_dataset(name, subset, split=split)
     except Exception as error:  # the hub client raises many unrelated types; all of them mean the same to the caller
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source}: no such file, and not loadable as a data set ({reason})") from error
+        raise DataError(f"{source}: not loadable as a data set ({reason})") from error
     for number, values in enumerate(dataset, 1):
         yield Row(f"{source}:row {number}", dict(values))

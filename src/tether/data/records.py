@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
@@ -10,10 +11,9 @@ from transformers import PreTrainedTokenizerBase
 from tether.data.reading import Row, read_rows
 from tether.data.tokenise import (
     Text,
-    encode,
     encode_continuation,
     encode_prompt,
-    eos_id,
+    encode_whole,
     is_conversation,
     render,
 )
@@ -56,33 +56,29 @@ def load_pairs(
 ) -> list[PreferencePair]:
     """Rows with ``chosen`` and ``rejected``, a ``prompt`` or none, and a ``margin`` or none.
 
-    Without a ``prompt`` it is implicit: the token ids that both sides begin with.
+    Without a ``prompt``, or with one in text that the sides, being conversations, hold as a turn, it is implicit: the
+    token ids that both sides begin with.
     """
 
     def parse(row: Row) -> PreferencePair:
         chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
         if chosen == rejected:
-            raise DataError(f"{row.where}: chosen and rejected are equal, so the pair states no preference")
-        margin = row.values.get("margin")
-        if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
-            raise DataError(f"{row.where}: margin must be a number, found {margin!r}")
-        if row.values.get("prompt") is not None:
-            prompt = _text(row, "prompt")
+            raise DataError("chosen and rejected are equal, so the pair states no preference")
+        prompt = _text(row, "prompt") if row.values.get("prompt") is not None else None
+        if prompt is not None and not (_holds(chosen, prompt) and _holds(rejected, prompt)):
             prompt_ids, chosen_ids = encode_continuation(tokenizer, prompt, chosen)
             _, rejected_ids = encode_continuation(tokenizer, prompt, rejected)
         else:
             prompt_ids, chosen_ids, rejected_ids = _split_common_prefix(
-                _encode_whole(tokenizer, chosen), _encode_whole(tokenizer, rejected)
+                encode_whole(tokenizer, chosen), encode_whole(tokenizer, rejected)
             )
         if chosen_ids == rejected_ids:
-            raise DataError(
-                f"{row.where}: chosen and rejected have the same token ids, so no model can tell them apart"
-            )
+            raise DataError("chosen and rejected have the same token ids, so no model can tell them apart")
         return PreferencePair(
             prompt_ids=tuple(prompt_ids),
             chosen_ids=tuple(chosen_ids),
             rejected_ids=tuple(rejected_ids),
-            margin=float(margin or 0.0),
+            margin=_margin(row),
         )
 
     def length(pair: PreferencePair) -> int:
@@ -102,10 +98,10 @@ def load_demonstrations(
         elif "messages" in row.values:
             messages = _text(row, "messages")
             if isinstance(messages, str) or len(messages) < 2:
-                raise DataError(f"{row.where}: messages must hold at least two turns, the last one to imitate")
+                raise DataError("messages must hold at least two turns, the last one to imitate")
             prompt_ids, completion_ids = encode_continuation(tokenizer, messages[:-1], messages[-1:])
         else:
-            whole = _encode_whole(tokenizer, _text(row, "text", instead="'text', or 'prompt' and 'completion'"))
+            whole = encode_whole(tokenizer, _text(row, "text", instead="'text', or 'prompt' and 'completion'"))
             prompt_ids, completion_ids = whole[:1], whole[1:]
         return Demonstration(prompt_ids=tuple(prompt_ids), completion_ids=tuple(completion_ids))
 
@@ -126,7 +122,10 @@ def _load(
 ) -> list[Record]:
     kept: list[Record] = []
     for row in read_rows(source):
-        record = parse(row)
+        try:
+            record = parse(row)
+        except DataError as error:
+            raise DataError(f"{row.where}: {error}") from error
         if length(record) <= context:
             kept.append(record)
         elif overlong == "fail":
@@ -143,28 +142,36 @@ def _text(row: Row, column: str, *, instead: str | None = None) -> Text:
     """The column's text or conversation, or an error that says what is wrong with it."""
     if column not in row.values:
         found = ", ".join(repr(name) for name in row.values) or "no columns"
-        raise DataError(f"{row.where}: column {instead or repr(column)} is missing; the row has {found}")
+        raise DataError(f"column {instead or repr(column)} is missing; the row has {found}")
     value = row.values[column]
     if isinstance(value, str):
+        turns = [value]
         if not value.strip():
-            raise DataError(f"{row.where}: {column} is empty")
-        return value
-    if is_conversation(value):
-        if not all(message["content"].strip() for message in value):
-            raise DataError(f"{row.where}: {column} holds a turn without content")
-        return list(value)
-    raise DataError(f"{row.where}: {column} must be text or a list of {{role, content}}, found {type(value).__name__}")
+            raise DataError(f"{column} is empty")
+    elif is_conversation(value):
+        turns = [message["content"] for message in value]
+        if not all(turn.strip() for turn in turns):
+            raise DataError(f"{column} holds a turn without content")
+    else:
+        raise DataError(f"{column} must be text or a list of {{role, content}}, found {type(value).__name__}")
+    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
+        raise DataError(f"{column} holds half a character (a lone surrogate), which no tokenizer can read")
+    return value if isinstance(value, str) else list(value)
 
 
-def _encode_whole(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
-    """Prompt and completion in one, ending with EOS."""
-    if isinstance(text, str):
-        return [*encode(tokenizer, text), eos_id(tokenizer)]
-    ids = list(tokenizer(render(tokenizer, text, open_turn=False), add_special_tokens=False)["input_ids"])
-    eos = eos_id(tokenizer)
-    if eos not in ids:
-        return [*ids, eos]
-    return ids[: len(ids) - ids[::-1].index(eos)]
+def _margin(row: Row) -> float:
+    """The row's margin, 0 where it has none."""
+    margin = row.values.get("margin")
+    if margin is None:
+        return 0.0
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise DataError(f"margin must be a finite number, found {margin!r}")
+    return float(margin)
+
+
+def _holds(side: Text, prompt: Text) -> bool:
+    """Whether a prompt in text is a turn of a conversation already."""
+    return not isinstance(side, str) and any(message["content"] == prompt for message in side[:-1])
 
 
 def _split_common_prefix(a: list[int], b: list[int]) -> tuple[list[int], list[int], list[int]]:

@@ -2,8 +2,8 @@
 
 A prompt is encoded with whatever special tokens its tokenizer puts in front (BOS), and nothing behind. A completion is
 what the tokenizer gives for prompt and completion *together*, less the prompt's ids; where the prompt's ids are not a
-prefix of the whole (a merge across the boundary), the completion is encoded on its own. Every completion to learn from
-ends with EOS.
+prefix of the whole (a merge across the boundary), the completion is encoded on its own, as the middle of a text. Every
+completion to learn from ends with EOS.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from tether.errors import DataError, ModelError
@@ -40,11 +41,23 @@ def is_conversation(value: Any) -> bool:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of ``text`` with the tokenizer's leading special tokens and without a trailing EOS."""
+    """Ids of ``text`` with the tokenizer's leading special tokens and without a trailing EOS.
+
+    A text that spells out the BOS that the tokenizer also adds gets one BOS, not two.
+    """
     ids = list(tokenizer(text)["input_ids"])
+    if ids[:2] == [tokenizer.bos_token_id] * 2:
+        ids.pop(0)
     if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:
         ids.pop()
     return ids
+
+
+def encode_whole(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
+    """Ids of prompt and completion in one, ending with EOS."""
+    if isinstance(text, str):
+        return [*encode(tokenizer, text), eos_id(tokenizer)]
+    return end_with_eos(tokenizer, _encode_rendered(tokenizer, render(tokenizer, text, open_turn=False)))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool) -> str:
@@ -55,15 +68,17 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, o
             "give plain text, or a model with a template"
         )
     turns = [dict(message) for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
+    except TemplateError as error:  # templates refuse what they cannot write: roles out of order, system turns
+        raise DataError(f"the chat template of {tokenizer.name_or_path} refuses the conversation ({error})") from error
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
     """Ids of a prompt that a completion will follow."""
     if isinstance(prompt, str):
         return encode(tokenizer, prompt)
-    rendered = render(tokenizer, prompt, open_turn=True)
-    return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+    return _encode_rendered(tokenizer, render(tokenizer, prompt, open_turn=True))
 
 
 def encode_continuation(
@@ -81,17 +96,37 @@ def encode_continuation(
                 f"the chat template of {tokenizer.name_or_path} does not extend a prompt when a turn is added, "
                 "so prompt and completion cannot be told apart; give plain text"
             )
-        whole, tail = list(tokenizer(closed, add_special_tokens=False)["input_ids"]), closed[len(opened) :]
+        whole, tail = _encode_rendered(tokenizer, closed), closed[len(opened) :]
     else:
         raise DataError("prompt and completion must both be text or both be conversations")
-    if whole[: len(prompt_ids)] == prompt_ids:
-        completion_ids = whole[len(prompt_ids) :]
-    else:
-        completion_ids = list(tokenizer(tail, add_special_tokens=False)["input_ids"])
-    return prompt_ids, end_with_eos(completion_ids, eos_id(tokenizer))
+    unmerged = whole[: len(prompt_ids)] == prompt_ids
+    completion_ids = whole[len(prompt_ids) :] if unmerged else _encode_tail(tokenizer, tail)
+    return prompt_ids, end_with_eos(tokenizer, completion_ids)
 
 
-def end_with_eos(ids: Sequence[int], eos: int) -> list[int]:
-    """``ids`` up to and including its first EOS, or with one appended (chat templates write a line break after it)."""
-    ids = list(ids)
-    return ids[: ids.index(eos) + 1] if eos in ids else [*ids, eos]
+def end_with_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """``ids`` up to their last EOS where only white space follows it, as chat templates write it, else with EOS added.
+
+    An EOS with text behind it does not end the sequence: it is a BOS of the same id, or closes an earlier turn.
+    """
+    eos = eos_id(tokenizer)
+    end = len(ids) - ids[::-1].index(eos) if eos in ids else 0
+    if end and not str(tokenizer.decode(ids[end:])).strip():
+        return ids[:end]
+    return [*ids, eos]
+
+
+def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of what a chat template wrote, which holds its special tokens already."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _encode_tail(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a text that goes on from another.
+
+    Tokenizers of the SentencePiece kind put a space in front of a text; behind a line break they do not.
+    """
+    anchor, anchored = _encode_rendered(tokenizer, "\n"), _encode_rendered(tokenizer, "\n" + text)
+    if anchored[: len(anchor)] == anchor:
+        return anchored[len(anchor) :]
+    return _encode_rendered(tokenizer, text)

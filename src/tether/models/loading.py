@@ -50,14 +50,20 @@ def load_pretrained(
     source = resolve(name)
     try:
         model, info = auto_class.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # refused below, with their names
+            **kwargs,
         )
     except Exception as error:  # config, network, safetensors and architecture errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name}: the model cannot be loaded ({reason})") from error
     missing = sorted(key for key in info["missing_keys"] if not (allow_missing and key.startswith(allow_missing)))
     if missing or info["mismatched_keys"]:
-        wrong = missing or sorted(str(key) for key in info["mismatched_keys"])
+        wrong = missing or sorted(str(key[0]) for key in info["mismatched_keys"])
         raise ModelError(f"{name}: the weights do not fit the configuration ({len(wrong)} tensors, first {wrong[0]})")
     return model.eval()
 
@@ -65,12 +71,16 @@ def load_pretrained(
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer that lies beside a model."""
     try:
-        return AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # the same as above
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name}: the tokenizer cannot be loaded ({reason})") from error
+    # without its files, transformers makes up a tokenizer that knows its special tokens and nothing else
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens):
+        raise ModelError(f"{name}: no tokenizer: tokenizer.json is missing, or its vocabulary is empty")
+    return tokenizer
 
 
 def place(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
@@ -127,9 +137,9 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every id that ends a completion: the generation configuration's and the tokenizer's."""
-    generation = getattr(model, "generation_config", None)
-    configured = getattr(generation, "eos_token_id", None)
+    """Every id that ends a completion: the tokenizer's and the generation configuration's (of a model that does not
+    generate, such as a reward model, the configuration's)."""
+    configured = getattr(getattr(model, "generation_config", None) or model.config, "eos_token_id", None)
     ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
     return tuple(sorted(i for i in ids if i is not None))
 

@@ -15,11 +15,14 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tether.data.tokenise import Text
 from tether.errors import RewardError
 from tether.rewards.combine import RewardValue
 from tether.types import Completion, Prompt, RolloutGroup
@@ -37,16 +40,15 @@ class FunctionReward:
         arguments = {
             **_columns([prompt for prompt, _ in flat]),
             "prompts": [list(p.messages) if p.messages else p.text for p, _ in flat],
-            "completions": [_as_given(p, c) for p, c in flat],
+            "completions": [as_given(p, c) for p, c in flat],
             "completion_ids": [list(c.ids) for _, c in flat],
         }
         try:
             returned = self.function(**_accepted(self.function, arguments))
             if inspect.isawaitable(returned):
-                returned = asyncio.run(_wait(returned))
-        except (
-            Exception
-        ) as error:  # whatever the person's function raises ends here as one line, with the cause chained
+                with ThreadPoolExecutor(1) as thread:  # its own thread: in a notebook this one has a loop already
+                    returned = thread.submit(asyncio.run, _wait(returned)).result()
+        except Exception as error:  # whatever the person's function raises becomes one line, with the cause chained
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}{_place(error)}") from error
         checked = self._check(returned, [completion for _, completion in flat])
         rows = iter(checked)
@@ -96,7 +98,8 @@ def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     return {name: [prompt.columns[name] for prompt in prompts] for name in sorted(shared)}
 
 
-def _as_given(prompt: Prompt, completion: Completion) -> Any:
+def as_given(prompt: Prompt, completion: Completion) -> Text:
+    """The completion in the form of its prompt: text, or the assistant's turn."""
     return [{"role": "assistant", "content": completion.text}] if prompt.messages else completion.text
 
 
@@ -114,18 +117,30 @@ async def _wait(awaitable: Any) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    trace = inspect.trace() if error.__traceback__ is None else inspect.getinnerframes(error.__traceback__)
-    return f" ({Path(trace[-1].filename).name}:{trace[-1].lineno})" if trace else ""
+    """The innermost line of code that ``error`` came through, in brackets; import's own machinery does not count."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def load_function(spec: str) -> FunctionReward:
-    """The function behind ``path/to/file.py:name`` or ``package.module:name``."""
+    """The function behind ``path/to/file.py:name`` or ``package.module:name``.
+
+    The file may import its neighbours, and a module may lie in the working directory: both join the end of the path.
+    """
     source, _, name = spec.rpartition(":")
     try:
-        module = _module_from_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
+        if source.endswith(".py"):
+            module = _module_from_file(Path(source))
+        else:
+            _join_path(Path.cwd())
+            module = importlib.import_module(source)
     except RewardError:
         raise
     except Exception as error:  # importing runs the person's code
+        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
+            raise RewardError(
+                f"{spec}: no built-in reward has this name, and there is no module {source!r} to take {name!r} from"
+            ) from error
         raise RewardError(f"{spec}: importing it raised {type(error).__name__}: {error}{_place(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -134,12 +149,18 @@ def load_function(spec: str) -> FunctionReward:
     return FunctionReward(name, function)
 
 
+def _join_path(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.append(str(directory))
+
+
 def _module_from_file(path: Path) -> Any:
     if not path.is_file():
         raise RewardError(f"{path}: no such file to take a reward function from")
     spec = importlib.util.spec_from_file_location(f"tether_reward_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
+    _join_path(path.parent.resolve())
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

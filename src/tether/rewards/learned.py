@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether.data.tokenise import encode
+from tether.data.tokenise import encode_continuation, eos_id
 from tether.errors import RewardError
-from tether.models.loading import context_length
+from tether.models.loading import context_length, eos_ids
 from tether.models.reward import normalised_scores, score_sequences
 from tether.rewards.combine import RewardValue
-from tether.types import RolloutGroup
+from tether.rewards.function import as_given
+from tether.types import Completion, Finish, Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,11 @@ class LearnedReward:
     """The model's normalised score of prompt and completion, a :class:`tether.rewards.combine.Reward`.
 
     It reads the policy's own token ids. Only a reward model of another vocabulary (``same_vocabulary`` False) is given
-    re-tokenised text, with its own EOS in place of the policy's.
+    text, tokenised as its own training data was: a conversation goes through its own chat template.
+
+    The score is always read at an EOS. A reward model is trained on sequences that end in one, and says nothing
+    meaningful anywhere else; so a completion that was cut at the length limit or ended by a stop string is closed with
+    the reward model's EOS. That a completion has no EOS of its own is for the algorithm to charge, not for the score.
     """
 
     name: str
@@ -30,22 +35,35 @@ class LearnedReward:
     token_budget: int = 16384
 
     def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
-        sequences = [self._sequence(group, j) for group in groups for j in range(len(group.completions))]
+        sequences = [self._sequence(group.prompt, completion) for group in groups for completion in group.completions]
         longest, limit = max(map(len, sequences)), context_length(self.model)
         if longest > limit:
             raise RewardError(
-                f"reward {self.name!r}: a completion takes {longest} tokens and the reward model reads {limit}"
+                f"reward {self.name!r}: prompt and completion take {longest} tokens, and the reward model reads "
+                f"{limit}; lower max_new_tokens, or leave long prompts out"
             )
         raw = score_sequences(self.model, sequences, token_budget=self.token_budget)
         scores = iter(normalised_scores(self.model, raw).tolist())
         return [[self._finite(next(scores)) for _ in group.completions] for group in groups]
 
-    def _sequence(self, group: RolloutGroup, index: int) -> list[int]:
-        completion = group.completions[index]
+    def _sequence(self, prompt: Prompt, completion: Completion) -> list[int]:
+        """What the reward model reads: prompt, completion, EOS.
+
+        A policy may fill its context with a completion that it cuts; in a reward model of the same context there is
+        then no room for an EOS, and the last token of the cut text gives way to it.
+        """
         if self.same_vocabulary:
-            return [*group.prompt.ids, *completion.ids]
-        ids = encode(self.tokenizer, group.prompt.text + completion.text)
-        return [*ids, self.tokenizer.eos_token_id] if completion.finish == "eos" else ids
+            ids = [*prompt.ids, *completion.ids]
+            if ids[-1] not in eos_ids(self.model, self.tokenizer):
+                ids.append(eos_id(self.tokenizer))
+        else:
+            before, after = encode_continuation(
+                self.tokenizer, prompt.messages or prompt.text, as_given(prompt, completion)
+            )
+            ids = before + after
+        if len(ids) == context_length(self.model) + 1 and completion.finish is not Finish.EOS:
+            del ids[-2]
+        return ids
 
     def _finite(self, score: float) -> RewardValue:
         if score != score or score in (float("inf"), float("-inf")):
