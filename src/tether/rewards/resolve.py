@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from tether.rewards.rules import RULES
 
 def split_weight(spec: str) -> tuple[str, float]:
     """``"R=0.5"`` as ``("R", 0.5)``; without a number after the last ``=`` all of it is the name, and the weight 1."""
-    name, equals, tail = spec.rpartition("=")
-    if equals and name:
-        try:
-            return name, float(tail)
-        except ValueError:
-            pass
-    return spec, 1.0
+    name, _, tail = spec.rpartition("=")
+    try:
+        weight = float(tail)
+    except ValueError:
+        return spec, 1.0
+    if not name:
+        return spec, 1.0
+    if not math.isfinite(weight):
+        raise RewardError(f"--reward {spec}: the weight must be a finite number")
+    return name, weight
 
 
 def resolve_reward(
@@ -37,6 +41,8 @@ def resolve_reward(
         return FunctionReward(rule, RULES[rule](argument if colon else None))
     if ":" in spec:
         return load_function(spec)
+    if spec.endswith(".py"):
+        raise RewardError(f"{spec}: name the function too, as in {spec}:FUNCTION")
     if not Path(spec).exists() and spec.count("/") != 1 and spec != BASE:
         raise RewardError(
             f"{spec}: no such reward; give a reward-model directory or hub id, file.py:function, module:function, "

@@ -85,8 +85,9 @@ def sentiment(argument: str | None) -> Rule:
 def exact_answer(argument: str | None) -> Rule:
     """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer is that of the column ``answer``.
 
-    The final answer is what follows the last ``####``, else the last ``\\boxed{...}``, else the last number, else the
-    whole text. Numbers are compared as numbers, anything else as text without case and outer white space.
+    The final answer is what follows the last ``####`` on its line, else what the last ``\\boxed{...}`` holds, else, in
+    a completion, the last number, else the whole text. Two numbers are compared as numbers (``$``, ``%``, thousands'
+    commas and a closing full stop aside), anything else as text without case and outer white space.
     """
     column = argument or "answer"
 
@@ -94,23 +95,39 @@ def exact_answer(argument: str | None) -> Rule:
         if column not in columns:
             raise RewardError(f"reward 'exact_answer' needs the column {column!r} in the prompts")
         return [
-            float(_final_answer(text_of(completion)) == _final_answer(str(answer)))
+            float(_final_answer(text_of(completion)) == _canonical(_marked(str(answer)) or str(answer)))
             for completion, answer in zip(completions, columns[column], strict=True)
         ]
 
     return rule
 
 
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
+_DECORATION = str.maketrans("", "", "$%\\")
 
 
-def _final_answer(text: str) -> float | str:
+def _final_answer(completion: str) -> float | str:
+    numbers = _NUMBER.findall(completion)
+    return _canonical(_marked(completion) or (numbers[-1] if numbers else completion))
+
+
+def _marked(text: str) -> str:
+    """What follows the last ``####`` on its line, else what the last ``\\boxed{...}`` holds, else nothing."""
     if "####" in text:
-        text = text.rsplit("####", 1)[1]
-    elif boxed := re.findall(r"\\boxed\{([^{}]*)\}", text):
-        text = boxed[-1]
-    numbers = _NUMBER.findall(text)
-    return float(numbers[-1].replace(",", "")) if numbers else text.strip().lower()
+        return next(iter(text.rsplit("####", 1)[1].strip().splitlines()), "")
+    _, box, inside = text.rpartition("\\boxed{")
+    depth = 1
+    for i, character in enumerate(inside if box else ""):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if depth == 0:
+            return inside[:i]
+    return ""
+
+
+def _canonical(answer: str) -> float | str:
+    """A number where the whole answer is one, else the text without case and outer white space."""
+    bare = answer.translate(_DECORATION).strip().removesuffix(".")
+    return float(bare.replace(",", "")) if _NUMBER.fullmatch(bare) else answer.strip().lower()
 
 
 RULES: dict[str, Callable[[str | None], Rule]] = {
