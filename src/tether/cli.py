@@ -53,11 +53,11 @@ def dispatch(arguments: Sequence[str]) -> None:
     name, rest = arguments[0], arguments[1:]
     known = [command for commands in GROUPS.values() for command in commands]
     if name not in known:
-        from tether.config import nearest
+        from tether.flags import nearest
 
         raise ConfigError(f"unknown command {name!r}{nearest(name, known)} ('tether --help' lists them)")
     cls, body = bodies()[name]
-    from tether.config import parse
+    from tether.flags import parse
 
     body(parse(name, cls, rest))
 

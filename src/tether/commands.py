@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from tether.data.batching import epoch_order
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
 from tether.errors import ConfigError, DataError
 from tether.evaluation import evaluate_policy, sample_and_score
+from tether.flags import flatten
 from tether.generation.engine import Engine
 from tether.models.loading import context_length, load_policy, save_model
 from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
@@ -29,10 +32,11 @@ from tether.report.run import run_report
 from tether.rewards.resolve import resolve_scorer
 from tether.runtime.device import pick_device, pick_dtype
 from tether.runtime.directory import RunDirectory, read_metrics, refuse_if_taken
-from tether.runtime.loops import Recorder, run_grpo, run_ppo, run_rejection_sampling, run_reward_model, run_sft
+from tether.runtime.files import require_file, whole
+from tether.runtime.loops import Recorder, run_policy, run_rejection_sampling, run_reward_model, run_sft
 from tether.runtime.progress import ProgressLine
 from tether.seeds import derive_seed
-from tether.types import Prompt, Sampling, Scorer
+from tether.types import Prompt, Sampling, Scorer, StepResult
 
 EVAL_SEED = "evaluation"
 
@@ -51,7 +55,6 @@ class Setting:
 
 def load_setting(name: str, task: options.PromptOptions, run: options.RunOptions, sampling: Sampling) -> Setting:
     """Model, prompts and rewards of a policy-training command."""
-    options.require_rewards(task)
     refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     device, dtype = pick_device(run.device), pick_dtype(run.dtype)
     model, tokenizer = load_policy(name, dtype=dtype, device=device)
@@ -85,7 +88,7 @@ def open_run(
     rollouts_every: int = 0,
 ) -> Recorder:
     """The run directory and everything that writes into it."""
-    directory = RunDirectory(Path(run.out), {"command": title, **options.flatten(command)}, overwrite=run.overwrite)
+    directory = RunDirectory(Path(run.out), {"command": title, **flatten(command)}, overwrite=run.overwrite)
     return Recorder(
         directory=directory,
         tokenizer=tokenizer,
@@ -131,6 +134,12 @@ def finish(recorder: Recorder, summary: dict[str, Any], *, started: float, quiet
         print(f"done in {whole['seconds']:.0f} s: {recorder.directory.path}", file=sys.stderr)
 
 
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recorder: Recorder) -> None:
+    """``model/`` of the run directory, whole or not at all."""
+    with whole(recorder.directory.path / "model") as unfinished:
+        save_model(model, tokenizer, unfinished)
+
+
 def train_sft(command: options.SFT) -> None:
     started, run = time.monotonic(), command.run
     torch.manual_seed(run.seed)
@@ -147,7 +156,7 @@ def train_sft(command: options.SFT) -> None:
     recorder = open_run(command, run, tokenizer, title="sft", total=state.total_steps)
     with recorder.progress:
         last = run_sft(state, data, held_out, config=command.sft, recorder=recorder)
-    save_model(model, tokenizer, recorder.directory.path / "model")
+    save(model, tokenizer, recorder)
     finish(recorder, {"demonstrations": len(data), "steps": state.step, "last": last}, started=started, quiet=run.quiet)
 
 
@@ -223,86 +232,77 @@ def train_rejection_sampling(command: options.RejectionSampling) -> None:
             for one in result.selected
         ],
     )
-    save_model(setting.model, setting.tokenizer, recorder.directory.path / "model")
+    save(setting.model, setting.tokenizer, recorder)
     evaluation = held_out_comparison(setting, state.reference, config.sampling, run.seed)
     summary = {"rounds": state.round, "last": results[-1].metrics, "evaluation": evaluation}
     finish(recorder, summary, started=started, quiet=run.quiet)
 
 
 def train_ppo(command: options.PPO) -> None:
-    started, run, config = time.monotonic(), command.run, command.ppo
-    torch.manual_seed(run.seed)
-    setting = load_setting(command.model, command.task, run, config.sampling)
+    torch.manual_seed(command.run.seed)
+    setting = load_setting(command.model, command.task, command.run, command.ppo.sampling)
     state = ppo.State.create(
-        setting.model, config, prompts=len(setting.prompts), total_steps=command.length.steps, seed=run.seed
+        setting.model,
+        command.ppo,
+        prompts=len(setting.prompts),
+        total_steps=command.length.steps,
+        seed=command.run.seed,
     )
-    recorder = open_run(
-        command,
-        run,
-        setting.tokenizer,
-        title="ppo",
-        total=state.total_steps,
-        rollouts_every=command.task.rollouts_every,
-    )
-    with recorder.progress:
-        last = run_ppo(
-            state,
-            setting.prompts,
-            prompts_per_step=command.length.prompts_per_step,
-            generate=setting.engine,
-            score=setting.score,
-            config=config,
-            recorder=recorder,
-        )
-    finish_policy(setting, state.reference, recorder, config.sampling, run, last, steps=state.step, started=started)
+    step = partial(ppo.step, state, generate=setting.engine, score=setting.score, config=command.ppo)
+    train_policy("ppo", command, setting, state, step, command.ppo.sampling)
 
 
 def train_grpo(command: options.GRPO) -> None:
-    started, run, config = time.monotonic(), command.run, command.grpo
-    torch.manual_seed(run.seed)
-    setting = load_setting(command.model, command.task, run, config.sampling)
+    torch.manual_seed(command.run.seed)
+    setting = load_setting(command.model, command.task, command.run, command.grpo.sampling)
     state = grpo.State.create(
-        setting.model, config, prompts=len(setting.prompts), total_steps=command.length.steps, seed=run.seed
+        setting.model,
+        command.grpo,
+        prompts=len(setting.prompts),
+        total_steps=command.length.steps,
+        seed=command.run.seed,
     )
+    step = partial(
+        grpo.step,
+        state,
+        generate=setting.engine,
+        score=setting.score,
+        config=command.grpo,
+        fresh=partial(state.cursor.take, setting.prompts),
+    )
+    train_policy("grpo", command, setting, state, step, command.grpo.sampling)
+
+
+def train_policy(
+    title: str,
+    command: options.PPO | options.GRPO,
+    setting: Setting,
+    state: ppo.State | grpo.State,
+    step: Callable[[Sequence[Prompt]], StepResult],
+    sampling: Sampling,
+) -> None:
+    """All steps of PPO or GRPO; then save the policy, compare it with its reference, sum up."""
+    started, run = time.monotonic(), command.run
     recorder = open_run(
         command,
         run,
         setting.tokenizer,
-        title="grpo",
+        title=title,
         total=state.total_steps,
         rollouts_every=command.task.rollouts_every,
     )
     with recorder.progress:
-        last = run_grpo(
-            state,
-            setting.prompts,
-            prompts_per_step=command.length.prompts_per_step,
-            generate=setting.engine,
-            score=setting.score,
-            config=config,
-            recorder=recorder,
+        last = run_policy(
+            state, step, setting.prompts, prompts_per_step=command.length.prompts_per_step, recorder=recorder
         )
-    finish_policy(setting, state.reference, recorder, config.sampling, run, last, steps=state.step, started=started)
-
-
-def finish_policy(
-    setting: Setting,
-    reference: PreTrainedModel,
-    recorder: Recorder,
-    sampling: Sampling,
-    run: options.RunOptions,
-    last: dict[str, float],
-    *,
-    steps: int,
-    started: float,
-) -> None:
-    """Save the policy, compare it with its reference, sum up."""
-    save_model(setting.model, setting.tokenizer, recorder.directory.path / "model")
-    evaluation = held_out_comparison(setting, reference, sampling, run.seed)
-    finish(recorder, {"steps": steps, "last": last, "evaluation": evaluation}, started=started, quiet=run.quiet)
+    save(setting.model, setting.tokenizer, recorder)
+    evaluation = held_out_comparison(setting, state.reference, sampling, run.seed)
+    finish(recorder, {"steps": state.step, "last": last, "evaluation": evaluation}, started=started, quiet=run.quiet)
 
 
 def generate(command: options.Generate) -> None:
+    if command.out is not None:
+        require_file(Path(command.out))
     model, tokenizer = load_policy(command.model, dtype=pick_dtype(command.dtype), device=pick_device(command.device))
     prompts = load_prompts(
         command.prompts,
@@ -331,10 +331,8 @@ def generate(command: options.Generate) -> None:
     if command.out is None:
         print("\n".join(lines))
         return
-    try:
-        Path(command.out).write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--out {command.out}: cannot be written to ({error.strerror})") from error
+    with whole(Path(command.out)) as unfinished:
+        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def evaluate(command: options.Eval) -> None:

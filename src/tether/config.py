@@ -1,32 +1,14 @@
-"""The options of every command, as frozen dataclasses, and how they are filled: defaults, then a YAML file, then flags.
-
-Options are flat for the person who writes them, ``--kl-coef 0.1`` or ``kl_coef: 0.1``, and nested for the code that
-owns them: an algorithm's options live in its own ``Config``. A name stands for one option in all of a command.
-"""
+"""The options of every command, as frozen dataclasses; :mod:`tether.flags` fills them from files and flags."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import difflib
-import io
-import typing
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
-
-import pydantic
-import tyro
-import yaml
 
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.data.records import Overlong
 from tether.errors import ConfigError
 from tether.runtime.device import Dtype
 from tether.types import Sampling
-
-Repeated = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +40,7 @@ class PromptOptions:
 
     prompts: str
     """Rows with a prompt: a file or a hub id."""
-    reward: Repeated = ()
+    reward: tuple[str, ...]
     """A reward-model directory, file.py:function, module:function or a rule; =WEIGHT after it if not 1; repeatable."""
     eval_prompts: str | None = None
     """Held-out prompts to compare the model with its reference on, at the end."""
@@ -68,7 +50,14 @@ class PromptOptions:
     """Steps between rollout files; 0 writes none."""
 
     def __post_init__(self) -> None:
-        ConfigError.unless({"rollouts_every must be 0 or more": self.rollouts_every >= 0})
+        ConfigError.unless(
+            {
+                "reward is empty: give a reward-model directory, file.py:function, module:function or a rule": bool(
+                    self.reward
+                ),
+                "rollouts_every must be 0 or more": self.rollouts_every >= 0,
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +75,14 @@ class Steps:
                 "steps must be at least 1": self.steps >= 1,
                 "prompts_per_step must be at least 1": self.prompts_per_step >= 1,
             }
+        )
+
+
+def require_minibatches(minibatches: int, completions: int) -> None:
+    """Each minibatch of a step needs a completion."""
+    if minibatches > completions:
+        raise ConfigError(
+            f"minibatches is {minibatches} and a step has {completions} completions (prompts_per_step * group_size)"
         )
 
 
@@ -148,6 +145,9 @@ class PPO:
     length: Steps = field(default_factory=Steps)
     ppo: ppo.Config = field(default_factory=ppo.Config)
 
+    def __post_init__(self) -> None:
+        require_minibatches(self.ppo.minibatches, self.length.prompts_per_step * self.ppo.group_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GRPO:
@@ -159,6 +159,9 @@ class GRPO:
     run: RunOptions
     length: Steps = field(default_factory=Steps)
     grpo: grpo.Config = field(default_factory=grpo.Config)
+
+    def __post_init__(self) -> None:
+        require_minibatches(self.grpo.minibatches, self.length.prompts_per_step * self.grpo.group_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +198,7 @@ class Eval:
     """The policy: a directory, a hub id or 'base'."""
     prompts: str | None = None
     """Rows with a prompt, for a policy."""
-    reward: Repeated = ()
+    reward: tuple[str, ...] = ()
     """What the completions are worth; as in training."""
     reference: str | None = None
     """The model to measure the KL from and to win against; without it neither is reported."""
@@ -216,12 +219,14 @@ class Eval:
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        policy = self.model is not None and self.prompts is not None and bool(self.reward)
-        judge = self.reward_model is not None and self.pairs is not None
+        policy = (self.model, self.prompts, self.reward, self.reference)
+        judge = (self.reward_model, self.pairs)
         ConfigError.unless(
             {
-                "give --model, --prompts and --reward to measure a policy, or --reward-model and --pairs": policy
-                != judge,
+                "give --model, --prompts and --reward to measure a policy, or --reward-model and --pairs": (
+                    all(policy[:3]) and not any(judge)
+                )
+                or (all(judge) and not any(policy)),
                 "group_size must be at least 1": self.group_size >= 1,
             }
         )
@@ -231,7 +236,7 @@ class Eval:
 class Report:
     """Draw a run as one HTML page."""
 
-    directory: tyro.conf.Positional[str]
+    directory: str = field(metadata={"positional": True})
     """The run directory."""
 
 
@@ -250,155 +255,3 @@ class Quickstart:
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
     """Say what this machine has, and whether tether works on it."""
-
-
-Command = TypeVar("Command")
-
-
-@dataclass(frozen=True)
-class Option:
-    """One flat option: its name, the path of fields that leads to it, and its type."""
-
-    name: str
-    path: tuple[str, ...]
-    type: Any
-
-
-def options_of(cls: type, path: tuple[str, ...] = ()) -> Iterator[Option]:
-    """Every option of a command, flat."""
-    hints = typing.get_type_hints(cls, include_extras=True)
-    for entry in dataclasses.fields(cls):
-        hint = hints[entry.name]
-        if dataclasses.is_dataclass(hint):
-            yield from options_of(typing.cast(type, hint), (*path, entry.name))
-        else:
-            yield Option(entry.name, (*path, entry.name), hint)
-
-
-def flatten(command: Any) -> dict[str, Any]:
-    """A filled command as flat, plain data, for ``config.yaml``."""
-    flat: dict[str, Any] = {}
-    for option in options_of(type(command)):
-        value = command
-        for name in option.path:
-            value = getattr(value, name)
-        flat[option.name] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean X?)`` for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
-def read_yaml(path: str, cls: type) -> dict[str, Any]:
-    """The flat options of a YAML file, names checked and values coerced to their types."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    if not isinstance(loaded or {}, Mapping):
-        raise ConfigError(f"{path}: must hold options as 'name: value' lines")
-    known = {option.name: option for option in options_of(cls)}
-    values: dict[str, Any] = {}
-    for key, value in (loaded or {}).items():
-        name = str(key).replace("-", "_")
-        if name not in known:
-            raise ConfigError(f"{path}: unknown option {key!r}{nearest(name, list(known))}")
-        if known[name].type is Repeated and isinstance(value, str):
-            value = [value]
-        try:
-            values[name] = pydantic.TypeAdapter(known[name].type).validate_python(value)
-        except pydantic.ValidationError as error:
-            raise ConfigError(f"{path}: {key}: {error.errors()[0]['msg']}, found {value!r}") from None
-    return values
-
-
-def build(cls: type[Command], values: Mapping[str, Any], *, missing: Any = dataclasses.MISSING) -> Command:
-    """A command from flat ``values``, with defaults for the others; required ones that lack become ``missing``."""
-
-    def make(cls: type, default: Any) -> Any:
-        hints = typing.get_type_hints(cls, include_extras=True)
-        arguments = {}
-        for entry in dataclasses.fields(cls):
-            hint = hints[entry.name]
-            fallback = getattr(default, entry.name, dataclasses.MISSING) if default is not None else _default(entry)
-            if dataclasses.is_dataclass(hint):
-                nested = None if fallback is dataclasses.MISSING else fallback
-                arguments[entry.name] = make(typing.cast(type, hint), nested)
-            elif entry.name in values:
-                arguments[entry.name] = values[entry.name]
-            elif fallback is not dataclasses.MISSING:
-                arguments[entry.name] = fallback
-            elif missing is not dataclasses.MISSING:
-                arguments[entry.name] = missing
-            else:
-                raise ConfigError(f"option {entry.name} is missing")
-        return cls(**arguments)
-
-    return typing.cast(Command, make(cls, None))
-
-
-def _default(entry: dataclasses.Field[Any]) -> Any:
-    if entry.default_factory is not dataclasses.MISSING:
-        return entry.default_factory()
-    return entry.default
-
-
-def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
-    """A command from its command line: defaults, then ``--config FILE``, then flags.
-
-    Anything wrong is one line in a :class:`ConfigError`. ``--help`` prints and exits with 0.
-    """
-    arguments = list(arguments)
-    values: dict[str, Any] = {}
-    if "--config" in arguments:
-        at = arguments.index("--config")
-        if at + 1 == len(arguments):
-            raise ConfigError("--config needs a file")
-        values = read_yaml(arguments[at + 1], cls)
-        del arguments[at : at + 2]
-    known = [f"--{option.name.replace('_', '-')}" for option in options_of(cls)]
-    for argument in arguments:
-        flag = argument.split("=")[0]
-        plain = flag.replace("--no-", "--", 1) if flag.startswith("--no-") else flag
-        if flag.startswith("--") and plain.replace("_", "-") not in [*known, "--help"]:
-            raise ConfigError(f"unknown option {flag}{nearest(flag, known)}")
-    if any(argument.split("=")[0] == "--reward" for argument in arguments):
-        values.pop("reward", None)  # flags replace the file's rewards rather than add to them
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            return tyro.cli(
-                cls,
-                prog=f"tether {name}",
-                args=arguments,
-                default=build(cls, values, missing=tyro.MISSING),
-                config=(tyro.conf.OmitArgPrefixes,),
-            )
-    except SystemExit as stop:
-        if stop.code in (0, None):
-            raise
-        raise ConfigError(one_line(captured.getvalue())) from None
-
-
-def one_line(box: str) -> str:
-    """The message inside the box that the parser draws, up to its first rule, on one line."""
-    lines = [line.strip("│ ").strip() for line in box.splitlines()[1:-1]]
-    until = next((i for i, line in enumerate(lines) if line.startswith("─")), len(lines))
-    return " ".join(line for line in lines[:until] if line) or box.strip()
-
-
-def require_rewards(task: PromptOptions) -> None:
-    """Rewards can come from the file or from flags, so that they are given is checked once both are read."""
-    if not task.reward:
-        raise ConfigError(
-            "--reward is missing: give a reward-model directory, file.py:function, module:function or a rule's name"
-        )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
+
+from tether.runtime.files import whole
 
 STYLE = """
 :root { color-scheme: light; }
@@ -59,6 +60,5 @@ def write_page(path: Path, title: str, lead: str, *sections: str) -> None:
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{"".join(sections)}</body></html>\n'
     )
-    temporary = path.with_name("." + path.name)
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, path)
+    with whole(path) as partial:
+        partial.write_text(html, encoding="utf-8")

@@ -8,8 +8,6 @@ reference is not saved: it is the model that the run's configuration names.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.models.loading import save_model
+from tether.runtime.files import whole
 
 
 def save_checkpoint(run: Path, step: int, state: Any, tokenizer: PreTrainedTokenizerBase) -> Path:
     """Write ``run/checkpoints/step_NNNNNN`` from a ``State`` dataclass; gives its path."""
     final = run / "checkpoints" / f"step_{step:06d}"
-    temporary = final.with_name("." + final.name)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    final.parent.mkdir(exist_ok=True)
+    with whole(final) as partial:
+        partial.mkdir()
+        write_state(partial, state, tokenizer)
+    return final
+
+
+def write_state(directory: Path, state: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The parts of a ``State`` in their files."""
     tensors: dict[str, Tensor] = {}
     plain: dict[str, Any] = {}
     for field in fields(state):
@@ -35,7 +40,7 @@ def save_checkpoint(run: Path, step: int, state: Any, tokenizer: PreTrainedToken
         if field.name == "reference":
             continue
         if isinstance(value, PreTrainedModel):
-            save_model(value, tokenizer, temporary / "model")
+            save_model(value, tokenizer, directory / "model")
         elif isinstance(value, nn.Module):
             tensors |= {f"{field.name}.{name}": tensor for name, tensor in value.state_dict().items()}
         elif isinstance(value, torch.optim.Optimizer):
@@ -46,12 +51,9 @@ def save_checkpoint(run: Path, step: int, state: Any, tokenizer: PreTrainedToken
         else:
             plain[field.name] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     save_file(
-        {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, temporary / "tensors.safetensors"
+        {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, directory / "tensors.safetensors"
     )
-    (temporary / "state.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(temporary, final)
-    return final
+    (directory / "state.json").write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
 def split_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

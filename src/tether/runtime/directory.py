@@ -6,8 +6,6 @@ config.yaml  metrics.jsonl  rollouts/step_000010.parquet  checkpoints/step_00001
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,15 @@ from typing import Any
 import yaml
 
 from tether.errors import RunError
+from tether.runtime.files import remove, require_writable, whole
 from tether.types import Metrics, ScoredGroup
 
 CONFIG = "config.yaml"
 
 
 def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
-    """Raise unless ``path`` is free: missing, empty, or a run that may be replaced."""
+    """Raise unless ``path`` is free: one that can be made, an empty directory, or a run that may be replaced."""
+    require_writable(path)
     if path.is_file():
         raise RunError(f"{path}: is a file; --out must name a directory")
     if path.exists() and any(path.iterdir()):
@@ -32,29 +32,42 @@ def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
 
 
 class RunDirectory:
-    """Creates ``path`` and writes into it. Make it only when everything the run needs has been loaded and checked."""
+    """A place for a run, made when there is first something to write.
+
+    A run that fails before its first row, at a reward function that raises say, so leaves nothing behind, and the run
+    that it was to replace is still there.
+    """
 
     def __init__(self, path: Path, config: Mapping[str, Any], *, overwrite: bool = False) -> None:
         refuse_if_taken(path, overwrite=overwrite)
-        self.path = path
+        self.path, self.config, self.overwrite = path, config, overwrite
+        self.made = False
+
+    def make(self) -> None:
+        """Create the directory in place of what may be replaced, with ``config.yaml``; once."""
+        if self.made:
+            return
+        refuse_if_taken(self.path, overwrite=self.overwrite)
         try:
-            if path.exists() and any(path.iterdir()):
-                shutil.rmtree(path)
-            path.mkdir(parents=True, exist_ok=True)
-            (path / CONFIG).write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+            remove(self.path)
+            self.path.mkdir(parents=True)
+            (self.path / CONFIG).write_text(yaml.safe_dump(dict(self.config), sort_keys=False), encoding="utf-8")
         except OSError as error:
-            raise RunError(f"{path}: cannot be written to ({error.strerror})") from error
+            raise RunError(f"{self.path}: cannot be written to ({error.strerror})") from error
+        self.made = True
 
     def log(self, metrics: Metrics) -> None:
         """Append one row to ``metrics.jsonl``."""
+        self.make()
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as out:
-            out.write(json.dumps(metrics) + "\n")
+            out.write(json.dumps(metrics, allow_nan=False) + "\n")
 
     def rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """One row a completion: prompt, completion, ids, log-probs, finish reason, score and its parts."""
         import pyarrow
         import pyarrow.parquet
 
+        self.make()
         rows = [
             {
                 "step": step,
@@ -72,18 +85,21 @@ class RunDirectory:
         ]
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
         target.parent.mkdir(exist_ok=True)
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+        with whole(target) as partial:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A jsonl file beside the metrics."""
+        """A jsonl file beside the metrics, replaced whole."""
+        self.make()
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (self.path / name).write_text("".join(lines), encoding="utf-8")
+        with whole(self.path / name) as partial:
+            partial.write_text("".join(lines), encoding="utf-8")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """``summary.json``, replaced whole."""
-        temporary = self.path / ".summary.json"
-        temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-        os.replace(temporary, self.path / "summary.json")
+        self.make()
+        with whole(self.path / "summary.json") as partial:
+            partial.write_text(json.dumps(summary, indent=2), encoding="utf-8")
 
 
 def read_metrics(path: Path) -> list[Metrics]:
@@ -93,4 +109,10 @@ def read_metrics(path: Path) -> list[Metrics]:
     file = path / "metrics.jsonl"
     if not file.is_file():
         return []
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise RunError(f"{file}:{number}: not valid JSON ({error.msg}); was the run killed here?") from None
+    return rows

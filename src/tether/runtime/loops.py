@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+from tether.errors import GuardError, RewardError
 from tether.runtime.checkpoint import save_checkpoint
 from tether.runtime.directory import RunDirectory
 from tether.runtime.progress import ProgressLine
-from tether.types import Demonstration, Generator, Metrics, PreferencePair, Prompt, Scorer, StepResult
+from tether.types import Demonstration, Generator, Metrics, PreferencePair, Prompt, ScoredGroup, Scorer, StepResult
 
 
 @dataclass
@@ -28,23 +31,30 @@ class Recorder:
     clock: float = 0.0
 
     def start(self) -> None:
+        """A step begins now."""
         self.clock = time.monotonic()
 
-    def row(self, step: int, metrics: Metrics) -> None:
-        """Metrics of step ``step`` (from 1), with the seconds since the row before as ``step_time``."""
-        now = time.monotonic()
-        whole = {"step": float(step), **metrics, "step_time": now - self.clock}
-        self.directory.log(whole)
-        self.progress.advance(whole)
-        self.clock = now
+    def record(
+        self, step: int, metrics: Metrics, state: Any, *, groups: Sequence[ScoredGroup] = (), last: bool = False
+    ) -> None:
+        """Step ``step`` (from 1) is over, and the next begins when it is on disk. Its seconds are ``step_time``.
 
-    def checkpoint(self, step: int, state: Any, *, last: bool = False) -> None:
+        Raises :class:`GuardError`, before anything is written, where a metric is not finite.
+        """
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise GuardError(f"{self.progress.title} step {step}: {name} is not finite ({value})")
+        row = {"step": float(step), **metrics, "step_time": time.monotonic() - self.clock}
+        self.directory.log(row)
+        if groups and self.rollouts_every and step % self.rollouts_every == 0:
+            self.directory.rollouts(step, groups)
         if last or (self.save_every and step % self.save_every == 0):
-            save_checkpoint(self.directory.path, step, state, self.tokenizer)
+            self.checkpoint(step, state)
+        self.progress.advance(row)
+        self.start()
 
-    def rollouts(self, step: int, result: StepResult) -> None:
-        if self.rollouts_every and step % self.rollouts_every == 0:
-            self.directory.rollouts(step, result.groups)
+    def checkpoint(self, step: int, state: Any) -> None:
+        save_checkpoint(self.directory.path, step, state, self.tokenizer)
 
 
 def run_sft(
@@ -64,8 +74,7 @@ def run_sft(
         metrics = sft.step(state, state.cursor.take(data, size), config=config)
         if held_out and (state.step % per_epoch == 0 or state.step == state.total_steps):
             metrics |= sft.evaluate(state.policy, held_out, token_budget=config.micro_batch_tokens)
-        recorder.row(state.step, metrics)
-        recorder.checkpoint(state.step, state, last=state.step == state.total_steps)
+        recorder.record(state.step, metrics, state, last=state.step == state.total_steps)
     return metrics
 
 
@@ -81,11 +90,10 @@ def run_reward_model(
     recorder.start()
 
     def on_step(metrics: Metrics) -> None:
-        recorder.row(state.step, metrics)
-        recorder.checkpoint(state.step, state)
+        recorder.record(state.step, metrics, state)
 
     evaluation = reward_model.train(state, pairs, held_out, config=config, on_step=on_step)
-    recorder.checkpoint(state.step, state, last=True)
+    recorder.checkpoint(state.step, state)
     return evaluation
 
 
@@ -108,71 +116,41 @@ def run_rejection_sampling(
         def on_step(metrics: Metrics, number: float = number) -> None:
             fine_tuning.append({"round": number, **metrics})
 
-        result = rejection_sampling.step(
-            state,
-            prompts,
-            generate=generate,
-            score=score,
-            config=config,
-            on_step=on_step,
-        )
+        with located(f"rejection-sampling round {state.round + 1}"):
+            result = rejection_sampling.step(
+                state, prompts, generate=generate, score=score, config=config, on_step=on_step
+            )
         results.append(result)
-        recorder.row(state.round, result.metrics)
-        recorder.rollouts(state.round, StepResult(metrics=result.metrics, groups=result.groups))
+        recorder.record(state.round, result.metrics, state, groups=result.groups, last=state.round == config.rounds)
         recorder.directory.write_rows("sft.jsonl", fine_tuning)
-        recorder.checkpoint(state.round, state, last=state.round == config.rounds)
     return results
 
 
-def run_ppo(
-    state: ppo.State,
+def run_policy(
+    state: ppo.State | grpo.State,
+    step: Callable[[Sequence[Prompt]], StepResult],
     prompts: Sequence[Prompt],
     *,
     prompts_per_step: int,
-    generate: Generator,
-    score: Scorer,
-    config: ppo.Config,
     recorder: Recorder,
 ) -> Metrics:
-    """All steps of PPO. Gives the last row."""
+    """All steps of PPO or GRPO; ``step`` is the algorithm's, waiting for its prompts. Gives the last row."""
     recorder.start()
     metrics: Metrics = {}
     while state.step < state.total_steps:
-        result = ppo.step(
-            state, state.cursor.take(prompts, prompts_per_step), generate=generate, score=score, config=config
-        )
-        metrics = _record(recorder, state, result)
+        with located(f"{recorder.progress.title} step {state.step + 1}"):
+            result = step(state.cursor.take(prompts, prompts_per_step))
+        metrics = result.metrics
+        recorder.record(state.step, metrics, state, groups=result.groups, last=state.step == state.total_steps)
     return metrics
 
 
-def run_grpo(
-    state: grpo.State,
-    prompts: Sequence[Prompt],
-    *,
-    prompts_per_step: int,
-    generate: Generator,
-    score: Scorer,
-    config: grpo.Config,
-    recorder: Recorder,
-) -> Metrics:
-    """All steps of GRPO; refills take their prompts from the same cursor. Gives the last row."""
-    recorder.start()
-    metrics: Metrics = {}
-    while state.step < state.total_steps:
-        result = grpo.step(
-            state,
-            state.cursor.take(prompts, prompts_per_step),
-            generate=generate,
-            score=score,
-            config=config,
-            fresh=lambda n: state.cursor.take(prompts, n),
-        )
-        metrics = _record(recorder, state, result)
-    return metrics
-
-
-def _record(recorder: Recorder, state: ppo.State | grpo.State, result: StepResult) -> Metrics:
-    recorder.row(state.step, result.metrics)
-    recorder.rollouts(state.step, result)
-    recorder.checkpoint(state.step, state, last=state.step == state.total_steps)
-    return result.metrics
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Errors of a reward or of the generator say in which step they came up."""
+    try:
+        yield
+    except (RewardError, GuardError) as error:
+        if str(error).startswith(where):
+            raise
+        raise type(error)(f"{where}: {error}") from error

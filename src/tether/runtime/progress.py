@@ -17,7 +17,7 @@ SHOWN = ("loss", "accuracy", "eval/accuracy", "reward", "kl", "entropy", "comple
 
 def figures(metrics: Metrics) -> str:
     """``reward 0.53  kl 2.1``."""
-    return "  ".join(f"{name.rsplit('/', 1)[-1]} {metrics[name]:.3g}" for name in SHOWN if name in metrics)
+    return "  ".join(f"{name.removeprefix('completions/')} {metrics[name]:.3g}" for name in SHOWN if name in metrics)
 
 
 class ProgressLine:
