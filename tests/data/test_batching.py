@@ -1,0 +1,73 @@
+"""Orders, minibatches and micro-batches."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tether.data.batching import Cursor, epoch_order, micro_batches, minibatches
+from tether.errors import ConfigError
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 3), st.lists(st.integers(0, 12), max_size=12))
+def test_a_cursor_gives_every_row_once_an_epoch_however_it_is_asked(count, seed, asks):
+    rows = list(range(count))
+    cursor = Cursor(count, seed)
+    taken = [row for n in asks for row in cursor.take(rows, n)]
+    assert cursor.position == len(taken) == sum(asks)
+    assert taken == Cursor(count, seed).take(rows, sum(asks))
+    for start in range(0, len(taken) - count + 1, count):
+        assert sorted(taken[start : start + count]) == rows
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 30), st.integers(0, 40), st.integers(0, 40))
+def test_a_cursor_goes_on_from_its_position(count, before, after):
+    rows = list(range(count))
+    whole = Cursor(count, 7)
+    first, second = whole.take(rows, before), whole.take(rows, after)
+    assert Cursor(count, 7).take(rows, before) == first
+    assert Cursor(count, 7, position=before).take(rows, after) == second
+
+
+def test_epochs_and_seeds_differ():
+    orders = [tuple(epoch_order(20, seed=seed, epoch=epoch)) for seed in range(2) for epoch in range(2)]
+    assert len(set(orders)) == 4
+
+
+def test_a_cursor_refuses_other_rows():
+    with pytest.raises(ValueError, match="walks over 3 rows, got 2"):
+        Cursor(3, 0).take([1, 2], 1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.integers(0, 5))
+def test_minibatches_partition(shape, seed):
+    count, parts = shape
+    found = minibatches(count, parts, seed=seed)
+    assert len(found) == parts
+    assert sorted(torch.cat(found).tolist()) == list(range(count))
+    sizes = [len(part) for part in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert all(torch.equal(a, b) for a, b in zip(found, minibatches(count, parts, seed=seed), strict=True))
+
+
+@pytest.mark.parametrize("parts", [0, 5])
+def test_minibatches_that_cannot_be(parts):
+    with pytest.raises(ConfigError, match=r"minibatches must lie in 1..4"):
+        minibatches(4, parts, seed=0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
+def test_micro_batches_cover_every_row_once_within_the_budget(lengths, budget):
+    found = micro_batches(torch.tensor(lengths), budget)
+    assert sorted(torch.cat(found).tolist()) == list(range(len(lengths)))
+    for part in found:
+        widest = max(lengths[i] for i in part.tolist())
+        assert len(part) == 1 or len(part) * widest <= budget
+
+
+def test_micro_batches_put_like_lengths_together():
+    assert [sorted(part.tolist()) for part in micro_batches(torch.tensor([1, 10, 1, 10, 1]), 20)] == [[1, 3], [0, 2, 4]]

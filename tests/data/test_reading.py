@@ -1,0 +1,164 @@
+"""Rows from every kind of source, and what a person is told when one cannot be read."""
+
+import gzip
+import json
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from tether.data.reading import read_rows
+from tether.errors import DataError
+
+ROWS = [{"prompt": "é\u2028x", "n": 1}, {"prompt": [{"role": "user", "content": "hi"}], "n": None}]
+
+
+def lines(rows=ROWS) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def values(source) -> list[dict]:
+    return [row.values for row in read_rows(str(source))]
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+def test_json_lines(tmp_path, name):
+    path = tmp_path / name
+    content = lines().encode()
+    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert values(path) == ROWS
+    assert [row.where for row in read_rows(str(path))] == [f"{path}:1", f"{path}:2"]
+
+
+def test_blank_lines_count_but_are_no_rows(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('\n{"a": 1}\n   \n{"a": 2}')
+    assert [(row.where.split(":")[-1], row.values["a"]) for row in read_rows(str(path))] == [("2", 1), ("4", 2)]
+
+
+def test_windows_line_ends_and_byte_order_mark(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n')
+    assert values(path) == [{"a": 1}, {"a": 2}]
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    rows = [{"prompt": [{"role": "user", "content": "hi"}], "margin": 0.5}, {"prompt": None, "margin": None}]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+    assert values(path) == rows
+    assert read_rows(str(path))[1].where == f"{path}:row 2"
+
+
+def test_directory_of_files_with_splits(tmp_path):
+    directory = tmp_path / "set"
+    directory.mkdir()
+    (directory / "train.jsonl").write_text(lines([{"a": i} for i in range(5)]))
+    (directory / "test.jsonl").write_text(lines([{"a": 9}]))
+    assert values(directory) == [{"a": i} for i in range(5)]
+    assert values(f"{directory}:test") == [{"a": 9}]
+    assert values(f"{directory}:train[:2]") == [{"a": 0}, {"a": 1}]
+    with pytest.raises(DataError, match=r"set:nowhere: not loadable as a data set .*nowhere"):
+        read_rows(f"{directory}:nowhere")
+
+
+def test_subset_of_a_data_set(tmp_path):
+    for subset in ("main", "other"):
+        (tmp_path / "set" / subset).mkdir(parents=True)
+        (tmp_path / "set" / subset / "train.jsonl").write_text(lines([{"a": subset}]))
+    (tmp_path / "set" / "README.md").write_text(
+        "---\nconfigs:\n- config_name: main\n  data_files: main/*.jsonl\n"
+        "- config_name: other\n  data_files: other/*.jsonl\n---\n"
+    )
+    assert values(f"{tmp_path}/set:other:train") == [{"a": "other"}]
+    with pytest.raises(DataError, match="Config name is missing"):
+        read_rows(f"{tmp_path}/set")
+
+
+def test_saved_data_set(tmp_path):
+    datasets.Dataset.from_list([{"a": 1}, {"a": 2}]).save_to_disk(tmp_path / "saved")
+    assert values(tmp_path / "saved") == [{"a": 1}, {"a": 2}]
+
+
+def test_directory_with_a_colon_in_its_name(tmp_path):
+    directory = tmp_path / "a:b:c"
+    directory.mkdir()
+    (directory / "train.jsonl").write_text(lines([{"a": 1}]))
+    assert values(directory) == [{"a": 1}]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b'{"a": 1}\n{"a": \n',
+            r"a.jsonl:2: not valid JSON \(.* at column \d+\); a row is one JSON object on one line",
+        ),
+        (b'[{"a": 1},\n{"a": 2}]\n', r"a.jsonl:1: not valid JSON .*one JSON object on one line"),
+        (b'{"a": 1}\n[1, 2]\n', r"a.jsonl:2: a row is one JSON object on one line, found a list"),
+        (b'{"a": 1}\n"text"\n', r"a.jsonl:2: .*found a str"),
+        (b'{"a": 1}\n' * 40 + b'{"a": "\xff"}\n', r"a.jsonl:41: not valid UTF-8"),
+        (b"", r"a.jsonl: holds no rows"),
+        (b"\n \n", r"a.jsonl: holds no rows"),
+    ],
+)
+def test_malformed(tmp_path, content, message):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(str(path))
+
+
+def test_damaged_archives(tmp_path):
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(lines([{"a": i} for i in range(1000)]).encode())
+    damaged = bytearray(whole)
+    damaged[20:60] = bytes(40)
+    for content in (b'{"a": 1}\n', whole[:-100], bytes(damaged)):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"a.jsonl.gz: cannot be read"):
+            read_rows(str(path))
+
+
+def test_damaged_and_empty_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    path.write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"a.parquet: not a readable parquet file"):
+        read_rows(str(path))
+    pa.parquet.write_table(pa.table({"a": pa.array([], pa.string())}), path)
+    with pytest.raises(DataError, match="holds no rows"):
+        read_rows(str(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.jsonl", "data/missing.json.gz", "./data/missing", "missing", "a/b/c", "a/b.csv"]
+)
+def test_missing_files_never_reach_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(name)
+
+
+@pytest.mark.parametrize("name", ["owner/name", "owner/name-v3.1:train", "owner/name:main:train[:10]"])
+def test_hub_ids_do(monkeypatch, name):
+    with pytest.raises(DataError, match=f"{name.split(':')[0]}.*not loadable as a data set .*Hub"):
+        read_rows(name)
+
+
+def test_unknown_format(tmp_path):
+    (tmp_path / "a.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=r"unknown format; give .jsonl"):
+        read_rows(str(tmp_path / "a.csv"))
+
+
+def test_empty_directory(tmp_path):
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="doesn't contain any data files"):
+        read_rows(str(tmp_path / "nothing"))
