@@ -1,0 +1,166 @@
+"""The documents say what the program does: commands parse, links lead somewhere, metrics and options are real."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from helpers import FunctionScorer
+from tether import cli, config
+from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+from tether.algorithms.optimise import Optim
+from tether.evaluation import PolicyEvaluation
+from tether.generation.engine import Engine
+from tether.models.loading import load_policy
+from tether.models.reward import new_reward_model
+from tether.types import Demonstration, PreferencePair, Prompt, Sampling
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+ALGORITHMS = {
+    "sft": sft,
+    "reward_model": reward_model,
+    "rejection_sampling": rejection_sampling,
+    "ppo": ppo,
+    "grpo": grpo,
+}
+SAMPLING = Sampling(max_new_tokens=5)
+PROMPTS = [Prompt(ids=(0, 10 + i), text="p") for i in range(4)]
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def names(text: str) -> set[str]:
+    """What stands in backticks in the first column of the tables."""
+    return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
+
+
+def option_rows(text: str) -> dict[str, str]:
+    return dict(re.findall(r"^\| `--([^`]+)` \| ([^|]+) \|", text, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    text = path.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]*)?\)", text):
+        file = (path.parent / target) if target else path
+        assert file.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor[1:] in {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
+
+
+def commands() -> list[str]:
+    blocks = [
+        block for path in PAGES for block in re.findall(r"```console\n(.*?)```", path.read_text("utf-8"), re.DOTALL)
+    ]
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line for line in lines if line.startswith("tether ")})
+
+
+def test_every_command_is_shown():
+    shown = {shlex.split(line)[1] for line in commands()}
+    assert shown >= {name for group in cli.GROUPS.values() for name in group}
+
+
+@pytest.mark.parametrize("line", commands())
+def test_commands_parse(line, monkeypatch, capsys):
+    parsed = []
+    bodies = {name: (cls, parsed.append) for name, (cls, _) in cli.bodies().items()}
+    monkeypatch.setattr(cli, "bodies", lambda: bodies)
+    code = cli.main(shlex.split(line)[1:])
+    assert (code, capsys.readouterr().err) == (0, "")
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items(), ids=ALGORITHMS.keys())
+def test_options_of_the_algorithms(name, algorithm):
+    defaults = algorithm.Config()
+    nested = dataclasses.asdict(defaults.sft) if name == "rejection_sampling" else {}
+    own = {**nested, **vars(defaults)}
+    expected = {
+        field.replace("_", "-"): str(value) for field, value in own.items() if field not in ("optim", "sampling", "sft")
+    }
+    assert option_rows(section(page(f"algorithms/{name}"), "Options")) == expected
+
+
+def test_common_options():
+    groups = {
+        "The run": config.RunOptions,
+        "Prompts and rewards": config.PromptOptions,
+        "Steps": config.Steps,
+        "Sampling": Sampling,
+        "The optimiser": Optim,
+    }
+    for title, cls in groups.items():
+        expected = {
+            field.name.replace("_", "-"): "required" if field.default is dataclasses.MISSING else str(field.default)
+            for field in dataclasses.fields(cls)
+        }
+        assert option_rows(section(page("options"), title)) == expected
+
+
+def test_figures_of_an_evaluation():
+    expected = {field.name for field in dataclasses.fields(PolicyEvaluation)}
+    assert names(section(page("metrics"), "What an evaluation holds")) == expected
+
+
+def documented(name: str, *shared: str) -> set[str]:
+    own = names(section(page(f"algorithms/{name}"), "Metrics"))
+    common = {metric for title in shared for metric in names(section(page("metrics"), title))}
+    return own | {metric for metric in common if "NAME" not in metric}
+
+
+UPDATES, SAMPLES, POLICY = "Every optimiser step", "Everything that samples", "Every policy update"
+
+
+@pytest.mark.parametrize(("name", "options"), [("ppo", {"target_kl": 0.1}), ("grpo", {"refills": 1})])
+def test_metrics_of_policy_training(tiny, name, options):
+    algorithm = ALGORITHMS[name]
+    model, tokenizer = load_policy(tiny)
+    chosen = algorithm.Config(sampling=SAMPLING, group_size=2, **options)
+    state = algorithm.State.create(model, chosen, prompts=len(PROMPTS), total_steps=1, seed=0)
+    score = FunctionScorer(lambda _, completion: completion.ids[0])
+    result = algorithm.step(state, PROMPTS, generate=Engine(model, tokenizer), score=score, config=chosen)
+    assert set(result.metrics) == documented(name, UPDATES, SAMPLES, POLICY)
+
+
+def test_metrics_of_rejection_sampling(tiny):
+    model, tokenizer = load_policy(tiny)
+    chosen = rejection_sampling.Config(samples_per_prompt=2, sampling=SAMPLING)
+    result = rejection_sampling.step(
+        rejection_sampling.State.create(model, seed=0),
+        PROMPTS,
+        generate=Engine(model, tokenizer),
+        score=FunctionScorer(lambda _, completion: completion.ids[0]),
+        config=chosen,
+        on_step=lambda _: None,
+    )
+    assert set(result.metrics) == documented("rejection_sampling", SAMPLES)
+
+
+def test_metrics_of_sft(tiny):
+    model, _ = load_policy(tiny)
+    data = [Demonstration(prompt_ids=(0, 5), completion_ids=(7, 1))]
+    state = sft.State.create(model, 1, sft.Config(), seed=0)
+    found = sft.step(state, data, config=sft.Config()) | sft.evaluate(model, data, token_budget=64)
+    assert set(found) == documented("sft", UPDATES)
+
+
+def test_metrics_of_reward_models(tiny):
+    model, _ = new_reward_model(tiny, seed=0)
+    pairs = [PreferencePair(prompt_ids=(0, 5), chosen_ids=(7, 1), rejected_ids=(8, 1))]
+    chosen = reward_model.Config()
+    found = reward_model.step(reward_model.State.create(model, 1, chosen, seed=0), pairs, config=chosen)
+    found |= reward_model.evaluate(model, pairs, token_budget=64).metrics()
+    assert set(found) == documented("reward_model", UPDATES)
