@@ -1,0 +1,234 @@
+"""Causal language models from disk and back, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from conftest import ARCHITECTURES, byte_tokenizer
+from tether.errors import ModelError
+from tether.models.loading import (
+    context_length,
+    eos_ids,
+    load_policy,
+    load_pretrained,
+    load_tokenizer,
+    model_config,
+    resolve,
+    save_model,
+)
+from tether.models.policy import policy_logits
+
+IDS = torch.tensor([[0, 5, 9, 200, 31, 1]])
+
+
+@pytest.fixture
+def broken(tmp_path, tiny_models):
+    """A copy of a tiny model to break: ``broken("qwen2")`` is its directory."""
+
+    def copy(architecture="llama") -> Path:
+        return Path(shutil.copytree(tiny_models[architecture], tmp_path / "model"))
+
+    return copy
+
+
+def edit_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_architecture_survives_a_save(tiny_models, tmp_path, architecture):
+    model, tokenizer = load_policy(tiny_models[architecture])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)  # trained a little
+        expected = policy_logits(model, IDS)
+    save_model(model, tokenizer, tmp_path / "saved")
+    assert [path.name for path in (tmp_path / "saved").glob("*.bin")] == []
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(reloaded(input_ids=IDS).logits, expected, rtol=1e-5, atol=1e-5)
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved")("héllo")["input_ids"] == tokenizer("héllo")["input_ids"]
+    again, _ = load_policy(str(tmp_path / "saved"))
+    with torch.no_grad():
+        torch.testing.assert_close(policy_logits(again, IDS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_on_disk_is_computed_with_in_full(tiny, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
+    save_model(model, byte_tokenizer(), tmp_path / "half")
+    assert load_file(tmp_path / "half" / "model.safetensors")["model.norm.weight"].dtype == torch.bfloat16
+    full, _ = load_policy(str(tmp_path / "half"))
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+    half, _ = load_policy(str(tmp_path / "half"), dtype=torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+
+
+def test_tied_embeddings_stay_tied(tiny, tmp_path):
+    model, tokenizer = load_policy(tiny)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    save_model(model, tokenizer, tmp_path / "saved")
+    assert "lm_head.weight" not in load_file(tmp_path / "saved" / "model.safetensors")
+
+
+def test_dropout_is_off(tmp_path, broken):
+    directory = broken("gpt2")
+    edit_config(directory, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    model, _ = load_policy(str(directory))
+    with torch.no_grad():
+        assert torch.equal(policy_logits(model, IDS), policy_logits(model, IDS))
+
+
+def test_sharded_weights(tiny, tmp_path):
+    model, tokenizer = load_policy(tiny)
+    model.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    tokenizer.save_pretrained(tmp_path / "shards")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    again, _ = load_policy(str(tmp_path / "shards"))
+    with torch.no_grad():
+        assert torch.equal(policy_logits(again, IDS), policy_logits(model, IDS))
+
+
+def test_the_real_model(stories, tmp_path):
+    model, tokenizer = load_policy(stories)
+    assert context_length(model) == 512
+    assert eos_ids(model, tokenizer) == (2,)
+    ids = torch.tensor([tokenizer("Once upon a time, there was a little girl named")["input_ids"]])
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(stories).eval()(input_ids=ids).logits
+        torch.testing.assert_close(policy_logits(model, ids), expected, rtol=1e-5, atol=1e-5)
+    assert expected[0, -1].softmax(-1).max() > 0.3  # trained: it has an opinion
+
+
+def test_the_embedded_model_by_name():
+    assert (Path(resolve("base")) / "model.safetensors").is_file()
+
+
+# -- refused --------------------------------------------------------------------------------------------------------
+
+
+def refused(directory, message) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_policy(str(directory))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{directory}: ")
+
+
+def test_no_such_model(tmp_path):
+    refused(tmp_path / "nowhere", r"no such model; give a directory, a hub id \(owner/name\) or 'base'")
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "a model is a directory in the Hugging Face layout, and this is a file")
+
+
+def test_no_configuration(broken):
+    directory = broken()
+    (directory / "config.json").unlink()
+    refused(directory, r"not a model directory: config.json is missing")
+
+
+@pytest.mark.parametrize("content", ["{nope", ""])
+def test_broken_configuration(broken, content):
+    directory = broken()
+    (directory / "config.json").write_text(content)
+    refused(directory, r"valid JSON|config")
+    with pytest.raises(ModelError, match="the configuration cannot be read"):
+        model_config(str(directory))
+
+
+def test_no_weights(broken):
+    directory = broken()
+    (directory / "model.safetensors").unlink()
+    refused(directory, r"no weights: model.safetensors is missing$")
+    (directory / "pytorch_model.bin").write_bytes(b"")
+    refused(directory, r"no weights: model.safetensors is missing \(weights in a pickle are not loaded; convert them\)")
+
+
+@pytest.mark.parametrize("kept", [0, 500, 20_000])
+def test_weights_cut_short(broken, kept):
+    weights = broken() / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept])
+    refused(weights.parent, "the model cannot be loaded")
+
+
+def test_a_missing_shard(broken):
+    directory = broken()
+    (directory / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(directory, r"the model cannot be loaded .*model-00001-of-00002.safetensors")
+
+
+def test_missing_tensors_are_never_made_up(broken):
+    directory = broken("qwen2")
+    weights = load_file(directory / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"], weights["model.norm.weight"]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    refused(directory, r"do not fit the configuration \(2 tensors, first model.layers.1.mlp.up_proj.weight\)")
+
+
+def test_tensors_of_another_shape(broken):
+    directory = broken("qwen2")
+    edit_config(directory, intermediate_size=40)
+    refused(directory, r"do not fit the configuration \(6 tensors, first model.layers.0.mlp.down_proj.weight\)")
+
+
+def test_a_tokenizer_of_another_model(broken):
+    directory = broken()
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<{i}>" for i in range(20)])
+    tokenizer.save_pretrained(directory)
+    refused(directory, "the tokenizer does not belong to the model: it gives ids up to 278 .* embedding has 264 rows")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt2", "gpt_neox", "gemma"])
+def test_a_tokenizer_is_never_made_up(broken, architecture):
+    """Without files, transformers gives some architectures a tokenizer that knows its special tokens alone."""
+    directory = broken(architecture)
+    for path in directory.glob("token*"):
+        path.unlink()
+    refused(directory, "tokenizer")
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_tokenizer(str(directory))
+
+
+def test_an_architecture_nobody_knows(broken):
+    directory = broken()
+    edit_config(directory, model_type="nonesuch")
+    refused(directory, "nonesuch")
+
+
+def test_logits_that_are_not_what_the_hidden_states_say(broken, monkeypatch):
+    model = load_pretrained(AutoModelForCausalLM, str(broken("gpt_neox")), dtype=torch.float32)
+    forward = type(model).forward
+
+    def scaled(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.logits = out.logits * 2
+        return out
+
+    monkeypatch.setattr(type(model), "forward", scaled)
+    with pytest.raises(ModelError, match="does something to its logits that tether does not know"):
+        load_policy(model.config._name_or_path)
+
+
+# -- read off a model -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_context_length(tiny_models, architecture):
+    assert context_length(load_policy(tiny_models[architecture])[0]) == 128
+
+
+def test_every_end_counts(tiny):
+    model, tokenizer = load_policy(tiny)
+    model.generation_config.eos_token_id = [7, 5]
+    assert eos_ids(model, tokenizer) == (1, 5, 7)
+    model.generation_config.eos_token_id = None
+    assert eos_ids(model, tokenizer) == (1,)
+    tokenizer.eos_token = None
+    assert eos_ids(model, tokenizer) == ()
