@@ -1,0 +1,236 @@
+"""Reward models: made, saved, read by transformers alone, and refused when that would give other scores."""
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import processors
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
+
+from conftest import ARCHITECTURES, byte_tokenizer, make_model
+from tether.errors import ModelError
+from tether.models.reward import (
+    head_of,
+    load_reward_model,
+    new_reward_model,
+    normalised_scores,
+    pad,
+    save_reward_model,
+    score_batch,
+    score_sequences,
+)
+
+EOS = 1
+
+
+def sequences(count=9, *, longest=40, seed=0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[0, *(draw.randrange(3, 260) for _ in range(draw.randrange(1, longest))), EOS] for _ in range(count)]
+
+
+def transformers_scores(directory, tokens) -> torch.Tensor:
+    """As somebody else would score: their classes, a padded batch, an attention mask."""
+    model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    batch = tokenizer.pad({"input_ids": tokens}, return_tensors="pt", padding=True, padding_side="right")
+    with torch.no_grad():
+        return model(**batch).logits.squeeze(-1)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def reward_model(request, tiny_models):
+    return new_reward_model(tiny_models[request.param], seed=0)
+
+
+def test_saved_scores_are_transformers_scores(reward_model, tmp_path):
+    model, tokenizer = reward_model
+    tokens = sequences()
+    expected = score_sequences(model, tokens)
+    assert expected.std() > 0.05  # or this test would hold for anything
+    save_reward_model(model, tokenizer, tmp_path / "rm", tokens[:3])
+    torch.testing.assert_close(transformers_scores(tmp_path / "rm", tokens), expected, rtol=1e-4, atol=1e-5)
+    assert load_file(tmp_path / "rm" / "model.safetensors")["score.weight"].shape == (1, 32)
+    config = AutoConfig.from_pretrained(tmp_path / "rm")
+    assert config.num_labels == 1
+    assert config.architectures == [type(model).__name__]
+    assert "SequenceClassification" in config.architectures[0]
+    again, _ = load_reward_model(str(tmp_path / "rm"))
+    torch.testing.assert_close(score_sequences(again, tokens), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_scores_do_not_depend_on_the_batch(reward_model):
+    model, _ = reward_model
+    tokens = sequences()
+    together = score_sequences(model, tokens)
+    for budget in (1, 60, 10**6):
+        torch.testing.assert_close(score_sequences(model, tokens, token_budget=budget), together, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        for row, score in zip(tokens, together, strict=True):
+            hidden = model.base_model(input_ids=torch.tensor([row])).last_hidden_state[0, -1]
+            torch.testing.assert_close((head_of(model).weight @ hidden)[0], score, rtol=1e-4, atol=1e-5)
+
+
+def test_score_is_read_at_the_last_token_whatever_the_padding(tiny):
+    model, _ = new_reward_model(tiny, seed=0)
+    a, lengths = pad([[0, 5, EOS], [0, 6, 7, 8, EOS]], fill=2)
+    b, _ = pad([[0, 5, EOS], [0, 6, 7, 8, EOS]], fill=EOS)
+    assert lengths.tolist() == [3, 5]
+    assert a[0].tolist() == [0, 5, EOS, 2, 2]
+    assert torch.equal(score_batch(model, a, lengths), score_batch(model, b, lengths))
+
+
+def test_the_head_is_drawn_from_its_seed(tiny):
+    heads = [head_of(new_reward_model(tiny, seed=seed)[0]).weight for seed in (0, 0, 1)]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+    many = torch.cat([head_of(new_reward_model(tiny, seed=seed)[0]).weight.flatten() for seed in range(20)])
+    assert many.std().item() == pytest.approx(1 / math.sqrt(33), rel=0.1)
+
+
+def test_normalisation_is_stored_with_the_model(tiny, tmp_path):
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    assert normalised_scores(model, torch.tensor([3.0])).tolist() == [3.0]
+    model.config.score_mean, model.config.score_std = 1.0, 4.0
+    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(2))
+    again, _ = load_reward_model(str(tmp_path / "rm"))
+    assert (again.config.score_mean, again.config.score_std) == (1.0, 4.0)
+    assert normalised_scores(again, torch.tensor([3.0, 1.0])).tolist() == [0.5, 0.0]
+
+
+def test_a_model_of_others_without_stored_normalisation(tiny, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=1)
+    model.save_pretrained(tmp_path / "theirs")
+    byte_tokenizer().save_pretrained(tmp_path / "theirs")
+    again, _ = load_reward_model(str(tmp_path / "theirs"))
+    assert normalised_scores(again, torch.tensor([3.0])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize("pad_token", [None, "</s>"])
+def test_padding_with_eos_or_not_at_all_is_mended(tmp_path, pad_token):
+    """transformers reads the right-most token that is not padding: with EOS for padding, the one before EOS."""
+    make_model(tmp_path / "base", "gpt2")
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = pad_token
+    tokenizer.save_pretrained(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"pad_token_id": pad_token and EOS}))
+    model, tokenizer = new_reward_model(str(tmp_path / "base"), seed=0)
+    assert tokenizer.pad_token_id not in (None, EOS)
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    tokens = sequences()
+    torch.testing.assert_close(
+        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, tokens), rtol=1e-4, atol=1e-5
+    )
+
+
+def gpt2_like(directory: Path) -> str:
+    """One special token for BOS, EOS and padding, none put in front, and an embedding without a row to spare."""
+    tokenizer = byte_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
+    tokenizer.bos_token = tokenizer.pad_token = "</s>"
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.3,
+        bos_token_id=EOS, eos_token_id=EOS,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return str(directory)
+
+
+def test_an_embedding_that_is_full_grows_by_the_padding_token(tmp_path):
+    base = gpt2_like(tmp_path / "base")
+    model, tokenizer = new_reward_model(base, seed=0)
+    assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 260
+    tokens = [row[1:] for row in sequences()]
+    save_reward_model(model, tokenizer, tmp_path / "rm", tokens)
+    torch.testing.assert_close(
+        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, tokens), rtol=1e-4, atol=1e-5
+    )
+    assert load_reward_model(str(tmp_path / "rm"))[0].config.vocab_size == 260
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_precision_of_the_save(tiny, tmp_path, dtype):
+    model, tokenizer = new_reward_model(tiny, seed=0, dtype=dtype)
+    save_reward_model(model, tokenizer, tmp_path / "rm", sequences())
+    assert load_file(tmp_path / "rm" / "model.safetensors")["score.weight"].dtype == dtype
+
+
+def test_on_the_real_model(stories, tmp_path):
+    model, tokenizer = new_reward_model(stories, seed=0)
+    texts = ["Once upon a time, there was a dog.", "The end.", "She was happy because"]
+    tokens = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    save_reward_model(model, tokenizer, tmp_path / "rm", tokens)
+    torch.testing.assert_close(
+        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, tokens), rtol=1e-4, atol=1e-5
+    )
+
+
+# -- refused --------------------------------------------------------------------------------------------------------
+
+
+def test_a_save_that_would_change_the_scores_is_refused_and_leaves_nothing(tiny, tmp_path):
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    model.config.pad_token_id = EOS
+    with pytest.raises(
+        ModelError, match=r"rm: not saved: after a reload the scores differ by up to .*LlamaForSequence"
+    ):
+        save_reward_model(model, tokenizer, tmp_path / "out" / "rm", sequences(3))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_refused_save_keeps_what_was_there(tiny, tmp_path):
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    before = (tmp_path / "rm" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        head_of(model).weight.fill_(math.nan)
+    with pytest.raises(ModelError, match="not saved: after a reload the scores differ by up to nan"):
+        save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    assert (tmp_path / "rm" / "model.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["rm"]
+
+
+def test_a_save_replaces_what_was_there(tiny, tmp_path):
+    for seed in (0, 1):
+        model, tokenizer = new_reward_model(tiny, seed=seed)
+        save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    saved = load_file(tmp_path / "rm" / "model.safetensors")["score.weight"]
+    assert torch.equal(saved, head_of(model).weight)
+
+
+def test_a_language_model_is_no_reward_model(tiny):
+    with pytest.raises(
+        ModelError, match=r"not a reward model: its architecture is LlamaForCausalLM; .*'tether reward'"
+    ):
+        load_reward_model(tiny)
+
+
+def test_a_classifier_of_several_labels_is_no_reward_model(tiny, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(tiny, num_labels=3).save_pretrained(tmp_path / "three")
+    byte_tokenizer().save_pretrained(tmp_path / "three")
+    with pytest.raises(ModelError, match="a reward model has one label and this classifier has 3"):
+        load_reward_model(str(tmp_path / "three"))
+
+
+def test_a_head_that_was_lost_is_not_made_up(tiny, tmp_path):
+    """The directory says SequenceClassification, the weights are a language model's."""
+    make_model(tmp_path / "lost", "qwen2")
+    path = tmp_path / "lost" / "config.json"
+    config = json.loads(path.read_text())
+    config |= {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "LABEL_0"}}
+    path.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"do not fit the configuration \(1 tensors, first score.weight\)"):
+        load_reward_model(str(tmp_path / "lost"))
+
+
+def test_a_head_with_a_bias_is_refused(tiny):
+    model, _ = new_reward_model(tiny, seed=0)
+    model.score = torch.nn.Linear(32, 1)
+    with pytest.raises(ModelError, match="no bias-free linear head named 'score'"):
+        head_of(model)
