@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tether.errors import DataError
+from tether.hub import settle_for_the_cache_when_offline
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,9 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
         import datasets
     except ImportError:
         raise DataError(f"{source}: reading a data set needs the extra: pip install 'tether-rlhf[hub]'") from None
+    datasets.disable_progress_bars()
+    if not Path(name).exists():
+        settle_for_the_cache_when_offline()
     try:
         if (Path(name) / "state.json").is_file():  # written by Dataset.save_to_disk, which has no splits
             dataset = datasets.load_from_disk(name)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.errors import ModelError
+from tether.hub import settle_for_the_cache_when_offline
 from tether.models.policy import policy_logits
 
 transformers.logging.set_verbosity_error()
@@ -28,6 +29,7 @@ def resolve(name: str) -> str:
     path = Path(name)
     if not path.exists():
         if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            settle_for_the_cache_when_offline()
             return name
         raise ModelError(f"{name}: no such model; give a directory, a hub id (owner/name) or '{BASE}'")
     if not path.is_dir():
