@@ -1,0 +1,220 @@
+"""A reward model as a reward: what it reads, and where."""
+
+import math
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
+
+from conftest import byte_tokenizer, make_model
+from helpers import completion
+from tether.data.records import load_pairs
+from tether.errors import DataError, RewardError
+from tether.generation.engine import Engine
+from tether.models.loading import load_policy
+from tether.models.reward import head_of, new_reward_model, save_reward_model, score_sequences
+from tether.rewards.learned import LearnedReward
+from tether.rewards.resolve import resolve_reward
+from tether.types import Finish, Prompt, RolloutGroup, Sampling
+
+EOS = 1
+HI = ({"role": "user", "content": "hi"},)
+
+
+def rollouts(prompt, *completions) -> list[RolloutGroup]:
+    return [RolloutGroup(prompt=prompt, completions=completions, weights_version=0)]
+
+
+def read(monkeypatch, reward, groups) -> list[list[int]]:
+    """The sequences that the reward model is given."""
+    seen: list[list[int]] = []
+
+    def spy(model, sequences, **kwargs):
+        seen.extend(list(s) for s in sequences)
+        return score_sequences(model, sequences, **kwargs)
+
+    monkeypatch.setattr("tether.rewards.learned.score_sequences", spy)
+    reward.values(groups)
+    return seen
+
+
+@pytest.fixture
+def same(tiny):
+    """A reward model of the policy's own vocabulary, with a context of 128."""
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    return LearnedReward("judge", model, tokenizer, same_vocabulary=True)
+
+
+def reversed_bytes() -> PreTrainedTokenizerFast:
+    """The byte tokenizer with its ids in another order: ``</e>`` 0, ``<b>`` 1."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True)
+    core = Tokenizer(models.BPE(vocab={t: i for i, t in enumerate(["</e>", "<b>", "<p>", *alphabet])}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    core.post_processor = processors.TemplateProcessing(single="<b> $A", special_tokens=[("<b>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<b>", eos_token="</e>", pad_token="<p>")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% if m.role == 'assistant' %}{{ eos_token }}\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def other(tiny):
+    """A reward model of another vocabulary, with a chat template of its own."""
+    model, _ = new_reward_model(tiny, seed=0)
+    model.config.eos_token_id = 0
+    return LearnedReward("judge", model, reversed_bytes(), same_vocabulary=False)
+
+
+def test_a_finished_completion_is_read_as_it_is(same, monkeypatch):
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 7, EOS]), completion([EOS]))
+    assert read(monkeypatch, same, groups) == [[0, 5, 6, 7, EOS], [0, 5, EOS]]
+
+
+@pytest.mark.parametrize("finish", [Finish.LENGTH, Finish.STOP])
+def test_a_completion_without_eos_is_closed(same, monkeypatch, finish):
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 7], finish=finish))
+    assert read(monkeypatch, same, groups) == [[0, 5, 6, 7, EOS]]
+
+
+def test_so_cut_and_finished_completions_score_alike(same):
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 7], finish=Finish.LENGTH), completion([6, 7, EOS]))
+    ((cut, finished),) = same.values(groups)
+    assert cut == pytest.approx(finished, abs=1e-5)
+    unclosed = score_sequences(same.model, [[0, 5, 6, 7]]).item()
+    assert abs(unclosed - finished) > 1e-2  # closing it is what makes them so
+
+
+def test_every_end_of_the_reward_model_is_one(same, monkeypatch):
+    same.model.config.eos_token_id = [EOS, 9]
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 9], finish=Finish.EOS), completion([6, 8]))
+    assert read(monkeypatch, same, groups) == [[0, 5, 6, 9], [0, 5, 6, 8, EOS]]
+
+
+def test_scores_are_normalised(same):
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7, 8]))
+    ((a, b),) = same.values(groups)
+    same.model.config.score_mean, same.model.config.score_std = 2.0, 4.0
+    assert same.values(groups)[0] == pytest.approx([(a - 2) / 4, (b - 2) / 4], abs=1e-6)
+
+
+def test_a_cut_completion_that_fills_the_context_makes_room_for_eos(same, monkeypatch):
+    prompt = Prompt(ids=(0, 5), text="p")
+    cut = completion([*range(10, 136)], finish=Finish.LENGTH)
+    assert read(monkeypatch, same, rollouts(prompt, cut)) == [[0, 5, *range(10, 135), EOS]]
+    ends = completion([*range(10, 135), EOS])
+    assert read(monkeypatch, same, rollouts(prompt, ends)) == [[0, 5, *range(10, 135), EOS]]
+
+
+@pytest.mark.parametrize("last", [137, EOS])
+def test_what_is_longer_than_the_context_is_refused(same, last):
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([*range(10, 136), last]))
+    with pytest.raises(
+        RewardError, match=r"'judge': prompt and completion take 1.. tokens, and the reward model reads 128"
+    ):
+        same.values(groups)
+
+
+def test_weights_that_are_not_usable(same):
+    with torch.no_grad():
+        head_of(same.model).weight.fill_(math.nan)
+    with pytest.raises(RewardError, match="'judge': the reward model gave nan; its weights are not usable"):
+        same.values(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
+
+
+# -- another vocabulary ---------------------------------------------------------------------------------------------
+
+
+def test_text_is_tokenised_anew_and_always_closed(other, monkeypatch):
+    groups = rollouts(
+        Prompt(ids=(0, 5), text="hi "),
+        completion([6, EOS], text="you"),
+        completion([6], finish=Finish.LENGTH, text="you"),
+        completion([EOS], text=""),
+    )
+    you = other.tokenizer("hi you")["input_ids"]
+    assert you[0] == 1
+    nothing = other.tokenizer("hi ")["input_ids"]
+    assert read(monkeypatch, other, groups) == [[*you, 0], [*you, 0], [*nothing, 0]]
+
+
+def test_a_conversation_goes_through_the_reward_models_own_template(other, monkeypatch):
+    prompt = Prompt(ids=(0, 5), text="<s>[user]hi[assistant]", messages=HI)
+    expected = other.tokenizer("<b><user>hi<assistant>yes</e>", add_special_tokens=False)["input_ids"]
+    groups = rollouts(prompt, completion([6, EOS], text="yes"), completion([6], finish=Finish.STOP, text="yes"))
+    assert read(monkeypatch, other, groups) == [expected, expected]
+
+
+def test_which_is_what_it_was_trained_on(other, monkeypatch, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(
+        '{"chosen": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}],'
+        ' "rejected": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "no"}]}\n'
+        '{"prompt": "hi ", "chosen": "you", "rejected": "me"}\n'
+    )
+    trained = [
+        [*pair.prompt_ids, *pair.chosen_ids]
+        for pair in load_pairs(str(tmp_path / "pairs.jsonl"), other.tokenizer, context=128)
+    ]
+    groups = [
+        *rollouts(Prompt(ids=(0,), text="-", messages=HI), completion([6], text="yes")),
+        *rollouts(Prompt(ids=(0,), text="hi "), completion([6], text="you")),
+    ]
+    assert read(monkeypatch, other, groups) == trained
+
+
+def test_a_conversation_without_a_template(other):
+    other.tokenizer.chat_template = None
+    with pytest.raises(DataError, match="no chat template"):
+        other.values(rollouts(Prompt(ids=(0,), text="-", messages=HI), completion([6], text="yes")))
+
+
+# -- from a directory -----------------------------------------------------------------------------------------------
+
+
+def test_a_directory_as_a_reward(tiny, tmp_path, tokenizer):
+    model, own = new_reward_model(tiny, seed=3)
+    save_reward_model(model, own, tmp_path / "judge" / "model", [[0, 5, EOS], [0, 6, EOS]])
+    reward = resolve_reward(str(tmp_path / "judge" / "model"), tokenizer, dtype=torch.float32, device="cpu")
+    assert isinstance(reward, LearnedReward)
+    assert reward.name == "judge"
+    assert reward.same_vocabulary
+    assert not any(p.requires_grad for p in reward.model.parameters())
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7]))
+    expected = score_sequences(model, [[0, 5, 6, EOS], [0, 5, 7, EOS]]).tolist()
+    assert reward.values(groups)[0] == pytest.approx(expected, abs=1e-5)
+    assert not resolve_reward(
+        str(tmp_path / "judge" / "model"), reversed_bytes(), dtype=torch.float32, device="cpu"
+    ).same_vocabulary
+
+
+def test_the_padding_token_that_training_added_changes_no_vocabulary(tmp_path):
+    """Base and policy pad with EOS; the reward model of the same base has one token more."""
+    tokenizer = byte_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    config = GPT2Config(vocab_size=264, n_embd=32, n_layer=1, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model, own = new_reward_model(str(tmp_path / "base"), seed=0)
+    save_reward_model(model, own, tmp_path / "rm", [[0, 5, EOS], [0, 6, EOS]])
+    reward = resolve_reward(str(tmp_path / "rm"), tokenizer, dtype=torch.float32, device="cpu")
+    assert len(own) == len(tokenizer) + 1
+    assert reward.same_vocabulary
+
+
+def test_a_policy_and_a_judge_of_different_vocabularies(stories, tmp_path):
+    """The real model writes, a byte-level model judges."""
+    policy, tokenizer = load_policy(stories)
+    make_model(tmp_path / "base", "qwen2")
+    model, own = new_reward_model(str(tmp_path / "base"), seed=0)
+    save_reward_model(model, own, tmp_path / "rm", [[0, 5, EOS], [0, 6, EOS]])
+    reward = resolve_reward(str(tmp_path / "rm"), tokenizer, dtype=torch.float32, device="cpu")
+    assert not reward.same_vocabulary
+    prompt = Prompt(ids=tuple(tokenizer("One day")["input_ids"]), text="One day")
+    groups = Engine(policy, tokenizer).generate([prompt], group_size=3, sampling=Sampling(max_new_tokens=12), seed=0)
+    texts = ["One day" + c.text for c in groups[0].completions]
+    expected = score_sequences(model, [[*own(text)["input_ids"], EOS] for text in texts])
+    assert reward.values(groups)[0] == pytest.approx(expected.tolist(), abs=1e-4)
