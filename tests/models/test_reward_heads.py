@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from conftest import ARCHITECTURES, byte_tokenizer, make_model
 from tether.errors import ModelError
+from tether.models.loading import load_policy
 from tether.models.reward import (
     head_of,
     load_reward_model,
@@ -209,6 +210,14 @@ def test_a_language_model_is_no_reward_model(tiny):
         ModelError, match=r"not a reward model: its architecture is LlamaForCausalLM; .*'tether reward'"
     ):
         load_reward_model(tiny)
+
+
+def test_a_reward_model_is_no_language_model(tiny, tmp_path):
+    """Its embeddings being tied, it would load as one."""
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    with pytest.raises(ModelError, match="rm: a reward model where a language model is needed"):
+        load_policy(str(tmp_path / "rm"))
 
 
 def test_a_classifier_of_several_labels_is_no_reward_model(tiny, tmp_path):

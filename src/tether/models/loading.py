@@ -113,6 +113,8 @@ def load_policy(
     Refuses a model whose logits are not its output projection of its last hidden state in a way that
     :func:`tether.models.policy.project` knows, because log-probs are computed from hidden states.
     """
+    if is_classifier(model_config(name)):  # with tied embeddings it would load, less its head
+        raise ModelError(f"{name}: a reward model where a language model is needed")
     tokenizer = load_tokenizer(name)
     model = load_pretrained(AutoModelForCausalLM, name, dtype=dtype)
     check_tokenizer(name, tokenizer, embedding_rows(model))
@@ -150,6 +152,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, direc
     """Weights (safetensors), configuration and tokenizer, as ``from_pretrained`` reads them."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+
+
+def is_classifier(config: Any) -> bool:
+    """Whether a configuration is that of a sequence classifier, such as a reward model."""
+    return any("SequenceClassification" in architecture for architecture in config.architectures or [])
 
 
 def model_config(name: str) -> Any:

@@ -21,6 +21,7 @@ from tether.errors import ModelError
 from tether.models.loading import (
     check_tokenizer,
     embedding_rows,
+    is_classifier,
     load_pretrained,
     load_tokenizer,
     model_config,
@@ -64,11 +65,9 @@ def load_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A reward model of tether, TRL or OpenRLHF: a sequence classifier with one label and a head named ``score``."""
     config = model_config(name)
-    architectures = getattr(config, "architectures", None) or ["none"]
-    if not any("SequenceClassification" in architecture for architecture in architectures):
-        raise ModelError(
-            f"{name}: not a reward model: its architecture is {architectures[0]}; train one with 'tether reward'"
-        )
+    if not is_classifier(config):
+        found = (config.architectures or ["not stated"])[0]
+        raise ModelError(f"{name}: not a reward model: its architecture is {found}; train one with 'tether reward'")
     if config.num_labels != 1:
         raise ModelError(f"{name}: a reward model has one label and this classifier has {config.num_labels}")
     tokenizer = load_tokenizer(name)
