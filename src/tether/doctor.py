@@ -17,7 +17,7 @@ from tether.models.loading import BASE, load_policy
 from tether.runtime.device import pick_device
 from tether.types import Prompt, Sampling
 
-EXTRAS = {"hub": "datasets", "lora": "peft", "report": "matplotlib", "sentiment": "vaderSentiment"}
+EXTRAS = {"hub": "datasets", "report": "matplotlib", "sentiment": "vaderSentiment"}
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:

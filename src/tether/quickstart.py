@@ -67,6 +67,8 @@ class Settings:
     """Sampled for each training prompt, and shown to the annotator two by two."""
     sharpness: float = 4.0
     """The annotator prefers a to b with probability sigmoid(sharpness * (gold_a - gold_b))."""
+    least_difference: float = 0.3
+    """Pairs whose gold rewards differ by less are not shown: near-ties cost as much to train on and teach little."""
     sampling: Sampling = SAMPLING
     reward: reward_model.Config = field(
         default_factory=lambda: reward_model.Config(
@@ -104,6 +106,7 @@ class Annotator:
     """Stands for the human: prefers the higher gold reward, the more reliably the larger the difference."""
 
     sharpness: float
+    least_difference: float
     seed: int
 
     def probability(self, difference: float) -> float:
@@ -111,15 +114,15 @@ class Annotator:
         return 1.0 / (1.0 + math.exp(-self.sharpness * difference))
 
     def pairs(self, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
-        """Completions two by two in the order they were sampled. Those of equal gold reward are passed over, as a
-        person who cannot tell would; ``clear`` is the chance that the draw went to the better side.
+        """Completions two by two in the order they were sampled, those apart by ``least_difference`` or more;
+        ``clear`` is the chance that the draw went to the better side.
         """
         for number, group in enumerate(groups):
             lot = torch.rand(len(group.scores), generator=generator(self.seed, "annotator", number)).tolist()
             rows = list(zip(group.rollouts.completions, group.scores, strict=True))
             for (a, score_a), (b, score_b), u in zip(rows[::2], rows[1::2], lot, strict=False):
                 difference = score_a.total - score_b.total
-                if difference == 0 or a.text.strip() == b.text.strip() or not (a.text.strip() and b.text.strip()):
+                if abs(difference) < self.least_difference or not (a.text.strip() and b.text.strip()):
                     continue
                 probability = self.probability(difference)
                 chosen, rejected = (a, b) if u < probability else (b, a)
@@ -189,7 +192,7 @@ def make_pairs(directory: RunDirectory, settings: Settings) -> float:
         sampling=settings.sampling,
         seed=derive_seed(settings.seed, "pairs"),
     )
-    annotator = Annotator(sharpness=settings.sharpness, seed=settings.seed)
+    annotator = Annotator(sharpness=settings.sharpness, least_difference=settings.least_difference, seed=settings.seed)
     held_out = list(annotator.pairs(groups[: settings.judged_prompts]))
     directory.write_rows("held_out_pairs.jsonl", held_out)
     directory.write_rows("pairs.jsonl", list(annotator.pairs(groups[settings.judged_prompts :])))

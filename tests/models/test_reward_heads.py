@@ -243,3 +243,10 @@ def test_a_head_with_a_bias_is_refused(tiny):
     model.score = torch.nn.Linear(32, 1)
     with pytest.raises(ModelError, match="no bias-free linear head named 'score'"):
         head_of(model)
+
+
+def test_a_reward_model_is_trained_on_with_its_head(tiny, tmp_path):
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(2))
+    again, _ = new_reward_model(str(tmp_path / "rm"), seed=1)
+    assert torch.equal(head_of(again).weight, head_of(model).weight)

@@ -26,7 +26,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Optim, adamw, lr_scale, mean_of, optimiser_step, require_finite
+from tether.algorithms.optimise import (
+    Optim,
+    adamw,
+    lr_scale,
+    mean_of,
+    optimiser_step,
+    peak_learning_rate,
+    require_finite,
+)
 from tether.algorithms.rollouts import (
     TokenFigures,
     batch_of,
@@ -47,6 +55,9 @@ from tether.ops.masked import masked_mean, masked_sum
 from tether.ops.reduce import Reduction, reduce_loss
 from tether.seeds import derive_seed
 from tether.types import Batch, Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
+
+LEARNING_RATE = 1e-6
+"""Usual for a model 4,096 wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,7 @@ class Config:
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
     sampling: Sampling = field(default_factory=Sampling)
-    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-6, adam_beta2=0.95))
+    optim: Optim = field(default_factory=lambda: Optim(adam_beta2=0.95))
 
     def __post_init__(self) -> None:
         loo = self.advantage_baseline == "leave_one_out"
@@ -121,7 +132,7 @@ class State:
         return State(
             policy=policy,
             reference=reference_of(policy),
-            optimiser=adamw([(policy, config.optim.learning_rate)], config.optim),
+            optimiser=adamw([(policy, peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim),
             cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,

@@ -9,17 +9,21 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from tether.errors import ConfigError, GuardError
 from tether.types import Metrics
+
+REFERENCE_WIDTH = 4096
+"""The model width, that of a 7B Llama, for which each algorithm states its usual learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optim:
     """AdamW and its learning rate."""
 
-    learning_rate: float = 1e-5
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate; unless given, the algorithm's usual one times 4096 / the model's width."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
     """How it goes from the peak to zero over the run, or stays."""
     warmup_steps: int = 0
@@ -38,7 +42,7 @@ class Optim:
     def __post_init__(self) -> None:
         ConfigError.unless(
             {
-                "learning_rate must be positive": self.learning_rate > 0,
+                "learning_rate must be positive": self.learning_rate is None or self.learning_rate > 0,
                 "warmup_steps must be 0 or more": self.warmup_steps >= 0,
                 "weight_decay must be 0 or more": self.weight_decay >= 0,
                 "adam_beta1 and adam_beta2 must lie in [0, 1)": 0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1,
@@ -46,6 +50,14 @@ class Optim:
                 "max_grad_norm must be positive": self.max_grad_norm > 0,
             }
         )
+
+
+def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -> float:
+    """The configured rate, or ``usual`` * 4096 / width: what Adam moves in a step grows with the width (Yang et al.
+    2022, arXiv 2203.03466), so that a small model takes, and needs, a larger rate. ``usual`` is for width 4096.
+    """
+    width: int = model.config.get_text_config().hidden_size
+    return usual * REFERENCE_WIDTH / width if config.learning_rate is None else config.learning_rate
 
 
 def lr_scale(config: Optim, step: int, total_steps: int) -> float:

@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Optim, adamw, lr_scale, mean_of, optimiser_step, require_finite
+from tether.algorithms.optimise import (
+    Optim,
+    adamw,
+    lr_scale,
+    mean_of,
+    optimiser_step,
+    peak_learning_rate,
+    require_finite,
+)
 from tether.algorithms.rollouts import (
     TokenFigures,
     batch_of,
@@ -40,6 +48,9 @@ from tether.ops.reduce import token_mean
 from tether.ops.returns import gae
 from tether.seeds import derive_seed
 from tether.types import Batch, Finish, Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
+
+LEARNING_RATE = 1e-6
+"""Usual for a model 4,096 wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +84,7 @@ class Config:
     target_kl: float | None = None
     """Stop a step's passes once the policy has moved this far from its own rollouts, in nats a token."""
     whiten_rewards: bool = False
-    """Divide the rewards by their standard deviation over the step."""
+    """Scale the rewards to unit standard deviation over the step, their mean kept."""
     whiten_advantages: bool = True
     """Centre and scale the advantages over the step."""
     missing_eos_penalty: float = 0.0
@@ -85,7 +96,7 @@ class Config:
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
     sampling: Sampling = field(default_factory=Sampling)
-    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-6, adam_beta2=0.95, adam_eps=1e-5))
+    optim: Optim = field(default_factory=lambda: Optim(adam_beta2=0.95, adam_eps=1e-5))
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -129,12 +140,12 @@ class State:
     def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
         """A fresh state; the reference is the policy as it is now. ``prompts`` is how many the cursor walks over."""
         critic = Critic(policy, own_trunk=config.critic_trunk)
-        rates = (config.optim.learning_rate, config.critic_learning_rate or config.optim.learning_rate)
+        rate = peak_learning_rate(config.optim, policy, usual=LEARNING_RATE)
         return State(
             policy=policy,
             reference=reference_of(policy),
             critic=critic,
-            optimiser=adamw([(policy, rates[0]), (critic, rates[1])], config.optim),
+            optimiser=adamw([(policy, rate), (critic, config.critic_learning_rate or rate)], config.optim),
             kl_coef=config.kl_coef,
             cursor=Cursor(prompts, seed),
             seed=seed,

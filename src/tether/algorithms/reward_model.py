@@ -16,12 +16,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, require_finite
+from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
 from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
 from tether.models.reward import pad, score_batch, score_sequences
 from tether.ops.losses import bradley_terry
 from tether.types import Metrics, PreferencePair
+
+LEARNING_RATE = 1e-5
+"""Usual for a model 4,096 wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,7 @@ class Config:
     """Stop after this many measurements without a better one; 0 never stops early."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
-    optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-5))
+    optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -71,6 +74,7 @@ class State:
     cursor: Cursor
     total_steps: int
     step: int = 0
+    best_accuracy: float = 0.0
     best_loss: float = float("inf")
     best_step: int = 0
     best_weights: dict[str, Tensor] = field(default_factory=dict)
@@ -80,7 +84,7 @@ class State:
     def create(model: PreTrainedModel, pairs: int, config: Config, *, seed: int) -> State:
         return State(
             model=model,
-            optimiser=adamw([(model, config.optim.learning_rate)], config.optim),
+            optimiser=adamw([(model, peak_learning_rate(config.optim, model, usual=LEARNING_RATE))], config.optim),
             cursor=Cursor(pairs, seed),
             total_steps=config.total_steps(pairs),
         )
@@ -189,8 +193,8 @@ def train(
 ) -> Evaluation:
     """Train until the schedule or the patience ends, put the best weights back, and normalise.
 
-    The best weights are those with the lowest held-out log loss: it sees a growing over-confidence that accuracy does
-    not. ``on_step`` gets each step's metrics, held-out figures among them where they were measured.
+    The best weights are those with the highest held-out accuracy; of equal ones, those with the lowest log loss.
+    ``on_step`` gets each step's metrics, held-out figures among them where they were measured.
     """
     every = config.steps_between_evals(len(pairs))
     while state.step < state.total_steps:
@@ -208,9 +212,10 @@ def train(
 
 
 def keep_best(state: State, evaluation: Evaluation) -> None:
-    """Remember the weights if no evaluation had a lower loss."""
-    if evaluation.log_loss < state.best_loss:
-        state.best_loss, state.best_step, state.evals_without_better = evaluation.log_loss, state.step, 0
+    """Remember the weights if no evaluation had a higher accuracy, or as high a one with a lower log loss."""
+    if (evaluation.accuracy, -evaluation.log_loss) > (state.best_accuracy, -state.best_loss):
+        state.best_accuracy, state.best_loss = evaluation.accuracy, evaluation.log_loss
+        state.best_step, state.evals_without_better = state.step, 0
         state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
     else:
         state.evals_without_better += 1

@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, require_finite
+from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
 from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import likelihood
 from tether.ops.reduce import token_mean
 from tether.types import Batch, Demonstration, Metrics
+
+LEARNING_RATE = 2e-5
+"""Usual for a model 4,096 wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +33,7 @@ class Config:
     """Demonstrations an optimiser step."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
-    optim: Optim = field(default_factory=lambda: Optim(learning_rate=2e-5))
+    optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -60,7 +63,7 @@ class State:
     def create(policy: PreTrainedModel, demonstrations: int, config: Config, *, seed: int) -> State:
         return State(
             policy=policy,
-            optimiser=adamw([(policy, config.optim.learning_rate)], config.optim),
+            optimiser=adamw([(policy, peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim),
             cursor=Cursor(demonstrations, seed),
             total_steps=config.total_steps(demonstrations),
         )

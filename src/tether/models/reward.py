@@ -39,11 +39,14 @@ scores, and what rounding does to a score of size 1 when rows are batched otherw
 def new_reward_model(
     base: str, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A reward model on the trunk of the causal language model ``base``, its head drawn from N(0, 1 / (D + 1)).
+    """A reward model on the trunk of the causal language model ``base``, its head drawn from N(0, 1 / (D + 1)); or
+    ``base`` itself where it is a reward model already, head and all, to be trained on.
 
     The tokenizer gets a padding token of its own where it has none or pads with EOS: transformers pools the right-most
     token that is not padding, and would otherwise read the score before the EOS.
     """
+    if is_classifier(model_config(base)):
+        return load_reward_model(base, dtype=dtype, device=device)
     tokenizer = load_tokenizer(base)
     model = load_pretrained(AutoModelForSequenceClassification, base, dtype=dtype, allow_missing="score.", num_labels=1)
     check_tokenizer(base, tokenizer, embedding_rows(model))
