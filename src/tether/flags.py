@@ -98,8 +98,9 @@ def flatten(command: Any) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """`` (did you mean X?)`` for the closest known name, or nothing."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    """``; did you mean X?`` for the first name that goes on like this one or else the closest, or nothing."""
+    longer = [one for one in known if one.startswith(name)]
+    close = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
 
 

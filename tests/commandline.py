@@ -1,0 +1,40 @@
+"""The commands, run in this process as a shell would run them, and small files for them to read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tether.cli import main
+
+REWARD = "def fn(completions, **_):\n    return [float(len(c) % 5) for c in completions]\n"
+
+
+def tether(line: str, *more: object) -> int:
+    """``tether("grpo --model DIR", "--out", path)``: the exit code."""
+    return main([*line.split(), *map(str, more)])
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def read_rows(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def workspace(directory: Path) -> None:
+    """Prompts, pairs, demonstrations and a reward function."""
+    write_rows(directory / "p.jsonl", [{"prompt": f"Word {i} is", "answer": str(i)} for i in range(5)])
+    pairs = [{"prompt": f"Q{i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
+    write_rows(directory / "pairs.jsonl", pairs)
+    write_rows(directory / "texts.jsonl", [{"prompt": f"One {i}", "completion": " two"} for i in range(8)])
+    (directory / "r.py").write_text(REWARD)
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    """Every file and directory below ``directory``."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"" for path in directory.rglob("*")
+    }
