@@ -16,9 +16,7 @@ from conftest import make_model
 
 GRPO = "grpo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --group-size 2 --out out"
 TASK = f"{GRPO} --prompts p.jsonl --reward r.py:fn"
-PPO = (
-    "ppo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --out out --prompts p.jsonl --reward r.py:fn"
-)
+PPO = "ppo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --out out --prompts p.jsonl"
 RS = "rejection-sampling --model {tiny} --prompts p.jsonl --max-new-tokens 4 --out out"
 SFT = "sft --model {tiny} --out out --data"
 REWARD = "reward --model {tiny} --out out --pairs"

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tether
+from tether import __version__
 from tether.errors import ConfigError, TetherError
 
 GROUPS = {
@@ -32,7 +32,7 @@ GROUPS = {
 def usage() -> str:
     """What ``tether --help`` prints."""
     lines = [
-        f"tether {tether.__version__}: align a language model to what people prefer",
+        f"tether {__version__}: align a language model to what people prefer",
         "",
         "usage: tether COMMAND [OPTIONS]",
     ]
@@ -48,7 +48,7 @@ def dispatch(arguments: Sequence[str]) -> None:
         print(usage(), end="")
         return
     if arguments[0] in ("-V", "--version"):
-        print(f"tether {tether.__version__}")
+        print(f"tether {__version__}")
         return
     name, rest = arguments[0], arguments[1:]
     known = [command for commands in GROUPS.values() for command in commands]
