@@ -90,7 +90,7 @@ def test_grpo_reaches_the_optimum_through_its_command_alone(tmp_path, monkeypatc
         f"TABLE = {table}\ndef fn(completion_ids, **_):\n    return [TABLE[tuple(ids)] for ids in completion_ids]\n"
     )
     line = (
-        f"grpo --model m --prompts p.jsonl --reward r.py:fn --kl-coef {BETA} --steps 200 --prompts-per-step 2 "
+        f"grpo --model m --prompts p.jsonl --reward r.py:fn --kl-coef {BETA} --steps 100 --prompts-per-step 2 "
         "--group-size 128 --max-new-tokens 2 --temperature 1 --learning-rate 1e-3 --seed 0 --out out "
         "--advantage-scale none --kl-estimator k2 --rollouts-every 0 --quiet"
     )

@@ -8,11 +8,12 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from tether.types import Metrics
 
-SHOWN = ("loss", "accuracy", "eval/accuracy", "reward", "kl", "entropy", "completions/mean_length", "step_time")
-"""The figures worth a place on the line, where a row has them."""
+SHOWN = ("reward", "kl", "accuracy", "eval/accuracy", "loss", "entropy", "completions/mean_length", "step_time")
+"""The figures worth a place on the line, where a row has them; a narrow terminal cuts off the last ones."""
 
 
 def figures(metrics: Metrics) -> str:
@@ -32,11 +33,14 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         if self.console.is_terminal and not self.quiet:
-            columns = ("[bold]{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self.bar = Progress(
-                *(TextColumn(c) if isinstance(c, str) else c for c in columns),
-                TextColumn("{task.fields[figures]}"),
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
                 console=self.console,
+                expand=True,
             )
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.total, figures="")
