@@ -92,6 +92,23 @@ def test_very_negative_d_stays_finite():
         assert torch.isfinite(kl_slope(estimator, d)).all()
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("beyond", [-10.5, -12.0, -40.0])
+def test_beyond_the_bound_of_the_exponent_the_gradient_keeps_its_sign(estimator, beyond):
+    """A token that the policy has all but given up, and the reference has not, is still pulled back."""
+    logp = torch.tensor(beyond, requires_grad=True)
+    (found,) = torch.autograd.grad(kl_penalty(estimator, logp - 0.0, logp - logp.detach()), logp)
+    expected = {"k1": 1.0, "k2": beyond, "k3": 1 - math.exp(10), "k3_corrected": beyond}[estimator]
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert kl_slope(estimator, logp).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_corrected_k3_is_k3_times_the_ratio():
+    d, log_ratio = torch.tensor([0.7, -2.0, 0.0]), torch.tensor([0.3, -0.4, 1.0])
+    expected = [math.exp(r) * (math.exp(-x) - 1 + x) for x, r in zip(d.tolist(), log_ratio.tolist(), strict=True)]
+    assert kl_penalty("k3_corrected", d, log_ratio).tolist() == pytest.approx(expected, rel=1e-5, abs=1e-6)
+
+
 def test_outcomes_that_never_happen_cost_nothing():
     p, q = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.5, 0.5]).log()
     assert exact_kl(p, q).item() == pytest.approx(math.log(2))
@@ -138,6 +155,10 @@ def test_top_k_of_n_against_a_histogram():
 def test_adaptive_kl_rule(kl, expected):
     found = adapt_kl_coef(0.15, kl, target=6.0, samples=256, horizon=10_000)
     assert found == pytest.approx(expected, rel=1e-12)
+
+
+def test_adaptive_kl_never_turns_the_sign():
+    assert adapt_kl_coef(0.15, 0.0, target=6.0, samples=256, horizon=10) == pytest.approx(0.15 * 0.8)
 
 
 def test_adaptive_kl_settles_where_kl_meets_the_target():

@@ -27,7 +27,8 @@ from torch import Tensor
 KLEstimator = Literal["k1", "k2", "k3", "k3_corrected"]
 
 MAX_EXPONENT = 10.0
-"""Bound of exponents. Under samples of pi, P(pi_ref / pi > e^10) < e^-10 (Markov), so it alters next to no estimate."""
+"""Bound of exponents. Under samples of pi, P(pi_ref / pi > e^10) < e^-10 (Markov), so it alters next to no estimate.
+Where it does, the gradient is bounded with its sign kept: the policy is still pulled towards the reference."""
 
 
 def k1(d: Tensor) -> Tensor:
@@ -41,9 +42,12 @@ def k2(d: Tensor) -> Tensor:
 
 
 def k3(d: Tensor) -> Tensor:
-    """exp(-d) - 1 + d: unbiased for KL(pi || pi_ref), never negative. Float32, the exponent bounded."""
+    """exp(-d) - 1 + d: unbiased for KL(pi || pi_ref), never negative. Float32; the exponential goes on as its tangent
+    where -d is above :data:`MAX_EXPONENT`, so that neither it nor its slope overflows, and the slope keeps its sign.
+    """
     d = d.float()
-    return torch.expm1((-d).clamp(max=MAX_EXPONENT)) + d
+    tangent = math.exp(MAX_EXPONENT) * (-d - MAX_EXPONENT).clamp(min=0)
+    return torch.expm1((-d).clamp(max=MAX_EXPONENT)) + tangent + d
 
 
 def kl_penalty(estimator: KLEstimator, d: Tensor, log_ratio: Tensor) -> Tensor:
@@ -51,6 +55,8 @@ def kl_penalty(estimator: KLEstimator, d: Tensor, log_ratio: Tensor) -> Tensor:
 
     ``d`` = logp - ref_logp and ``log_ratio`` = logp - old_logp, of any one shape: tokens [B, T], or whole completions
     [B] when both are summed over the tokens first. Only ``k3_corrected`` = exp(log_ratio) * k3(d) reads ``log_ratio``.
+    It is computed as pi_ref / pi_old + exp(log_ratio) * (d - 1), the same number: the first term does not depend on pi,
+    so its bound leaves the gradient exp(log_ratio) * d exact.
     """
     match estimator:
         case "k1":
@@ -60,7 +66,9 @@ def kl_penalty(estimator: KLEstimator, d: Tensor, log_ratio: Tensor) -> Tensor:
         case "k3":
             return k3(d)
         case "k3_corrected":
-            return log_ratio.clamp(max=MAX_EXPONENT).exp() * k3(d)
+            d, log_ratio = d.float(), log_ratio.float()
+            constant = (log_ratio - d).detach().clamp(max=MAX_EXPONENT).exp()
+            return constant + log_ratio.clamp(max=MAX_EXPONENT).exp() * (d - 1)
 
 
 def kl_slope(estimator: KLEstimator, d: Tensor) -> Tensor:
@@ -121,7 +129,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, samples: int, hor
     """The proportional controller of Ziegler et al. (2019, arXiv 1909.08593, section 2.2).
 
     e = clip(kl / target - 1, -0.2, 0.2); kl_coef <- kl_coef * (1 + e * samples / horizon), where ``kl`` is the step's
-    mean KL in nats a completion, ``samples`` its number of completions, and ``horizon`` counts completions too.
+    mean KL in nats a completion, ``samples`` its number of completions, and ``horizon`` counts completions too. A step
+    of more completions than the horizon counts as one of ``horizon``: five times as many could turn the sign.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
-    return kl_coef * (1.0 + error * samples / horizon)
+    return kl_coef * (1.0 + error * min(samples / horizon, 1.0))
