@@ -22,6 +22,7 @@ from tether.models.loading import (
     save_model,
 )
 from tether.models.policy import policy_logits
+from tether.models.reward import new_reward_model
 
 IDS = torch.tensor([[0, 5, 9, 200, 31, 1]])
 
@@ -232,3 +233,13 @@ def test_every_end_counts(tiny):
     assert eos_ids(model, tokenizer) == (1,)
     tokenizer.eos_token = None
     assert eos_ids(model, tokenizer) == ()
+
+
+@pytest.mark.parametrize("load", [load_policy, lambda name: new_reward_model(name, seed=0)])
+def test_weights_that_are_not_finite_are_refused(tiny, tmp_path, load):
+    model, tokenizer = load_policy(tiny)
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    save_model(model, tokenizer, tmp_path / "diverged")
+    with pytest.raises(ModelError, match=r"1 tensors hold weights that are not finite, the first is .*norm"):
+        load(str(tmp_path / "diverged"))

@@ -155,6 +155,7 @@ class Evaluation:
 def evaluate(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int) -> Evaluation:
     """Accuracy, log loss and calibration on ``pairs``."""
     scores = score_sequences(model, sides(pairs), token_budget=token_budget)
+    require_finite(scores, what="the score", where="reward evaluation")
     chosen, rejected = scores.chunk(2)
     return assess(chosen - rejected)
 

@@ -67,6 +67,9 @@ def load_pretrained(
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(key[0]) for key in info["mismatched_keys"])
         raise ModelError(f"{name}: the weights do not fit the configuration ({len(wrong)} tensors, first {wrong[0]})")
+    broken = [key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()]
+    if broken:
+        raise ModelError(f"{name}: {len(broken)} tensors hold weights that are not finite, the first is {broken[0]}")
     return model.eval()
 
 

@@ -48,6 +48,8 @@ class FunctionReward:
             if inspect.isawaitable(returned):
                 with ThreadPoolExecutor(1) as thread:  # its own thread: in a notebook this one has a loop already
                     returned = thread.submit(asyncio.run, _wait(returned)).result()
+        except RewardError:  # a rule that says itself what is wrong
+            raise
         except Exception as error:  # whatever the person's function raises becomes one line, with the cause chained
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}{_place(error)}") from error
         checked = self._check(returned, [completion for _, completion in flat])
