@@ -42,6 +42,12 @@ def test_it_learns_its_texts_by_heart(tiny):
     assert sft.evaluate(model, DATA, token_budget=100)["eval/loss"] < 0.05
 
 
+def test_epochs_are_kept_when_the_data_is_smaller_than_a_batch():
+    config = sft.Config(epochs=3, batch_size=32)
+    assert [config.total_steps(n) for n in (1, 8, 32, 64, 80)] == [3, 3, 3, 6, 8]
+    assert sft.Config(epochs=0.1, batch_size=32).total_steps(8) == 1
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [

@@ -15,8 +15,8 @@ import torch
 from transformers import PreTrainedModel
 
 from tether.algorithms import sft
-from tether.algorithms.optimise import mean_of
-from tether.algorithms.rollouts import batch_of, kl_metrics, policy_logprobs, rollout_metrics
+from tether.algorithms.optimise import mean_of, require_finite
+from tether.algorithms.rollouts import batch_of, kl_metrics, policy_logprobs, rollout_metrics, scores_of
 from tether.errors import ConfigError
 from tether.models.policy import reference_of
 from tether.ops.divergence import top_k_of_n_kl
@@ -107,6 +107,7 @@ def step(
         seed=derive_seed(state.seed, "rollout", state.round),
     )
     groups = tuple(score.score(rollouts))
+    require_finite(scores_of(groups, torch.device("cpu")), what="the reward", where=where)
     selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
     metrics = round_metrics(state, groups, selected, config=config, where=where)
     metrics |= imitate(state, [s.demonstration for s in selected], config=config.sft, on_step=on_step)
@@ -116,7 +117,11 @@ def step(
 
 
 def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple[Selected, ...]:
-    """The completions to imitate: K a prompt, or K * P overall; by score (earlier ones first at a tie) or by lot."""
+    """The completions to imitate: K a prompt, or K * P overall; by score, and among equal scores by lot, or all by lot.
+
+    Rewards such as a right answer's 0 or 1 tie often: kept in the order of the data, the first prompts would take all
+    the places there are overall.
+    """
     candidates = [
         [
             Selected(prompt=group.rollouts.prompt, completion=completion, score=score)
@@ -129,10 +134,10 @@ def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple
     lot = generator(seed)
     chosen: list[Selected] = []
     for pool in pools:
-        if config.select == "random":
-            chosen += [pool[i] for i in torch.randperm(len(pool), generator=lot)[:amount].tolist()]
-        else:
-            chosen += sorted(pool, key=lambda one: -one.score.total)[:amount]
+        drawn = [pool[i] for i in torch.randperm(len(pool), generator=lot).tolist()]
+        if config.select == "best":
+            drawn.sort(key=lambda one: -one.score.total)
+        chosen += drawn[:amount]
     return tuple(chosen)
 
 

@@ -45,8 +45,8 @@ class Config:
         )
 
     def total_steps(self, demonstrations: int) -> int:
-        """Optimiser steps for this many demonstrations."""
-        return max(1, round(self.epochs * demonstrations / self.batch_size))
+        """Optimiser steps for this many demonstrations; fewer than ``batch_size`` are one step an epoch."""
+        return max(1, round(self.epochs * demonstrations / min(self.batch_size, demonstrations)))
 
 
 @dataclass(kw_only=True)
