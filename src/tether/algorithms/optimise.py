@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -75,18 +75,57 @@ def lr_scale(config: Optim, step: int, total_steps: int) -> float:
 
 
 def adamw(modules: Sequence[tuple[nn.Module, float]], config: Optim) -> torch.optim.AdamW:
-    """One parameter group for each ``(module, peak learning rate)``, over its trainable parameters."""
-    groups = [
-        {"params": [p for p in module.parameters() if p.requires_grad], "lr": lr, "peak_lr": lr}
-        for module, lr in modules
-    ]
-    return torch.optim.AdamW(
-        groups,
+    """One parameter group for each ``(module, peak learning rate)``, over its trainable parameters; those of less than
+    full precision by their masters (:func:`master_of`).
+    """
+    trained = [([p for p in module.parameters() if p.requires_grad], lr) for module, lr in modules]
+    optimiser = torch.optim.AdamW(
+        [{"params": [master_of(p) for p in weights], "lr": lr, "peak_lr": lr} for weights, lr in trained],
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
+    rounded = [(p, master) for weights, _ in trained for p in weights if (master := master_of(p)) is not p]
+
+    @torch.no_grad()
+    def round_masters(*_: object) -> None:
+        for weight, master in rounded:
+            weight.copy_(master)
+
+    optimiser.register_step_post_hook(round_masters)
+    return optimiser
+
+
+def master_of(weight: nn.Parameter) -> nn.Parameter:
+    """What the optimiser moves in place of ``weight``: the weight itself, or a float32 copy of one in less precision.
+
+    A bfloat16 weight of 0.02 ignores any step below 6e-5, and a second moment in bfloat16 does not decay by a
+    thousandth, so training in bfloat16 alone stands still without a word. The master lies at ``weight.master`` and is
+    as the weight is now; each backward pass moves its gradient there, so that micro-batches add up in float32 too.
+    """
+    if torch.finfo(weight.dtype).bits >= 32:
+        return weight
+    if not hasattr(weight, "master"):
+        weight.master = nn.Parameter(weight.detach().float())  # type: ignore[attr-defined]
+        weight.register_post_accumulate_grad_hook(hand_over)
+    master = cast(nn.Parameter, weight.master)  # type: ignore[attr-defined]
+    master.data.copy_(weight.data)
+    return master
+
+
+def hand_over(weight: Tensor) -> None:
+    """Add the gradient of ``weight`` to its master's, and clear it."""
+    master: Tensor = weight.master  # type: ignore[attr-defined]
+    assert weight.grad is not None
+    grad = weight.grad.float()
+    master.grad = grad if master.grad is None else master.grad + grad
+    weight.grad = None
+
+
+def masters(module: nn.Module) -> dict[str, Tensor]:
+    """The masters of a module's parameters, by the parameters' names; none where it is in full precision."""
+    return {name: p.master for name, p in module.named_parameters() if hasattr(p, "master")}
 
 
 def optimiser_step(optimiser: torch.optim.Optimizer, *, scale: float, max_grad_norm: float, where: str) -> Metrics:

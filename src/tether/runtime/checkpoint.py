@@ -1,8 +1,8 @@
 """Checkpoints: an algorithm's ``State`` as safetensors and JSON, written aside and renamed when whole.
 
-Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimiser tensors
-and best-so-far weights are in ``tensors.safetensors``; everything else of the state is in ``state.json``. The frozen
-reference is not saved: it is the model that the run's configuration names.
+Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimiser tensors,
+float32 masters of bfloat16 weights and best-so-far weights are in ``tensors.safetensors``; everything else of the state
+is in ``state.json``. The frozen reference is not saved: it is the model that the run's configuration names.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tether.algorithms.optimise import masters
 from tether.models.loading import save_model
 from tether.runtime.files import whole
 
@@ -39,6 +40,8 @@ def write_state(directory: Path, state: Any, tokenizer: PreTrainedTokenizerBase)
         value = getattr(state, field.name)
         if field.name == "reference":
             continue
+        if isinstance(value, nn.Module):
+            tensors |= {f"{field.name}.master.{name}": tensor for name, tensor in masters(value).items()}
         if isinstance(value, PreTrainedModel):
             save_model(value, tokenizer, directory / "model")
         elif isinstance(value, nn.Module):
