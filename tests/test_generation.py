@@ -143,6 +143,8 @@ def test_truncation_by_hand():
     assert kept(min_p=0.25) == [0, 1, 2]  # 0.25 * 0.5 = 0.125
     assert kept(min_new_tokens=1) == [1, 2, 3]
     assert kept(top_k_tokens=3, top_p=0.6, temperature=1e9) == [0, 1]  # tempered to uniform first: 2 of 3 thirds
+    free = log_distribution(logits, Sampling(min_new_tokens=1), step=0, eos_ids=())  # a model that knows no end
+    torch.testing.assert_close(free.exp(), logits.exp())
     halved = log_distribution(logits, Sampling(temperature=0.5), step=0, eos_ids=(0,)).exp()
     squares = torch.tensor([[0.25, 0.0625, 0.0225, 0.01]])
     torch.testing.assert_close(halved, squares / squares.sum())
@@ -161,6 +163,12 @@ def test_weights_are_loaded_whole_or_not_at_all(llama, tiny_models):
             p.mul_(1.5)
     with pytest.raises(ValueError, match="do not fit"):
         engine.load_weights(1, iter([("lm_head.weight", torch.zeros(1))]))
+    last = list(dict(other.named_parameters()))[-1]
+    misshapen = ((name, p[:1] if name == last else p) for name, p in other.named_parameters())
+    untouched = [p.detach().clone() for p in engine.model.parameters()]
+    with pytest.raises(ValueError, match=f"do not fit.*{last}"):
+        engine.load_weights(1, misshapen)
+    assert all(torch.equal(a, b) for a, b in zip(untouched, engine.model.parameters(), strict=True))
     assert engine.version == 0
     before = engine.generate(PROMPTS, group_size=1, sampling=Sampling(max_new_tokens=5), seed=0)
     assert before[0].weights_version == 0
@@ -169,6 +177,19 @@ def test_weights_are_loaded_whole_or_not_at_all(llama, tiny_models):
     assert after[0].weights_version == 3
     expected = Engine(other, llama[1]).generate(PROMPTS, group_size=1, sampling=Sampling(max_new_tokens=5), seed=0)
     assert_same(after, expected)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt_neox"])  # with tied embeddings and without
+def test_the_oracle_takes_weights_as_the_engine_does(tiny_models, architecture):
+    model, tokenizer = load_policy(tiny_models[architecture])
+    other, _ = load_policy(tiny_models[architecture])
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(1.5)
+    oracle = NaiveGenerator(model, tokenizer)
+    oracle.load_weights(2, other.named_parameters())
+    assert oracle.version == 2
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
 def test_a_diverged_policy_is_an_error_not_a_sample(tiny_models):

@@ -18,6 +18,7 @@ from tether.generation.cache import BufferedCache
 from tether.generation.sampling import draw, log_distribution, uniforms
 from tether.generation.stopping import finish_of, text_of
 from tether.models.loading import eos_ids
+from tether.models.policy import replace_weights
 from tether.types import Completion, Finish, Prompt, RolloutGroup, Sampling
 
 
@@ -31,14 +32,7 @@ class Engine:
 
     def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Copy ``weights`` into the model where they are not its own already; the next rollout carries ``version``."""
-        own = dict(self.model.named_parameters())
-        given = dict(weights)
-        if own.keys() != given.keys():
-            raise ValueError(f"the weights do not fit the engine's model: {sorted(own.keys() ^ given.keys())[:3]}")
-        with torch.no_grad():
-            for name, tensor in given.items():
-                if own[name].data_ptr() != tensor.data_ptr():
-                    own[name].copy_(tensor)
+        replace_weights(self.model, weights)
         self.version = version
 
     def generate(
@@ -66,7 +60,7 @@ class Engine:
         """The completions of a wave, prompt by prompt; ``u`` [len(prompts) * G, max_new_tokens]."""
         device = self.model.device
         ends = eos_ids(self.model, self.tokenizer)
-        end_ids = torch.tensor(ends, device=device)
+        end_ids = torch.tensor(ends, dtype=torch.int64, device=device)
         cache = BufferedCache(self.model, max(map(len, prompts)) + sampling.max_new_tokens)
         logits, mask = self._prefill(prompts, cache)
         every = torch.arange(len(prompts), device=device).repeat_interleave(group_size)

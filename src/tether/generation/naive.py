@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tether.generation.sampling import draw, log_distribution, uniforms
 from tether.generation.stopping import finish_of, text_of
 from tether.models.loading import eos_ids
-from tether.models.policy import policy_logits
+from tether.models.policy import policy_logits, replace_weights
 from tether.types import Completion, Prompt, RolloutGroup, Sampling
 
 
@@ -40,7 +40,7 @@ class NaiveGenerator:
         ]
 
     def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
-        self.model.load_state_dict(dict(weights), strict=True)
+        replace_weights(self.model, weights)
         self.version = version
 
     @torch.no_grad()

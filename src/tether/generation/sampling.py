@@ -22,7 +22,7 @@ def log_distribution(logits: Tensor, sampling: Sampling, *, step: int, eos_ids: 
     """
     scores = logits.float()
     if step < sampling.min_new_tokens:
-        scores = scores.index_fill(-1, torch.tensor(eos_ids, device=scores.device), -torch.inf)
+        scores = scores.index_fill(-1, torch.tensor(eos_ids, dtype=torch.int64, device=scores.device), -torch.inf)
     if sampling.temperature > 0:
         scores = scores / sampling.temperature
     if 0 < sampling.top_k_tokens < scores.size(-1):

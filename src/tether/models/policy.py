@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,20 @@ class Critic(nn.Module):
         """
         states = policy_states() if self.trunk is None else completion_states(self.trunk, batch)
         return unflatten(self.head(states).squeeze(-1).float(), batch.mask)
+
+
+@torch.no_grad()
+def replace_weights(model: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) -> None:
+    """Copy ``weights``, the ``named_parameters`` of a like model, into ``model``: all of them, or none and an error.
+    Nothing is copied where the tensors are the model's own already.
+    """
+    own, given = dict(model.named_parameters()), dict(weights)
+    wrong = own.keys() ^ given.keys() or {name for name in own if own[name].shape != given[name].shape}
+    if wrong:
+        raise ValueError(f"the weights do not fit the model: {sorted(wrong)[:3]}")
+    for name, tensor in given.items():
+        if own[name].data_ptr() != tensor.data_ptr():
+            own[name].copy_(tensor)
 
 
 def reference_of(policy: PreTrainedModel) -> PreTrainedModel:
