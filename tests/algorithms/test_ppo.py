@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -76,6 +77,14 @@ def test_sampler_logprobs_are_the_policys_unless_sampling_is_truncated(tiny):
         assert torch.allclose(sampled, trained, atol=1e-4) is same
         old = old_logprobs(model, groups, batch, sampling=sampling, token_budget=100)
         torch.testing.assert_close(old, trained, atol=1e-4, rtol=0)
+
+
+def test_the_gap_to_the_sampler_is_not_made_up(tiny):
+    """With a truncated distribution the old log-probs are the trainer's own, and a gap of 0 would say nothing."""
+    state, engine, config = state_and_engine(tiny)
+    config = replace(config, sampling=Sampling(max_new_tokens=4, top_k_tokens=5))
+    metrics = ppo.step(state, PROMPTS, generate=engine, score=FunctionScorer(letters), config=config).metrics
+    assert not any(name.startswith("sampling/logprob_gap") for name in metrics)
 
 
 def test_target_kl_ends_the_passes_of_a_step(tiny):

@@ -264,7 +264,7 @@ def update(state: State, experience: Experience, *, config: Config, where: str) 
         for index in minibatches(len(experience.batch), config.minibatches, seed=seed):
             part = experience.rows(index)
             figures = backward(state, part, config=config, where=where)
-            if not rows:
+            if not rows and not config.sampling.truncated:
                 gap = logprob_gap(figures["logp"], part.old_logp, figures.mask)
             norm = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
             low, high = figures.mean("clipped_low"), figures.mean("clipped_high")

@@ -262,7 +262,7 @@ def update(state: State, experience: Experience, *, config: Config, where: str) 
         for index in minibatches(len(experience.batch), config.minibatches, seed=seed):
             part = experience.rows(index)
             figures = backward(state, part, config=config, where=where)
-            if not rows:
+            if not rows and not config.sampling.truncated:
                 gap = logprob_gap(figures["logp"], part.old_logp, figures.mask)
             row = {
                 "loss/policy": figures.mean("policy_loss"),

@@ -55,10 +55,10 @@ def micro_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
 
     How rows are cut never changes a gradient: denominators are counted before.
     """
-    order = lengths.argsort(descending=True, stable=True).tolist()
+    sizes: list[int] = lengths.tolist()  # once: each look at a tensor on another device waits for it
     parts: list[list[int]] = []
-    for i in order:
-        longest = int(lengths[parts[-1][0]]) if parts else 0
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        longest = sizes[parts[-1][0]] if parts else 0
         if parts and (len(parts[-1]) + 1) * longest <= token_budget:
             parts[-1].append(i)
         else:
