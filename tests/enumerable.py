@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from tether.models.policy import completion_logprobs
 from tether.types import Batch, RolloutGroup, Score, ScoredGroup
@@ -54,9 +58,9 @@ class Space:
         rewards = (torch.rand(len(found), generator=generator, dtype=torch.float64) * 2 - 1) * spread
         return Space(tuple(found), rewards)
 
-    def logprobs(self, model: PreTrainedModel) -> Tensor:
+    def logprobs(self, model: PreTrainedModel, *, prompt: Sequence[int] = PROMPT) -> Tensor:
         """log pi(completion | prompt) for every completion, [n], with gradient."""
-        batch = Batch.collate([(PROMPT, ids) for ids in self.completions])
+        batch = Batch.collate([(prompt, ids) for ids in self.completions])
         logp, _ = completion_logprobs(model, batch, temperature=1.0)
         return logp.sum(1).double()
 
@@ -85,3 +89,23 @@ class Space:
 
 def total_variation(p: Tensor, q: Tensor) -> float:
     return 0.5 * float((p - q).abs().sum())
+
+
+LETTERS = {"<s>": 0, "</s>": 1, "<pad>": 2, "a": 3, "b": 4, "c": 5, "d": 6, "e": 7}
+
+
+def write_problem(directory: Path, space: Space, *, seed: int) -> tuple[int, ...]:
+    """``model/`` (eight tokens, a token a word), ``prompts.jsonl`` and ``reward.py:fn`` for the commands; gives the ids
+    of the one prompt."""
+    tiny_llama(len(LETTERS), seed=seed).save_pretrained(directory / "model")
+    core = Tokenizer(models.WordLevel(LETTERS, unk_token="<pad>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    tokenizer.save_pretrained(directory / "model")
+    (directory / "prompts.jsonl").write_text(json.dumps({"prompt": "a"}) + "\n")
+    table = dict(zip(space.completions, space.rewards.tolist(), strict=True))
+    (directory / "reward.py").write_text(
+        f"TABLE = {table}\ndef fn(completion_ids, **_):\n    return [TABLE[tuple(ids)] for ids in completion_ids]\n"
+    )
+    return LETTERS["<s>"], LETTERS["a"]

@@ -6,13 +6,10 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from commandline import read_rows, tether, write_rows
-from enumerable import Space, tiny_llama, total_variation
-from tether.models.policy import completion_logprobs
-from tether.types import Batch
+from enumerable import Space, total_variation, write_problem
+from tether.models.loading import load_policy
 
 OPENINGS = (
     "Once upon a time, there was a little",
@@ -65,45 +62,24 @@ def test_the_whole_pipeline_on_a_real_model(stories, tmp_path, monkeypatch, caps
     assert json.loads(capsys.readouterr().out)["accuracy"] > 0.6  # they are the pairs it was trained on
 
 
-LETTERS = {"<s>": 0, "</s>": 1, "<pad>": 2, "a": 3, "b": 4, "c": 5, "d": 6, "e": 7}
 BETA = 0.5
-
-
-def letters_tokenizer() -> PreTrainedTokenizerFast:
-    """A token a word, for a model of eight tokens."""
-    core = Tokenizer(models.WordLevel(LETTERS, unk_token="<pad>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 @pytest.mark.slow
 def test_grpo_reaches_the_optimum_through_its_command_alone(tmp_path, monkeypatch):
     """pi_ref exp(r / beta) / Z over all completions of two tokens, from a model and a reward function on disk."""
     monkeypatch.chdir(tmp_path)
-    tiny_llama(len(LETTERS), seed=1).save_pretrained("m")
-    letters_tokenizer().save_pretrained("m")
-    write_rows(tmp_path / "p.jsonl", [{"prompt": "a"}])
-    space = Space.of(len(LETTERS), 2, seed=1)
-    table = dict(zip(space.completions, space.rewards.tolist(), strict=True))
-    (tmp_path / "r.py").write_text(
-        f"TABLE = {table}\ndef fn(completion_ids, **_):\n    return [TABLE[tuple(ids)] for ids in completion_ids]\n"
-    )
+    space = Space.of(8, 2, seed=1)
+    prompt = write_problem(tmp_path, space, seed=1)
     line = (
-        f"grpo --model m --prompts p.jsonl --reward r.py:fn --kl-coef {BETA} --steps 100 --prompts-per-step 2 "
-        "--group-size 128 --max-new-tokens 2 --temperature 1 --learning-rate 1e-3 --seed 0 --out out "
-        "--advantage-scale none --kl-estimator k2 --rollouts-every 0 --quiet"
+        f"grpo --model model --prompts prompts.jsonl --reward reward.py:fn --kl-coef {BETA} --steps 100 "
+        "--prompts-per-step 2 --group-size 64 --max-new-tokens 2 --temperature 1 --learning-rate 1.5e-3 --seed 0 "
+        "--out out --advantage-scale none --kl-estimator k2 --rollouts-every 0 --quiet"
     )
     assert tether(line) == 0
-
-    @torch.no_grad()
-    def logprobs(directory: str) -> torch.Tensor:
-        batch = Batch.collate([((LETTERS["<s>"], LETTERS["a"]), ids) for ids in space.completions])
-        model = AutoModelForCausalLM.from_pretrained(directory)
-        return completion_logprobs(model, batch, temperature=1.0)[0].sum(1).double()
-
-    reference, found = logprobs("m"), logprobs("out/model").exp()
-    optimum = space.reverse_optimum(reference, BETA)
+    with torch.no_grad():
+        reference, found = (space.logprobs(load_policy(name)[0], prompt=prompt) for name in ("model", "out/model"))
+    optimum, other = space.reverse_optimum(reference, BETA), space.forward_optimum(reference, BETA)
     assert total_variation(reference.exp(), optimum) > 0.1  # it is not there already
-    assert total_variation(found, space.forward_optimum(reference, BETA)) > 0.05  # nor at the other one
-    assert total_variation(found, optimum) < 0.03
+    assert total_variation(found.exp(), other) > 0.05  # nor at the other one
+    assert total_variation(found.exp(), optimum) < 0.03
