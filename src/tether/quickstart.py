@@ -30,7 +30,7 @@ from rich.table import Table
 from tether import commands, config
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
-from tether.data.records import load_prompts
+from tether.data.records import load_pairs, load_prompts
 from tether.evaluation import PolicyEvaluation, evaluate_policy, sample_and_score
 from tether.generation.engine import Engine
 from tether.models.loading import BASE, context_length, load_policy
@@ -59,7 +59,7 @@ class Settings:
     seed: int = 0
     train_prompts: int = 96
     judged_prompts: int = 16
-    """Of the training prompts, those whose pairs the reward model is measured on."""
+    """Of the training prompts, those whose pairs the reward model is judged on; they have no say in its training."""
     eval_prompts: int = 64
     eval_completions: int = 4
     """For each held-out prompt and method."""
@@ -71,9 +71,7 @@ class Settings:
     """Pairs whose gold rewards differ by less are not shown: near-ties cost as much to train on and teach little."""
     sampling: Sampling = SAMPLING
     reward: reward_model.Config = field(
-        default_factory=lambda: reward_model.Config(
-            epochs=2.0, patience=3, optim=Optim(learning_rate=3e-4, warmup_steps=5)
-        )
+        default_factory=lambda: reward_model.Config(epochs=2.0, optim=Optim(warmup_steps=5))
     )
     rejection_sampling: rejection_sampling.Config = field(
         default_factory=lambda: rejection_sampling.Config(
@@ -142,6 +140,7 @@ def quickstart(out: Path, settings: Settings, *, overwrite: bool = False) -> dic
     ceiling = make_pairs(directory, settings)
     say("2/4 training the reward model on the annotator's choices")
     commands.train_reward(reward_options(out, settings))
+    judged = judge_reward_model(out)
     say("3/4 improving the base model against the reward model")
     seconds = {"base": 0.0}
     for method, train in (
@@ -155,7 +154,7 @@ def quickstart(out: Path, settings: Settings, *, overwrite: bool = False) -> dic
     say("4/4 judging all of them on held-out prompts")
     found, samples = evaluate(out, settings)
     directory.write_rows("samples.jsonl", samples)
-    summary = summarise(out, found, ceiling, seconds)
+    summary = summarise(out, judged, found, ceiling, seconds)
     summary["seconds"] = time.monotonic() - started
     directory.summary(summary)
     quickstart_report(out)
@@ -172,8 +171,8 @@ def asset(name: str) -> str:
 
 
 def make_pairs(directory: RunDirectory, settings: Settings) -> float:
-    """Write ``pairs.jsonl`` and ``held_out_pairs.jsonl``, of different prompts; gives the ceiling of the held-out
-    accuracy: the share that the annotator's own gold reward would predict of its noisy choices.
+    """Write ``pairs.jsonl`` and ``judged_pairs.jsonl``, of different prompts; gives the ceiling of the accuracy on the
+    judged ones: the share that the annotator's own gold reward would predict of its noisy choices.
     """
     rows = Path(asset("prompts_train.jsonl")).read_text(encoding="utf-8").splitlines()[: settings.train_prompts]
     directory.write_rows("prompts.jsonl", [json.loads(row) for row in rows])
@@ -193,10 +192,17 @@ def make_pairs(directory: RunDirectory, settings: Settings) -> float:
         seed=derive_seed(settings.seed, "pairs"),
     )
     annotator = Annotator(sharpness=settings.sharpness, least_difference=settings.least_difference, seed=settings.seed)
-    held_out = list(annotator.pairs(groups[: settings.judged_prompts]))
-    directory.write_rows("held_out_pairs.jsonl", held_out)
+    judged = list(annotator.pairs(groups[: settings.judged_prompts]))
+    directory.write_rows("judged_pairs.jsonl", judged)
     directory.write_rows("pairs.jsonl", list(annotator.pairs(groups[settings.judged_prompts :])))
-    return sum(pair["clear"] for pair in held_out) / len(held_out)
+    return sum(pair["clear"] for pair in judged) / len(judged)
+
+
+def judge_reward_model(out: Path) -> reward_model.Evaluation:
+    """The reward model on pairs of prompts that neither its training nor its early stopping has seen."""
+    model, tokenizer = load_reward_model(str(out / "reward" / "model"))
+    pairs = load_pairs(str(out / "judged_pairs.jsonl"), tokenizer, context=context_length(model))
+    return reward_model.evaluate(model, pairs, token_budget=16384)
 
 
 def _run(out: Path, name: str, settings: Settings) -> config.RunOptions:
@@ -214,7 +220,6 @@ def reward_options(out: Path, settings: Settings) -> config.Reward:
     return config.Reward(
         model=settings.model,
         pairs=str(out / "pairs.jsonl"),
-        eval_pairs=str(out / "held_out_pairs.jsonl"),
         run=_run(out, "reward", settings),
         reward=settings.reward,
     )
@@ -295,17 +300,22 @@ def evaluate(out: Path, settings: Settings) -> tuple[dict[str, PolicyEvaluation]
 
 
 def summarise(
-    out: Path, found: dict[str, PolicyEvaluation], ceiling: float, seconds: dict[str, float]
+    out: Path,
+    judged: reward_model.Evaluation,
+    found: dict[str, PolicyEvaluation],
+    ceiling: float,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """What ``summary.json`` holds."""
     trained = json.loads((out / "reward" / "summary.json").read_text(encoding="utf-8"))
     return {
         "reward_model": {
             "pairs": trained["pairs"],
-            "accuracy": trained["accuracy"],
+            "accuracy": judged.accuracy,
             "ceiling": ceiling,
-            "held_out_pairs": trained["held_out_pairs"],
-            "calibration_error": trained["calibration_error"],
+            "held_out_pairs": judged.pairs,
+            "calibration_error": judged.calibration_error,
+            "calibration_bins": [list(row) for row in judged.bins],
         },
         "methods": {
             name: {

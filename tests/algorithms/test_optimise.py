@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ARCHITECTURES
 from enumerable import tiny_llama
 from helpers import FunctionScorer
 from tether.algorithms import grpo, ppo, sft
@@ -24,19 +23,34 @@ DATA = [
 ]
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_usual_rate_is_for_width_4096_and_goes_with_its_inverse(tiny_models, architecture):
-    model, _ = load_policy(tiny_models[architecture])  # 32 wide
-    assert peak_learning_rate(Optim(), model, usual=1e-6) == pytest.approx(1.28e-4)
-    assert peak_learning_rate(Optim(learning_rate=3e-5), model, usual=1e-6) == 3e-5
+class Sized:
+    """A model as far as its size goes."""
+
+    def __init__(self, parameters):
+        self.parameters = parameters
+
+    def num_parameters(self):
+        return self.parameters
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [(7_000_000_000, 1e-5), (7_000_000, 1e-5 * 1000**0.6), (7_000, 1e-3)],  # 1000^0.6 = 63.1; the last one is capped
+)
+def test_the_usual_rate_goes_with_the_size(parameters, expected):
+    assert peak_learning_rate(Optim(), Sized(parameters), usual=1e-5) == pytest.approx(expected)
+    assert peak_learning_rate(Optim(learning_rate=3e-2), Sized(parameters), usual=1e-5) == 3e-2
 
 
 def test_each_algorithm_starts_from_its_own_usual_rate(tiny):
     model, _ = load_policy(tiny)
+    scale = (7e9 / model.num_parameters()) ** 0.6
     by_grpo = grpo.State.create(model, grpo.Config(), prompts=4, total_steps=1, seed=0).optimiser
+    by_ppo = ppo.State.create(model, ppo.Config(), prompts=4, total_steps=1, seed=0).optimiser
     by_sft = sft.State.create(model, 4, sft.Config(), seed=0).optimiser
-    assert by_grpo.param_groups[0]["peak_lr"] == pytest.approx(1e-6 * 128)
-    assert by_sft.param_groups[0]["peak_lr"] == pytest.approx(2e-5 * 128)
+    assert by_grpo.param_groups[0]["peak_lr"] == pytest.approx(min(1e-3, 1e-6 * scale))
+    assert by_ppo.param_groups[1]["peak_lr"] == by_grpo.param_groups[0]["peak_lr"]
+    assert by_sft.param_groups[0]["peak_lr"] == pytest.approx(min(1e-3, 2e-5 * scale))
 
 
 def learn(model, *, steps, config):

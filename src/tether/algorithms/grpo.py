@@ -57,7 +57,7 @@ from tether.seeds import derive_seed
 from tether.types import Batch, Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
 
 LEARNING_RATE = 1e-6
-"""Usual for a model 4,096 wide."""
+"""Usual for a model of 7e9 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from tether.ops.losses import bradley_terry
 from tether.types import Metrics, PreferencePair
 
 LEARNING_RATE = 1e-5
-"""Usual for a model 4,096 wide."""
+"""Usual for a model of 7e9 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,10 @@ class Config:
 
     def total_steps(self, pairs: int) -> int:
         """Optimiser steps for this many pairs."""
-        return max(1, round(self.epochs * pairs / self.batch_size))
+        return max(1, round(self.epochs * pairs / min(self.batch_size, pairs)))
 
     def steps_between_evals(self, pairs: int) -> int:
-        return max(1, pairs // (self.batch_size * self.evals_per_epoch))
+        return max(1, pairs // (min(self.batch_size, pairs) * self.evals_per_epoch))
 
 
 @dataclass(kw_only=True)

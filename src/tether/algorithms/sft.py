@@ -20,7 +20,7 @@ from tether.ops.reduce import token_mean
 from tether.types import Batch, Demonstration, Metrics
 
 LEARNING_RATE = 2e-5
-"""Usual for a model 4,096 wide."""
+"""Usual for a model of 7e9 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,12 +68,13 @@ def over_steps(runs: dict[str, list[Metrics]]) -> list[Panel]:
     ]
 
 
-def judge_panels(rows: list[Metrics], judge: dict[str, Any], bins: list[tuple[float, float, int]]) -> list[Panel]:
-    """The reward model's accuracy over its training, and its calibration."""
+def judge_panels(rows: list[Metrics], judge: dict[str, Any]) -> list[Panel]:
+    """The reward model's accuracy over its training, and its calibration on the pairs it is judged by."""
+    bins: list[tuple[float, float, int]] = judge["calibration_bins"]
     last = max((row["step"] for row in rows), default=1.0)
     accuracy = [
         series_of(rows, "accuracy", label="training batches", colour=COLOURS[5]),
-        series_of(rows, "eval/accuracy", label="held out", colour=COLOURS[0]),
+        series_of(rows, "eval/accuracy", label="held out, for stopping", colour=COLOURS[0]),
         Series(label="ceiling", x=[1, last], y=[judge["ceiling"]] * 2, colour=COLOURS[6], dashed=True),
     ]
     calibration = [
@@ -105,7 +106,6 @@ def before_and_after(path: Path, prompts: int = 6) -> str:
 def quickstart_report(path: Path) -> Path:
     """Write ``report.html`` of a quickstart's directory from the files in it; gives its path."""
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
-    trained = json.loads((path / "reward" / "summary.json").read_text(encoding="utf-8"))
     methods, judge = summary["methods"], summary["reward_model"]
     runs = {name: read_metrics(path / name) for name in methods if name != "base"}
     header = [
@@ -156,8 +156,8 @@ def quickstart_report(path: Path) -> Path:
                 f"{judge['pairs']}. The annotator is noisy: knowing its score would give {judge['ceiling']:.1%}."
             ),
             plot(
-                svg(judge_panels(read_metrics(path / "reward"), judge, trained["calibration_bins"])),
-                "Held-out pairs are of other prompts than the training pairs.",
+                svg(judge_panels(read_metrics(path / "reward"), judge)),
+                "Calibration: pairs of prompts that had no say in training or stopping.",
             ),
         ),
         section("Before and after, the first completions of the first held-out prompts", before_and_after(path)),
