@@ -63,22 +63,22 @@ class Settings:
     eval_prompts: int = 64
     eval_completions: int = 4
     """For each held-out prompt and method."""
-    completions_per_prompt: int = 32
+    completions_per_prompt: int = 48
     """Sampled for each training prompt, and shown to the annotator two by two."""
-    sharpness: float = 4.0
+    sharpness: float = 8.0
     """The annotator prefers a to b with probability sigmoid(sharpness * (gold_a - gold_b))."""
     least_difference: float = 0.3
-    """Pairs whose gold rewards differ by less are not shown: near-ties cost as much to train on and teach little."""
+    """Pairs whose gold rewards differ by less are not shown to the annotator."""
     sampling: Sampling = SAMPLING
     reward: reward_model.Config = field(
-        default_factory=lambda: reward_model.Config(epochs=2.0, optim=Optim(warmup_steps=5))
+        default_factory=lambda: reward_model.Config(epochs=1.5, batch_size=16, optim=Optim(warmup_steps=10))
     )
     rejection_sampling: rejection_sampling.Config = field(
         default_factory=lambda: rejection_sampling.Config(
-            samples_per_prompt=16,
-            top_k=2,
+            samples_per_prompt=32,
+            top_k=3,
             sampling=SAMPLING,
-            sft=sft.Config(epochs=3.0, batch_size=16, optim=Optim(learning_rate=3e-4, warmup_steps=3)),
+            sft=sft.Config(epochs=3.0, batch_size=16, optim=Optim(learning_rate=4e-4, warmup_steps=3)),
         )
     )
     steps: int = 30
@@ -94,7 +94,7 @@ class Settings:
     )
     grpo: grpo.Config = field(
         default_factory=lambda: grpo.Config(
-            group_size=4, kl_coef=0.08, sampling=SAMPLING, optim=Optim(learning_rate=3e-4, adam_beta2=0.95)
+            group_size=4, kl_coef=0.06, sampling=SAMPLING, optim=Optim(learning_rate=4e-4, adam_beta2=0.95)
         )
     )
 
@@ -112,13 +112,15 @@ class Annotator:
         return 1.0 / (1.0 + math.exp(-self.sharpness * difference))
 
     def pairs(self, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
-        """Completions two by two in the order they were sampled, those apart by ``least_difference`` or more;
-        ``clear`` is the chance that the draw went to the better side.
+        """One of a prompt's better half beside one of its worse half, where they are apart by ``least_difference`` or
+        more: clear cases teach more than near-ties. ``clear`` is the chance that the draw went to the better side.
         """
         for number, group in enumerate(groups):
             lot = torch.rand(len(group.scores), generator=generator(self.seed, "annotator", number)).tolist()
-            rows = list(zip(group.rollouts.completions, group.scores, strict=True))
-            for (a, score_a), (b, score_b), u in zip(rows[::2], rows[1::2], lot, strict=False):
+            rows = zip(group.rollouts.completions, group.scores, strict=True)
+            ranked = sorted(rows, key=lambda row: -row[1].total)
+            half = len(ranked) // 2
+            for (a, score_a), (b, score_b), u in zip(ranked[:half], ranked[-half:], lot, strict=False):
                 difference = score_a.total - score_b.total
                 if abs(difference) < self.least_difference or not (a.text.strip() and b.text.strip()):
                     continue

@@ -48,17 +48,32 @@ def test_it_learns_and_is_normalised(tiny):
 
 
 def test_early_stopping_keeps_the_best_weights(tiny):
-    """Random labels can only be memorised: held-out accuracy stays where it was, training stops, the best are back."""
+    """Random labels can only be memorised: the held-out figures get worse, training stops, and the best are back."""
     held_out = pairs(80, seed=1, flip=0.5)
     _model, state, rows, evaluation = train(
         tiny, pairs(96, flip=0.5), held_out, epochs=40, batch_size=16, patience=3, evals_per_epoch=1
     )
-    measured = [(-row["eval/accuracy"], row["eval/loss"]) for row in rows if "eval/loss" in row]
+    measured = [(n, row["eval/accuracy"], row["eval/loss"]) for n, row in enumerate(rows, 1) if "eval/loss" in row]
     assert state.step < 40 * 6
-    assert len(measured) == measured.index(min(measured)) + 1 + 3
-    assert (-evaluation.accuracy, evaluation.log_loss) == pytest.approx(min(measured), rel=1e-5)
-    assert state.best_step == 6 * (measured.index(min(measured)) + 1)
-    assert measured[-1] > min(measured)
+    assert len(measured) == state.best_step // 6 + 3
+    best = next(row for row in measured if row[0] == state.best_step)
+    assert (evaluation.accuracy, evaluation.log_loss) == pytest.approx(best[1:], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "log_loss", "expected"),
+    [
+        (0.76, 0.9, True),  # 0.16 above 0.6 at a standard error of 0.043
+        (0.50, 0.1, False),  # 0.10 below it at 0.05
+        (0.62, 0.7, False),  # within 0.049 of it: the log loss decides
+        (0.58, 0.5, True),
+    ],
+)
+def test_accuracy_decides_beyond_its_standard_error_and_log_loss_within(accuracy, log_loss, expected):
+    found = rm.Evaluation(
+        pairs=100, accuracy=accuracy, log_loss=log_loss, calibration_error=0.0, bins=(), mean_margin=0.0
+    )
+    assert rm.better(found, accuracy=0.6, log_loss=0.6) is expected
 
 
 def test_margins_and_centring_reach_the_loss(tiny):

@@ -9,6 +9,7 @@ of the best one are what is left in the model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -194,8 +195,8 @@ def train(
 ) -> Evaluation:
     """Train until the schedule or the patience ends, put the best weights back, and normalise.
 
-    The best weights are those with the highest held-out accuracy; of equal ones, those with the lowest log loss.
-    ``on_step`` gets each step's metrics, held-out figures among them where they were measured.
+    The best weights are those with the highest held-out accuracy; where that is too close to call, those with the lower
+    log loss (:func:`better`). ``on_step`` gets each step's metrics, with held-out figures where they were measured.
     """
     every = config.steps_between_evals(len(pairs))
     while state.step < state.total_steps:
@@ -213,13 +214,25 @@ def train(
 
 
 def keep_best(state: State, evaluation: Evaluation) -> None:
-    """Remember the weights if no evaluation had a higher accuracy, or as high a one with a lower log loss."""
-    if (evaluation.accuracy, -evaluation.log_loss) > (state.best_accuracy, -state.best_loss):
+    """Remember the weights if this evaluation is the best so far."""
+    if better(evaluation, accuracy=state.best_accuracy, log_loss=state.best_loss):
         state.best_accuracy, state.best_loss = evaluation.accuracy, evaluation.log_loss
         state.best_step, state.evals_without_better = state.step, 0
         state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
     else:
         state.evals_without_better += 1
+
+
+def better(evaluation: Evaluation, *, accuracy: float, log_loss: float) -> bool:
+    """Whether an evaluation is better than an earlier one with this ``accuracy`` and ``log_loss`` on the same pairs.
+
+    Accuracy decides, but only beyond its standard error sqrt(a (1 - a) / pairs): the highest of several readings on a
+    few hundred pairs is mostly luck. Within it the log loss decides, which uses how sure each answer was.
+    """
+    a = evaluation.accuracy
+    if abs(a - accuracy) > math.sqrt(a * (1 - a) / evaluation.pairs):
+        return a > accuracy
+    return evaluation.log_loss < log_loss
 
 
 def normalise(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int, most: int = 1000) -> None:
