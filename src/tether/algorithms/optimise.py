@@ -62,7 +62,8 @@ def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -
     """
     if config.learning_rate is not None:
         return config.learning_rate
-    return min(LARGEST_RATE, usual * (REFERENCE_PARAMETERS / model.num_parameters()) ** 0.6)
+    parameters: int = model.num_parameters()
+    return float(min(LARGEST_RATE, usual * (REFERENCE_PARAMETERS / parameters) ** 0.6))
 
 
 def lr_scale(config: Optim, step: int, total_steps: int) -> float:
