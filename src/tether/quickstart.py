@@ -75,13 +75,13 @@ class Settings:
     )
     rejection_sampling: rejection_sampling.Config = field(
         default_factory=lambda: rejection_sampling.Config(
-            samples_per_prompt=32,
-            top_k=3,
+            samples_per_prompt=24,
+            top_k=2,
             sampling=SAMPLING,
             sft=sft.Config(epochs=3.0, batch_size=16, optim=Optim(learning_rate=4e-4, warmup_steps=3)),
         )
     )
-    steps: int = 30
+    steps: int = 28
     """Of PPO and of GRPO."""
     prompts_per_step: int = 16
     ppo: ppo.Config = field(
@@ -89,12 +89,12 @@ class Settings:
             group_size=4,
             kl_coef=0.08,
             sampling=SAMPLING,
-            optim=Optim(learning_rate=3e-4, adam_beta2=0.95, adam_eps=1e-5),
+            optim=Optim(learning_rate=4e-4, adam_beta2=0.95, adam_eps=1e-5),
         )
     )
     grpo: grpo.Config = field(
         default_factory=lambda: grpo.Config(
-            group_size=4, kl_coef=0.06, sampling=SAMPLING, optim=Optim(learning_rate=4e-4, adam_beta2=0.95)
+            group_size=4, kl_coef=0.08, sampling=SAMPLING, optim=Optim(learning_rate=3e-4, adam_beta2=0.95)
         )
     )
 
