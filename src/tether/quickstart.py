@@ -70,9 +70,7 @@ class Settings:
     least_difference: float = 0.3
     """Pairs whose gold rewards differ by less are not shown to the annotator."""
     sampling: Sampling = SAMPLING
-    reward: reward_model.Config = field(
-        default_factory=lambda: reward_model.Config(epochs=1.5, batch_size=16, optim=Optim(warmup_steps=10))
-    )
+    reward: reward_model.Config = field(default_factory=lambda: reward_model.Config(epochs=1.5, batch_size=16))
     rejection_sampling: rejection_sampling.Config = field(
         default_factory=lambda: rejection_sampling.Config(
             samples_per_prompt=24,

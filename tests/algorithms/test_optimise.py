@@ -76,7 +76,7 @@ def test_bfloat16_learns_what_float32_learns():
 def test_gradients_of_bfloat16_weights_add_up_in_float32():
     """256 + 1 a thousand times is 256 in bfloat16."""
     layer = torch.nn.Linear(1, 1, bias=False).bfloat16()
-    optimiser = adamw([(layer, 1.0)], Optim())
+    optimiser = adamw([(layer.parameters(), 1.0)], Optim())
     for scale in (256.0, *[1.0] * 1000):
         (layer(torch.ones(1, 1, dtype=torch.bfloat16)) * scale).sum().backward()
     assert layer.weight.grad is None

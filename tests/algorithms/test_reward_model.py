@@ -76,6 +76,15 @@ def test_accuracy_decides_beyond_its_standard_error_and_log_loss_within(accuracy
     assert rm.better(found, accuracy=0.6, log_loss=0.6) is expected
 
 
+def test_the_embeddings_get_three_times_the_rate(tiny):
+    model, _ = new_reward_model(tiny, seed=0)
+    config = rm.Config(optim=Optim(learning_rate=1e-3))
+    others, embedding = rm.State.create(model, 1, config, seed=0).optimiser.param_groups
+    assert (others["peak_lr"], embedding["peak_lr"]) == pytest.approx((1e-3, 3e-3))
+    assert embedding["params"][0] is model.get_input_embeddings().weight
+    assert len(others["params"]) + 1 == len(list(model.parameters()))
+
+
 def test_margins_and_centring_reach_the_loss(tiny):
     model, _ = new_reward_model(tiny, seed=0)
     plain = PreferencePair(prompt_ids=(0,), chosen_ids=(5, 1), rejected_ids=(6, 1))
@@ -85,7 +94,8 @@ def test_margins_and_centring_reach_the_loss(tiny):
     def loss(pair, centring):
         config = rm.Config(centring=centring)
         state = rm.State.create(model, 1, config, seed=0)
-        state.optimiser.param_groups[0]["peak_lr"] = 0.0
+        for group in state.optimiser.param_groups:
+            group["peak_lr"] = 0.0
         return rm.step(state, [pair], config=config)["loss"]
 
     assert loss(plain, 0.0) == pytest.approx(math.log1p(math.exp(r_l - r_w)), rel=1e-5)

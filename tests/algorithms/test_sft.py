@@ -63,7 +63,7 @@ def test_learning_rate_schedules(schedule, expected):
 
 def test_gradients_are_clipped_for_each_group_and_the_norm_is_of_all():
     a, b = torch.nn.Linear(1, 1, bias=False), torch.nn.Linear(1, 1, bias=False)
-    optimiser = adamw([(a, 1.0), (b, 1.0)], Optim())
+    optimiser = adamw([(a.parameters(), 1.0), (b.parameters(), 1.0)], Optim())
     a.weight.grad, b.weight.grad = torch.tensor([[3.0]]), torch.tensor([[4.0]])
     clipped = {}
     optimiser.register_step_pre_hook(lambda *_: clipped.update(a=a.weight.grad.item(), b=b.weight.grad.item()))
@@ -77,7 +77,7 @@ def test_gradients_are_clipped_for_each_group_and_the_norm_is_of_all():
 def test_a_gradient_that_is_not_finite_leaves_the_weights_alone():
     layer = torch.nn.Linear(1, 1)
     before = layer.weight.detach().clone()
-    optimiser = adamw([(layer, 1.0)], Optim())
+    optimiser = adamw([(layer.parameters(), 1.0)], Optim())
     layer.weight.grad, layer.bias.grad = torch.tensor([[math.nan]]), torch.tensor([1.0])
     with pytest.raises(GuardError, match="step 3: the gradient is not finite"):
         optimiser_step(optimiser, scale=1.0, max_grad_norm=1.0, where="step 3")

@@ -132,7 +132,9 @@ class State:
         return State(
             policy=policy,
             reference=reference_of(policy),
-            optimiser=adamw([(policy, peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim),
+            optimiser=adamw(
+                [(policy.parameters(), peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim
+            ),
             cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,

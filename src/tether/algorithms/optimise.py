@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -80,11 +80,11 @@ def lr_scale(config: Optim, step: int, total_steps: int) -> float:
             return 1.0
 
 
-def adamw(modules: Sequence[tuple[nn.Module, float]], config: Optim) -> torch.optim.AdamW:
-    """One parameter group for each ``(module, peak learning rate)``, over its trainable parameters; those of less than
+def adamw(groups: Sequence[tuple[Iterable[nn.Parameter], float]], config: Optim) -> torch.optim.AdamW:
+    """One parameter group for each ``(parameters, peak learning rate)``, over the trainable ones; those of less than
     full precision by their masters (:func:`master_of`).
     """
-    trained = [([p for p in module.parameters() if p.requires_grad], lr) for module, lr in modules]
+    trained = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in groups]
     optimiser = torch.optim.AdamW(
         [{"params": [master_of(p) for p in weights], "lr": lr, "peak_lr": lr} for weights, lr in trained],
         betas=(config.adam_beta1, config.adam_beta2),

@@ -145,7 +145,9 @@ class State:
             policy=policy,
             reference=reference_of(policy),
             critic=critic,
-            optimiser=adamw([(policy, rate), (critic, config.critic_learning_rate or rate)], config.optim),
+            optimiser=adamw(
+                [(policy.parameters(), rate), (critic.parameters(), config.critic_learning_rate or rate)], config.optim
+            ),
             kl_coef=config.kl_coef,
             cursor=Cursor(prompts, seed),
             seed=seed,

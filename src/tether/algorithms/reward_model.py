@@ -12,9 +12,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
@@ -26,6 +27,9 @@ from tether.types import Metrics, PreferencePair
 
 LEARNING_RATE = 1e-5
 """Usual for a model of 7e9 parameters."""
+EMBEDDING_RATE = 3.0
+"""The token embeddings' learning rate, as a multiple: a token's row moves only when the token occurs, and in an epoch
+or two most words occur a few times at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +48,7 @@ class Config:
     """Stop after this many measurements without a better one; 0 never stops early."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass; it does not change the gradient."""
-    optim: Optim = field(default_factory=Optim)
+    optim: Optim = field(default_factory=lambda: Optim(warmup_steps=20))
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -83,9 +87,12 @@ class State:
 
     @staticmethod
     def create(model: PreTrainedModel, pairs: int, config: Config, *, seed: int) -> State:
+        rate = peak_learning_rate(config.optim, model, usual=LEARNING_RATE)
+        embedding = list(cast(nn.Embedding, model.get_input_embeddings()).parameters())
+        others = [p for p in model.parameters() if not any(p is weight for weight in embedding)]
         return State(
             model=model,
-            optimiser=adamw([(model, peak_learning_rate(config.optim, model, usual=LEARNING_RATE))], config.optim),
+            optimiser=adamw([(others, rate), (embedding, EMBEDDING_RATE * rate)], config.optim),
             cursor=Cursor(pairs, seed),
             total_steps=config.total_steps(pairs),
         )

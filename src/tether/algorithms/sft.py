@@ -63,7 +63,9 @@ class State:
     def create(policy: PreTrainedModel, demonstrations: int, config: Config, *, seed: int) -> State:
         return State(
             policy=policy,
-            optimiser=adamw([(policy, peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim),
+            optimiser=adamw(
+                [(policy.parameters(), peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim
+            ),
             cursor=Cursor(demonstrations, seed),
             total_steps=config.total_steps(demonstrations),
         )
