@@ -128,13 +128,15 @@ def save_reward_model(
     Heads that are lost, renamed or newly initialised on the way are common; a model whose own pooling or reloaded
     weights give other scores is refused, and nothing is left behind.
     """
+    expected = score_sequences(model, probes)
+    if not torch.isfinite(expected).all():
+        raise ModelError(f"{directory}: not saved: the model's scores are not finite")
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
         candidate = Path(temporary) / "model"
         save_model(model, tokenizer, candidate)
         reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
         reloaded = place(reloaded, model.device)
-        expected = score_sequences(model, probes)
         ids, lengths = pad(probes, fill=tokenizer.pad_token_id)
         with torch.no_grad():
             mask = length_mask(lengths, ids.size(1)).long()
