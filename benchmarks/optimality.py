@@ -41,27 +41,30 @@ def main() -> None:
         os.chdir(folder)
         space = Space.of(8, 2, seed=SEED)
         prompt = write_problem(Path(), space, seed=SEED)
-        with torch.no_grad():
-            reference = space.logprobs(load_policy("model")[0], prompt=prompt)
-            reverse, forward = space.reverse_optimum(reference, BETA), space.forward_optimum(reference, BETA)
-            print(f"between the two optima {total_variation(reverse, forward):.4f}", flush=True)
-            for number, (name, command) in enumerate(CASES.items()):
-                start = time.monotonic()
-                out = f"out{number}"
-                line = (
-                    f"{command} --model model --prompts prompts.jsonl --reward reward.py:fn --kl-coef {BETA} "
-                    f"--steps {args.steps} --prompts-per-step 2 --group-size 128 --max-new-tokens 2 --temperature 1 "
-                    f"--learning-rate 1e-3 --seed 0 --rollouts-every 0 --quiet --out {out}"
-                )
-                if (code := tether(line.split())) != 0:
-                    sys.exit(code)
-                found = space.logprobs(load_policy(f"{out}/model")[0], prompt=prompt).exp()
-                seconds = time.monotonic() - start
-                print(
-                    f"{name:<18} to reverse {total_variation(found, reverse):.4f}, "
-                    f"to forward {total_variation(found, forward):.4f}  ({seconds:.0f} s)",
-                    flush=True,
-                )
+
+        @torch.no_grad()
+        def logprobs(model: str) -> torch.Tensor:
+            return space.logprobs(load_policy(model)[0], prompt=prompt)
+
+        reference = logprobs("model")
+        reverse, forward = space.reverse_optimum(reference, BETA), space.forward_optimum(reference, BETA)
+        print(f"between the two optima {total_variation(reverse, forward):.4f}", flush=True)
+        for number, (name, command) in enumerate(CASES.items()):
+            start = time.monotonic()
+            out = f"out{number}"
+            line = (
+                f"{command} --model model --prompts prompts.jsonl --reward reward.py:fn --kl-coef {BETA} "
+                f"--steps {args.steps} --prompts-per-step 2 --group-size 128 --max-new-tokens 2 --temperature 1 "
+                f"--learning-rate 1e-3 --seed 0 --rollouts-every 0 --quiet --out {out}"
+            )
+            if (code := tether(line.split())) != 0:
+                sys.exit(code)
+            found = logprobs(f"{out}/model").exp()
+            print(
+                f"{name:<18} to reverse {total_variation(found, reverse):.4f}, "
+                f"to forward {total_variation(found, forward):.4f}  ({time.monotonic() - start:.0f} s)",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
