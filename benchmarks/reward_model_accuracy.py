@@ -138,18 +138,18 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> str:
     return str(path)
 
 
-def learned(train: Sequence[Pair], held_out: Sequence[Pair], command: dict[str, object], seed: int) -> float:
+def learned(train: Sequence[Pair], held_out: Sequence[Pair], *, model: str, seed: int) -> float:
     """``tether reward`` on ``train``, measured on ``held_out``."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pairs = write_pairs(root / "train.jsonl", train)
         run = RunOptions(out=str(root / "run"), seed=seed, quiet=True)
-        commands.train_reward(Reward(pairs=pairs, run=run, **command))  # type: ignore[arg-type]
-        model, tokenizer = load_reward_model(str(root / "run" / "model"))
+        commands.train_reward(Reward(model=model, pairs=pairs, run=run))
+        trained, tokenizer = load_reward_model(str(root / "run" / "model"))
         judged = load_pairs(
-            write_pairs(root / "held_out.jsonl", held_out), tokenizer, context=context_length(model), overlong="drop"
+            write_pairs(root / "held_out.jsonl", held_out), tokenizer, context=context_length(trained), overlong="drop"
         )
-        return reward_model.evaluate(model, judged, token_budget=16384).accuracy
+        return reward_model.evaluate(trained, judged, token_budget=16384).accuracy
 
 
 def main() -> None:
@@ -167,7 +167,7 @@ def main() -> None:
     found = []
     for seed in range(args.seeds):
         start = time.monotonic()
-        found.append(learned(train, held_out, {"model": args.model}, seed))
+        found.append(learned(train, held_out, model=args.model, seed=seed))
         print(f"tether reward, seed {seed} {found[-1]:.4f}  ({time.monotonic() - start:.0f} s)", flush=True)
     print(f"median {statistics.median(found):.4f}, {statistics.median(found) - words:+.4f} against the bag of words")
 
