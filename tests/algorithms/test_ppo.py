@@ -13,6 +13,7 @@ from enumerable import tiny_llama
 from helpers import FunctionScorer, group, random_groups, scored
 from tether.algorithms import ppo
 from tether.algorithms.optimise import Optim
+from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import old_logprobs, policy_logprobs, sampler_logprobs
 from tether.errors import ConfigError, GuardError
 from tether.generation.engine import Engine
@@ -110,7 +111,7 @@ def test_policy_and_critic_are_clipped_apart(tiny):
         config = ppo.Config(
             group_size=4, sampling=SAMPLING, epochs_per_step=1, value_coef=scale, optim=Optim(learning_rate=1e-3)
         )
-        experience, _ = ppo.collect(state, groups, config=config, where="test")
+        experience, _ = ppo.collect(state, groups, config=config, where="test", clock=PhaseClock(state.policy.device))
         before = torch.cat([p.detach().flatten().clone() for p in state.policy.parameters()])
         ppo.update(state, experience, config=config, where="test")
         moved.append(torch.cat([p.detach().flatten() for p in state.policy.parameters()]) - before)

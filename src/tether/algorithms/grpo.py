@@ -35,10 +35,12 @@ from tether.algorithms.optimise import (
     peak_learning_rate,
     require_finite,
 )
+from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import (
     TokenFigures,
     batch_of,
     kl_metrics,
+    lengths_of,
     logprob_gap,
     old_logprobs,
     policy_logprobs,
@@ -47,6 +49,7 @@ from tether.algorithms.rollouts import (
 )
 from tether.data.batching import Cursor, micro_batches, minibatches
 from tether.errors import ConfigError
+from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs, reference_of
 from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
 from tether.ops.divergence import KLEstimator, k2, kl_penalty, kl_slope
@@ -172,12 +175,25 @@ def step(
 ) -> StepResult:
     """One GRPO step: roll out, score, compare within groups, update. ``fresh(n)`` gives n new prompts for refills."""
     where = f"grpo step {state.step + 1}"
-    groups, sampled = roll_out(state, prompts, generate=generate, score=score, config=config, fresh=fresh)
-    experience, metrics = collect(state, groups, config=config, where=where)
-    metrics |= update(state, experience, config=config, where=where)
-    state.step += 1
-    generate.load_weights(state.step, state.policy.named_parameters())
-    return StepResult(metrics=rollout_metrics(groups) | metrics | sampled, groups=groups)
+    clock = PhaseClock(state.policy.device)
+    groups, sampled = roll_out(state, prompts, generate=generate, score=score, config=config, fresh=fresh, clock=clock)
+    experience, metrics = collect(state, groups, config=config, where=where, clock=clock)
+    with clock.phase("update"):
+        metrics |= update(state, experience, config=config, where=where)
+        state.step += 1
+        generate.load_weights(state.step, state.policy.named_parameters())
+    metrics |= sampled | rollout_metrics(groups) | step_flops(state, groups, config) | clock.metrics()
+    return StepResult(metrics=metrics, groups=groups)
+
+
+def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config) -> Metrics:
+    """Model FLOPs of a step's phases, for the groups that it learned from (:mod:`tether.models.flops`)."""
+    forward = forward_flops(shape_of(state.policy), lengths_of(groups))
+    return {
+        "flops/generate": forward,
+        "flops/reference": forward * (1 + config.sampling.truncated),
+        "flops/update": 3 * forward * config.epochs_per_step,
+    }
 
 
 def roll_out(
@@ -188,6 +204,7 @@ def roll_out(
     score: Scorer,
     config: Config,
     fresh: Callable[[int], Sequence[Prompt]] | None,
+    clock: PhaseClock,
 ) -> tuple[tuple[ScoredGroup, ...], Metrics]:
     """Scored groups of the prompts. With ``refills``, groups of zero variance give way to those of fresh prompts.
 
@@ -197,13 +214,15 @@ def roll_out(
     flat: list[ScoredGroup] = []
     wanted = list(prompts)
     for attempt in range(config.refills + 1):
-        rollouts = generate.generate(
-            wanted,
-            group_size=config.group_size,
-            sampling=config.sampling,
-            seed=derive_seed(state.seed, "rollout", state.step, attempt),
-        )
-        scored = score.score(rollouts)
+        with clock.phase("generate"):
+            rollouts = generate.generate(
+                wanted,
+                group_size=config.group_size,
+                sampling=config.sampling,
+                seed=derive_seed(state.seed, "rollout", state.step, attempt),
+            )
+        with clock.phase("score"):
+            scored = score.score(rollouts)
         equal = zero_variance(scores_of(scored, torch.device("cpu"))).tolist()
         kept += [group for group, same in zip(scored, equal, strict=True) if not same]
         flat += [group for group, same in zip(scored, equal, strict=True) if same]
@@ -229,18 +248,22 @@ def advantages_of(scores: Tensor, config: Config) -> Tensor:
             return centred(scores)
 
 
-def collect(state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str) -> tuple[Experience, Metrics]:
+def collect(
+    state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, clock: PhaseClock
+) -> tuple[Experience, Metrics]:
     """Log-probs under the sampling policy and the reference, and an advantage for each completion."""
-    batch = batch_of(groups, state.policy.device)
-    temperature, budget = config.sampling.temperature, config.micro_batch_tokens
-    old_logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
-    ref_logp = policy_logprobs(state.reference, batch, temperature=temperature, token_budget=budget)
-    metrics = kl_metrics(old_logp, ref_logp, batch.mask, where=where)
-    scores = scores_of(groups, state.policy.device)
-    require_finite(scores, what="the reward", where=where)
-    advantages = advantages_of(scores, config)
-    if config.kl_level == "sequence":
-        advantages = advantages + config.kl_coef * kl_baseline(old_logp - ref_logp, len(groups), config)
+    with clock.phase("reference"):
+        batch = batch_of(groups, state.policy.device)
+        temperature, budget = config.sampling.temperature, config.micro_batch_tokens
+        old_logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
+        ref_logp = policy_logprobs(state.reference, batch, temperature=temperature, token_budget=budget)
+    with clock.phase("advantage"):
+        metrics = kl_metrics(old_logp, ref_logp, batch.mask, where=where)
+        scores = scores_of(groups, state.policy.device)
+        require_finite(scores, what="the reward", where=where)
+        advantages = advantages_of(scores, config)
+        if config.kl_level == "sequence":
+            advantages = advantages + config.kl_coef * kl_baseline(old_logp - ref_logp, len(groups), config)
     experience = Experience(batch=batch, old_logp=old_logp, ref_logp=ref_logp, advantages=advantages.flatten())
     return experience, metrics | {"advantage_std": float(advantages.std())}
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -27,11 +28,13 @@ from tether.algorithms.optimise import (
     peak_learning_rate,
     require_finite,
 )
+from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import (
     TokenFigures,
     batch_of,
     flat,
     kl_metrics,
+    lengths_of,
     logprob_gap,
     old_logprobs,
     per_token,
@@ -40,6 +43,7 @@ from tether.algorithms.rollouts import (
 )
 from tether.data.batching import Cursor, micro_batches, minibatches
 from tether.errors import ConfigError
+from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import Critic, completion_states, logprobs_of_states, reference_of
 from tether.ops.divergence import adapt_kl_coef, k1, k2
 from tether.ops.losses import clipped_surrogate, clipped_value
@@ -180,15 +184,19 @@ class Experience:
 def step(state: State, prompts: Sequence[Prompt], *, generate: Generator, score: Scorer, config: Config) -> StepResult:
     """One PPO step: roll out, score, estimate advantages, update."""
     where = f"ppo step {state.step + 1}"
-    rollouts = generate.generate(
-        prompts,
-        group_size=config.group_size,
-        sampling=config.sampling,
-        seed=derive_seed(state.seed, "rollout", state.step),
-    )
-    groups = tuple(score.score(rollouts))
-    experience, metrics = collect(state, groups, config=config, where=where)
-    metrics |= update(state, experience, config=config, where=where)
+    clock = PhaseClock(state.policy.device)
+    with clock.phase("generate"):
+        rollouts = generate.generate(
+            prompts,
+            group_size=config.group_size,
+            sampling=config.sampling,
+            seed=derive_seed(state.seed, "rollout", state.step),
+        )
+    with clock.phase("score"):
+        groups = tuple(score.score(rollouts))
+    experience, metrics = collect(state, groups, config=config, where=where, clock=clock)
+    with clock.phase("update"):
+        metrics |= update(state, experience, config=config, where=where)
     if config.kl_target is not None:
         state.kl_coef = adapt_kl_coef(
             state.kl_coef,
@@ -198,8 +206,25 @@ def step(state: State, prompts: Sequence[Prompt], *, generate: Generator, score:
             horizon=config.kl_horizon,
         )
     state.step += 1
-    generate.load_weights(state.step, state.policy.named_parameters())
-    return StepResult(metrics=rollout_metrics(groups) | metrics, groups=groups)
+    with clock.phase("update"):
+        generate.load_weights(state.step, state.policy.named_parameters())
+    passes = metrics["optimiser_steps"] / config.minibatches
+    metrics |= rollout_metrics(groups) | step_flops(state, groups, config, passes=passes) | clock.metrics()
+    return StepResult(metrics=metrics, groups=groups)
+
+
+def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config, *, passes: float) -> Metrics:
+    """Model FLOPs of a step's phases (:mod:`tether.models.flops`); ``passes`` of the update over the experience."""
+    lengths = lengths_of(groups)
+    policy = forward_flops(shape_of(state.policy), lengths)
+    own_trunk = state.critic.trunk is not None
+    trunk = cast(PreTrainedModel, state.critic.trunk if own_trunk else state.policy.base_model)
+    critic = forward_flops(shape_of(trunk), lengths)
+    return {
+        "flops/generate": policy,
+        "flops/reference": policy * (1 + config.sampling.truncated) + critic,
+        "flops/update": 3 * passes * (policy + critic * own_trunk),
+    }
 
 
 def token_rewards(
@@ -221,25 +246,36 @@ def token_rewards(
     return rewards
 
 
-def collect(state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str) -> tuple[Experience, Metrics]:
+def collect(
+    state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, clock: PhaseClock
+) -> tuple[Experience, Metrics]:
     """Log-prob, value, reward, return and advantage of every token."""
-    batch = batch_of(groups, state.policy.device)
-    mask, temperature, budget = batch.mask, config.sampling.temperature, config.micro_batch_tokens
-    old_logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
-    ref_logp = policy_logprobs(state.reference, batch, temperature=temperature, token_budget=budget)
-    values = per_token(
-        batch,
-        lambda part: state.critic(part, lambda: completion_states(state.policy.base_model, part)),
-        token_budget=budget,
-    )
-    metrics = kl_metrics(old_logp, ref_logp, mask, where=where)
-    rewards = token_rewards(
-        groups, old_logp - ref_logp, kl_coef=state.kl_coef, missing_eos_penalty=config.missing_eos_penalty
-    )
-    require_finite(rewards, what="the reward", where=where)
-    if config.whiten_rewards:
-        rewards = whiten(rewards, mask, shift_mean=False)
-    advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+    with clock.phase("reference"):
+        batch = batch_of(groups, state.policy.device)
+        mask, temperature, budget = batch.mask, config.sampling.temperature, config.micro_batch_tokens
+        old_logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
+        ref_logp = policy_logprobs(state.reference, batch, temperature=temperature, token_budget=budget)
+        values = per_token(
+            batch,
+            lambda part: state.critic(part, lambda: completion_states(state.policy.base_model, part)),
+            token_budget=budget,
+        )
+    with clock.phase("advantage"):
+        metrics = kl_metrics(old_logp, ref_logp, mask, where=where)
+        rewards = token_rewards(
+            groups, old_logp - ref_logp, kl_coef=state.kl_coef, missing_eos_penalty=config.missing_eos_penalty
+        )
+        require_finite(rewards, what="the reward", where=where)
+        if config.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+        experience = Experience(
+            batch=batch,
+            old_logp=old_logp,
+            values=values,
+            advantages=whiten(advantages, mask, shift_mean=True) if config.whiten_advantages else advantages,
+            returns=returns,
+        )
     unexplained = masked_var(returns - values, mask) / masked_var(returns, mask).clamp(min=1e-8)
     metrics |= {
         "kl_coef": state.kl_coef,
@@ -248,9 +284,6 @@ def collect(state: State, groups: Sequence[ScoredGroup], *, config: Config, wher
         "val/return_mean": float(masked_mean(returns, mask)),
         "val/explained_variance": 1.0 - float(unexplained),
     }
-    if config.whiten_advantages:
-        advantages = whiten(advantages, mask, shift_mean=True)
-    experience = Experience(batch=batch, old_logp=old_logp, values=values, advantages=advantages, returns=returns)
     return experience, metrics
 
 

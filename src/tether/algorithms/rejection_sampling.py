@@ -16,8 +16,17 @@ from transformers import PreTrainedModel
 
 from tether.algorithms import sft
 from tether.algorithms.optimise import mean_of, require_finite
-from tether.algorithms.rollouts import batch_of, kl_metrics, policy_logprobs, rollout_metrics, scores_of
+from tether.algorithms.phases import PhaseClock
+from tether.algorithms.rollouts import (
+    batch_of,
+    kl_metrics,
+    lengths_of,
+    policy_logprobs,
+    rollout_metrics,
+    scores_of,
+)
 from tether.errors import ConfigError
+from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import reference_of
 from tether.ops.divergence import top_k_of_n_kl
 from tether.seeds import derive_seed, generator
@@ -100,19 +109,26 @@ def step(
 ) -> RoundResult:
     """One round: sample, score, select, imitate. ``on_step`` gets the metrics of each fine-tuning step."""
     where = f"rejection-sampling round {state.round + 1}"
-    rollouts = generate.generate(
-        prompts,
-        group_size=config.samples_per_prompt,
-        sampling=config.sampling,
-        seed=derive_seed(state.seed, "rollout", state.round),
-    )
-    groups = tuple(score.score(rollouts))
+    clock = PhaseClock(state.policy.device)
+    with clock.phase("generate"):
+        rollouts = generate.generate(
+            prompts,
+            group_size=config.samples_per_prompt,
+            sampling=config.sampling,
+            seed=derive_seed(state.seed, "rollout", state.round),
+        )
+    with clock.phase("score"):
+        groups = tuple(score.score(rollouts))
     require_finite(scores_of(groups, torch.device("cpu")), what="the reward", where=where)
     selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
-    metrics = round_metrics(state, groups, selected, config=config, where=where)
-    metrics |= imitate(state, [s.demonstration for s in selected], config=config.sft, on_step=on_step)
-    state.round += 1
-    generate.load_weights(state.round, state.policy.named_parameters())
+    with clock.phase("reference"):
+        metrics = round_metrics(state, groups, selected, config=config, where=where)
+    with clock.phase("update"):
+        metrics |= imitate(state, [s.demonstration for s in selected], config=config.sft, on_step=on_step)
+        state.round += 1
+        generate.load_weights(state.round, state.policy.named_parameters())
+    forward = forward_flops(shape_of(state.policy), lengths_of(groups))
+    metrics |= {"flops/generate": forward, "flops/reference": 2 * forward} | clock.metrics()
     return RoundResult(metrics=metrics, groups=groups, selected=selected)
 
 
@@ -166,7 +182,9 @@ def round_metrics(
 def imitate(
     state: State, demonstrations: Sequence[Demonstration], *, config: sft.Config, on_step: Callable[[Metrics], None]
 ) -> Metrics:
-    """Fine-tune on the demonstrations with a fresh optimiser; gives the mean of the steps' metrics as ``sft/...``."""
+    """Fine-tune on the demonstrations with a fresh optimiser; gives the mean of the steps' metrics as ``sft/...``, and
+    the ``flops/update`` of them all.
+    """
     inner = sft.State.create(
         state.policy, len(demonstrations), config, seed=derive_seed(state.seed, "sft", state.round)
     )
@@ -178,4 +196,9 @@ def imitate(
             )
         )
         on_step(rows[-1])
-    return {f"sft/{name}": value for name, value in mean_of(rows).items()} | {"sft/final_loss": rows[-1]["loss"]}
+    means = {name: value for name, value in mean_of(rows).items() if not name.startswith(("time/", "flops/"))}
+    return {
+        **{f"sft/{name}": value for name, value in means.items()},
+        "sft/final_loss": rows[-1]["loss"],
+        "flops/update": sum(row["flops/update"] for row in rows),
+    }

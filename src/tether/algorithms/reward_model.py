@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
+from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
+from tether.models.flops import forward_flops, shape_of
 from tether.models.reward import pad, score_batch, score_sequences
 from tether.ops.losses import bradley_terry
 from tether.types import Metrics, PreferencePair
@@ -106,6 +108,16 @@ def sides(pairs: Sequence[PreferencePair]) -> list[tuple[int, ...]]:
 
 def step(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
     """One optimiser step on ``pairs``."""
+    clock = PhaseClock(state.model.device)
+    with clock.phase("update"):
+        metrics = update(state, pairs, config=config)
+    lengths = [(len(pair.prompt_ids), [len(pair.chosen_ids), len(pair.rejected_ids)]) for pair in pairs]
+    metrics["flops/update"] = 3 * forward_flops(shape_of(state.model), lengths)
+    return metrics | clock.metrics()
+
+
+def update(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
+    """Gradient and optimiser step."""
     where = f"reward step {state.step + 1}"
     device = state.model.device
     chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
@@ -209,8 +221,10 @@ def train(
     while state.step < state.total_steps:
         metrics = step(state, state.cursor.take(pairs, min(config.batch_size, len(pairs))), config=config)
         if state.step % every == 0 or state.step == state.total_steps:
-            evaluation = evaluate(state.model, held_out, token_budget=config.micro_batch_tokens)
-            metrics |= evaluation.metrics()
+            clock = PhaseClock(state.model.device)
+            with clock.phase("eval"):
+                evaluation = evaluate(state.model, held_out, token_budget=config.micro_batch_tokens)
+            metrics |= evaluation.metrics() | clock.metrics()
             keep_best(state, evaluation)
         on_step(metrics)
         if config.patience and state.evals_without_better >= config.patience:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import require_finite
 from tether.data.batching import micro_batches
+from tether.models.flops import Lengths
 from tether.models.policy import completion_logprobs
 from tether.ops.advantages import zero_variance
 from tether.ops.masked import masked_mean
@@ -25,6 +26,11 @@ def batch_of(groups: Sequence[ScoredGroup], device: torch.device) -> Batch:
     """The groups' prompts and completions, [P * G] rows."""
     rows = [(g.rollouts.prompt.ids, c.ids) for g in groups for c in g.rollouts.completions]
     return Batch.collate(rows, device)
+
+
+def lengths_of(groups: Sequence[ScoredGroup]) -> Lengths:
+    """Tokens of each group's prompt and of its completions."""
+    return [(len(g.rollouts.prompt.ids), [len(c.ids) for c in g.rollouts.completions]) for g in groups]
 
 
 def scores_of(groups: Sequence[ScoredGroup], device: torch.device) -> Tensor:

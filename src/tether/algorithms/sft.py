@@ -12,8 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
+from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
+from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import likelihood
 from tether.ops.reduce import token_mean
@@ -73,6 +75,16 @@ class State:
 
 def step(state: State, demonstrations: Sequence[Demonstration], *, config: Config) -> Metrics:
     """One optimiser step on ``demonstrations``."""
+    clock = PhaseClock(state.policy.device)
+    with clock.phase("update"):
+        metrics = update(state, demonstrations, config=config)
+    lengths = [(len(d.prompt_ids), [len(d.completion_ids)]) for d in demonstrations]
+    metrics["flops/update"] = 3 * forward_flops(shape_of(state.policy), lengths)
+    return metrics | clock.metrics()
+
+
+def update(state: State, demonstrations: Sequence[Demonstration], *, config: Config) -> Metrics:
+    """Gradient and optimiser step."""
     where = f"sft step {state.step + 1}"
     batch = collate(demonstrations, state.policy.device)
     tokens = int(batch.mask.sum())
