@@ -15,6 +15,7 @@ from conftest import make_model
 from tether import cli
 from tether.config import PPO, RejectionSampling
 from tether.flags import flatten, options_of, parse
+from tether.runtime.loops import TIMINGS
 
 SMALL = "--max-new-tokens 4 --quiet"
 TRAINING = {
@@ -23,6 +24,14 @@ TRAINING = {
     "rejection-sampling": "rejection-sampling --prompts p.jsonl --reward r.py:fn --samples-per-prompt 4 --top-k 2",
     "ppo": "ppo --prompts p.jsonl --reward r.py:fn --kl-coef 0.1 --steps 2 --prompts-per-step 3",
     "grpo": "grpo --prompts p.jsonl --reward r.py:fn --kl-coef 0.1 --group-size 3 --steps 2 --prompts-per-step 3",
+}
+SAMPLED = ["generate", "score", "reference"]
+PHASES = {
+    "sft": ["update"],
+    "reward": ["update"],
+    "rejection-sampling": [*SAMPLED, "update"],
+    "ppo": [*SAMPLED, "advantage", "update"],
+    "grpo": [*SAMPLED, "advantage", "update"],
 }
 
 
@@ -75,6 +84,28 @@ def test_a_training_command_leaves_a_run_that_can_be_read(name, tiny, here, caps
     assert not list(run.rglob(".*"))
     kind = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
     kind.from_pretrained(run / "model")
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_row_says_what_its_step_spent(name, tiny, here):
+    flags = SMALL if "prompts" in TRAINING[name] else "--quiet"
+    assert tether(f"{TRAINING[name]} {flags}", "--model", tiny, "--out", "run") == 0
+    rows = read_rows(here / "run" / "metrics.jsonl")
+    in_phases = 0.0
+    for row in rows:
+        time = {key.removeprefix("time/"): seconds for key, seconds in row.items() if key.startswith("time/")}
+        flops = {key.removeprefix("flops/"): count for key, count in row.items() if key.startswith("flops/")}
+        assert list(time) == [*PHASES[name], *(["eval"] if "eval/loss" in row else [])]
+        assert set(flops) == set(time) & {"generate", "reference", "update"}
+        assert min(time.values()) > 0
+        assert sum(time.values()) <= row["step_time"]
+        in_phases += sum(time.values())
+        used = [flops["update"] / time["update"], sum(flops.values()) / row["step_time"]]
+        assert row["mfu"] / row["mfu/step"] == pytest.approx(used[0] / used[1])
+        assert 0 < row["mfu"] < 2  # a machine that others share may be slower when its rate is read
+        assert row["tokens_per_second"] == pytest.approx(row["num_tokens"] / row["step_time"])
+        assert 0.05 < row["memory/peak_gib"] < 64
+    assert in_phases > 0.5 * sum(row["step_time"] for row in rows)
 
 
 def test_rejection_sampling_writes_what_it_kept_as_data_for_sft(tiny, here):
@@ -171,7 +202,8 @@ def test_the_configuration_of_a_run_repeats_it(name, tiny, here):
     assert tether(f"{name} --config one/config.yaml --out two") == 0
 
     def timeless(run):
-        return [{k: v for k, v in row.items() if k != "step_time"} for row in read_rows(here / run / "metrics.jsonl")]
+        rows = read_rows(here / run / "metrics.jsonl")
+        return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
 
     assert timeless("one") == timeless("two")
     assert (here / "one/model/model.safetensors").read_bytes() == (here / "two/model/model.safetensors").read_bytes()

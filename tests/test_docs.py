@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from helpers import FunctionScorer
 from tether import cli, config
@@ -17,6 +18,9 @@ from tether.evaluation import PolicyEvaluation
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reward import new_reward_model
+from tether.runtime.directory import RunDirectory, read_metrics
+from tether.runtime.loops import TIMINGS, Recorder
+from tether.runtime.progress import ProgressLine
 from tether.types import Demonstration, PreferencePair, Prompt, Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,10 +119,46 @@ def test_figures_of_an_evaluation():
     assert names(section(page("metrics"), "What an evaluation holds")) == expected
 
 
+PHASES = {
+    "sft": ("update",),
+    "reward_model": ("update",),
+    "rejection_sampling": ("generate", "score", "reference", "update"),
+    "ppo": ("generate", "score", "reference", "advantage", "update"),
+    "grpo": ("generate", "score", "reference", "advantage", "update"),
+}
+
+
+def phase_metrics(name: str) -> set[str]:
+    """The seconds of each phase of an algorithm, and the FLOPs of each that is made of matrix products."""
+    return {f"time/{phase}" for phase in PHASES[name]} | {
+        f"flops/{phase}" for phase in PHASES[name] if phase in ("generate", "reference", "update")
+    }
+
+
 def documented(name: str, *shared: str) -> set[str]:
     own = names(section(page(f"algorithms/{name}"), "Metrics"))
     common = {metric for title in shared for metric in names(section(page("metrics"), title))}
-    return own | {metric for metric in common if "NAME" not in metric}
+    return own | {metric for metric in common if "NAME" not in metric} | phase_metrics(name)
+
+
+def test_phases_of_a_step():
+    expected = {"time/eval"}.union(*map(phase_metrics, ALGORITHMS))
+    assert names(section(page("metrics"), "The phases of a step")) == expected
+    for begin in TIMINGS:
+        assert f"`{begin}`" in section(page("metrics"), "The phases of a step").rsplit("What depends on", 1)[1]
+
+
+def test_what_the_recorder_adds_to_a_row(tmp_path):
+    directory = RunDirectory(tmp_path / "run", {})
+    progress = ProgressLine("ppo", 1, quiet=True)
+    recorder = Recorder(
+        directory=directory, tokenizer=None, progress=progress, device=torch.device("cpu"), matrix_rate=1e9
+    )
+    recorder.start()
+    given = {"num_tokens": 4.0, "flops/update": 1e3, "time/update": 0.1}
+    recorder.record(1, given, None)
+    (row,) = read_metrics(directory.path)
+    assert set(row) - set(given) == names(section(page("metrics"), "Every row"))
 
 
 UPDATES, SAMPLES, POLICY = "Every optimiser step", "Everything that samples", "Every policy update"

@@ -30,7 +30,7 @@ from tether.models.reward import load_reward_model, new_reward_model, save_rewar
 from tether.report.quickstart import quickstart_report
 from tether.report.run import run_report
 from tether.rewards.resolve import resolve_scorer
-from tether.runtime.device import pick_device, pick_dtype
+from tether.runtime.device import matrix_rate, pick_device, pick_dtype
 from tether.runtime.directory import RunDirectory, read_metrics, refuse_if_taken
 from tether.runtime.files import require_file, whole
 from tether.runtime.loops import Recorder, run_policy, run_rejection_sampling, run_reward_model, run_sft
@@ -88,11 +88,14 @@ def open_run(
     rollouts_every: int = 0,
 ) -> Recorder:
     """The run directory and everything that writes into it."""
+    device = pick_device(run.device)
     directory = RunDirectory(Path(run.out), {"command": title, **flatten(command)}, overwrite=run.overwrite)
     return Recorder(
         directory=directory,
         tokenizer=tokenizer,
         progress=ProgressLine(title, total, quiet=run.quiet),
+        device=device,
+        matrix_rate=matrix_rate(pick_dtype(run.dtype), device),
         save_every=run.save_every,
         rollouts_every=rollouts_every,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
-import time
 
 import torch
 
@@ -14,21 +13,10 @@ from tether.errors import ModelError
 from tether.generation.engine import Engine
 from tether.generation.naive import NaiveGenerator
 from tether.models.loading import BASE, load_policy
-from tether.runtime.device import pick_device
+from tether.runtime.device import matrix_rate, pick_device
 from tether.types import Prompt, Sampling
 
 EXTRAS = {"hub": "datasets", "report": "matplotlib", "sentiment": "vaderSentiment"}
-
-
-def matrix_rate(dtype: torch.dtype, device: torch.device, size: int = 1024) -> float:
-    """GFLOP/s of a square matrix product: 2 size^3 operations, the best of a few, half a second at most."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    best, stop = 0.0, time.monotonic() + 0.5
-    while time.monotonic() < stop:
-        start = time.monotonic()
-        float((a @ a)[0, 0])
-        best = max(best, 2 * size**3 / (time.monotonic() - start) / 1e9)
-    return best
 
 
 def check_engine(device: torch.device) -> str:
@@ -58,8 +46,8 @@ def main(_: config.Doctor) -> None:
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",
-        "float32": f"{matrix_rate(torch.float32, device):,.0f} GFLOP/s",
-        "bfloat16": f"{matrix_rate(torch.bfloat16, device):,.0f} GFLOP/s",
+        "float32": f"{matrix_rate(torch.float32, device) / 1e9:,.0f} GFLOP/s",
+        "bfloat16": f"{matrix_rate(torch.bfloat16, device) / 1e9:,.0f} GFLOP/s",
         "extras": ", ".join(
             f"{extra} {'yes' if importlib.util.find_spec(module) else 'no'}" for extra, module in EXTRAS.items()
         ),

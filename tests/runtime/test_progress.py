@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from tether.runtime.progress import ProgressLine, figures
+from tether.runtime.progress import ProgressLine, figures, split
 
 ROW = {
     "step": 1.0,
@@ -17,10 +17,20 @@ ROW = {
     "completions/mean_length": 12.5,
     "grad_norm": 9.0,
 }
+PHASES = {
+    "step_time": 10.0, "time/generate": 4.06, "time/score": 0.3, "time/reference": 1.1, "time/advantage": 0.01,
+    "time/update": 4.4, "flops/update": 1e9, "memory/peak_gib": 1.0,
+}  # fmt: skip
+
+
+def test_one_phase_is_not_split():
+    assert split({"step_time": 2.0, "time/update": 1.0}) == ""
+    assert split({"step_time": 2.0, "time/update": 1.0, "time/eval": 0.5}) == "update 50% eval 25%"
 
 
 def test_the_figures_that_matter_under_names_that_differ():
     assert figures(ROW) == "reward 0.531  kl 2  eval/accuracy 0.75  mean_length 12.5"
+    assert figures({**PHASES, "loss": 2.0}) == "loss 2  step_time 10  gen 41% score 3% ref 11% adv 0% update 44%"
     assert figures({"accuracy": 0.5, "eval/accuracy": 1.0}) == "accuracy 0.5  eval/accuracy 1"
 
 

@@ -146,10 +146,17 @@ def test_a_place_taken_meanwhile_is_left_alone(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_metric_that_is_not_finite_is_named_and_not_written(tmp_path, value):
     directory = RunDirectory(tmp_path / "run", {})
-    recorder = Recorder(directory=directory, tokenizer=None, progress=ProgressLine("ppo", 2, quiet=True))
-    recorder.record(1, {"kl": 0.5}, None)
+    recorder = Recorder(
+        directory=directory,
+        tokenizer=None,
+        progress=ProgressLine("ppo", 2, quiet=True),
+        device=torch.device("cpu"),
+        matrix_rate=1e9,
+    )
+    row = {"num_tokens": 4.0, "flops/update": 1e3, "time/update": 0.1}
+    recorder.record(1, {**row, "kl": 0.5}, None)
     with pytest.raises(GuardError, match=r"ppo step 2: kl is not finite"):
-        recorder.record(2, {"reward": 1.0, "kl": value}, None)
+        recorder.record(2, {**row, "kl": value}, None)
     assert [row["kl"] for row in read_metrics(directory.path)] == [0.5]
 
 

@@ -1,7 +1,10 @@
-"""Which device and which dtype."""
+"""Which device and which dtype, how fast it is and how much memory was used."""
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
 from typing import Literal
 
 import torch
@@ -25,3 +28,37 @@ def pick_device(name: str) -> torch.device:
 
 def pick_dtype(name: Dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a product of two square matrices, 2 size^3 operations: the best reading in a tenth of a second.
+
+    On CUDA a reading is several products in a row, so that the wait for the last one does not count much.
+    """
+    size, products = (4096, 8) if device.type == "cuda" else (1024, 1)
+    generator = torch.Generator(device).manual_seed(0)
+    a = torch.randn(size, size, device=device, generator=generator).to(dtype)
+    best, stop = 0.0, time.perf_counter() + 0.1
+    while best == 0.0 or time.perf_counter() < stop:
+        start = time.perf_counter()
+        for _ in range(products):
+            product = a @ a
+        float(product[0, 0])
+        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
+    return best
+
+
+def forget_peak(device: torch.device) -> None:
+    """The peak of memory is measured from here on, where the device can do that: CUDA."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> float:
+    """The most GiB that tensors held since :func:`forget_peak` on CUDA; else the largest resident set of the process,
+    from its start.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

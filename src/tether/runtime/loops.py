@@ -9,14 +9,20 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+from tether.algorithms.phases import PhaseClock
 from tether.errors import GuardError, RewardError
 from tether.runtime.checkpoint import save_checkpoint
+from tether.runtime.device import forget_peak, peak_gib
 from tether.runtime.directory import RunDirectory
 from tether.runtime.progress import ProgressLine
 from tether.types import Demonstration, Generator, Metrics, PreferencePair, Prompt, ScoredGroup, Scorer, StepResult
+
+TIMINGS = ("time/", "step_time", "tokens_per_second", "mfu", "memory/")
+"""How the names of the metrics begin that depend on the machine and its hour; a run repeated gives all others again."""
 
 
 @dataclass
@@ -26,13 +32,17 @@ class Recorder:
     directory: RunDirectory
     tokenizer: PreTrainedTokenizerBase
     progress: ProgressLine
+    device: torch.device
+    matrix_rate: float
+    """FLOP/s of the device, by which its use is judged."""
     save_every: int = 0
     rollouts_every: int = 0
     clock: float = 0.0
 
     def start(self) -> None:
         """A step begins now."""
-        self.clock = time.monotonic()
+        forget_peak(self.device)
+        self.clock = time.perf_counter()
 
     def record(
         self, step: int, metrics: Metrics, state: Any, *, groups: Sequence[ScoredGroup] = (), last: bool = False
@@ -44,7 +54,14 @@ class Recorder:
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise GuardError(f"{self.progress.title} step {step}: {name} is not finite ({value})")
-        row = {"step": float(step), **metrics, "step_time": time.monotonic() - self.clock}
+        seconds = time.perf_counter() - self.clock
+        row = {
+            "step": float(step),
+            **metrics,
+            "step_time": seconds,
+            **throughput(metrics, seconds, matrix_rate=self.matrix_rate),
+            "memory/peak_gib": peak_gib(self.device),
+        }
         self.directory.log(row)
         if groups and self.rollouts_every and step % self.rollouts_every == 0:
             self.directory.rollouts(step, groups)
@@ -55,6 +72,19 @@ class Recorder:
 
     def checkpoint(self, step: int, state: Any) -> None:
         save_checkpoint(self.directory.path, step, state, self.tokenizer)
+
+
+def throughput(metrics: Metrics, step_time: float, *, matrix_rate: float) -> Metrics:
+    """``tokens_per_second``; ``mfu`` of the update, ``mfu/step`` of all phases together.
+
+    mfu = flops/update / (time/update * matrix_rate), mfu/step = sum of flops/PHASE / (step_time * matrix_rate)
+    """
+    flops = sum(value for name, value in metrics.items() if name.startswith("flops/"))
+    return {
+        "tokens_per_second": metrics["num_tokens"] / step_time,
+        "mfu": metrics["flops/update"] / (metrics["time/update"] * matrix_rate),
+        "mfu/step": flops / (step_time * matrix_rate),
+    }
 
 
 def run_sft(
@@ -73,7 +103,10 @@ def run_sft(
     while state.step < state.total_steps:
         metrics = sft.step(state, state.cursor.take(data, size), config=config)
         if held_out and (state.step % per_epoch == 0 or state.step == state.total_steps):
-            metrics |= sft.evaluate(state.policy, held_out, token_budget=config.micro_batch_tokens)
+            clock = PhaseClock(state.policy.device)
+            with clock.phase("eval"):
+                metrics |= sft.evaluate(state.policy, held_out, token_budget=config.micro_batch_tokens)
+            metrics |= clock.metrics()
         recorder.record(state.step, metrics, state, last=state.step == state.total_steps)
     return metrics
 
