@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check lint format types test wheel clean
+.PHONY: help setup quickstart check lint format types test bench wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,15 @@ types: $(READY)  ## mypy, strict on the mathematics, the types and the algorithm
 
 test: $(READY)  ## all tests; ARGS='-k grpo' chooses among them
 	$(BIN)/pytest $(ARGS)
+
+bench: $(READY)  ## all speed benchmarks against the peers; DATA=DIR holds the HH pairs
+	test -d .peers || $(BIN)/python -m benchmarks.peers setup
+	$(BIN)/python -m benchmarks.rollout $(ARGS)
+	$(BIN)/python -m benchmarks.grpo_step $(ARGS)
+	$(BIN)/python -m benchmarks.ppo_step $(ARGS)
+	$(BIN)/python -m benchmarks.reward_epoch --data $(DATA) $(ARGS)
+	$(BIN)/python -m benchmarks.logprob_memory
+	$(BIN)/python -m benchmarks.cost
 
 wheel: $(READY)  ## the wheel, into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

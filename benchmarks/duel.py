@@ -1,0 +1,232 @@
+"""Two or more sides in turn, and what came out: medians, ratios with their spread, shares of the hardware's limit.
+
+Sides take turns within one run, in an order that turns round every round, so that whatever else the machine does falls
+on all alike. One warm-up turn each does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.flops import SHAPES, Shape, Work
+from benchmarks.hardware import bandwidth, matrix_rate
+from benchmarks.worker import Spec
+
+ROOT = Path(__file__).parents[1]
+OURS = "tether"
+
+
+class Side:
+    """A worker process and the answers it gave."""
+
+    def __init__(self, name: str, python: str, module: str, task: str, spec: Path) -> None:
+        self.name, self.turns, self.failed = name, list[dict[str, float]](), ""
+        self.log = spec.with_name(f"{name.replace(' ', '_')}.log")
+        with self.log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [python, "-m", f"benchmarks.{module}", task, str(spec)],
+                cwd=ROOT,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+            )
+        self._line("ready")
+
+    def turn(self) -> dict[str, Any]:
+        """One turn; the side is ready for the next when this returns."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._line())
+        self._line("ready")
+        self.failed = answer.get("failed", "")
+        return answer
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=60)
+        self.process.stdout.close()
+
+    def _line(self, expected: str = "") -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline().strip()
+        if not line or (expected and line != expected):
+            raise SystemExit(f"{self.name}: {line or 'died'}\n{self.log.read_text()[-3000:]}")
+        return line
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """How to start a side: the interpreter, the module of ``benchmarks`` and the task it is given."""
+
+    name: str
+    python: str
+    module: str
+    task: str
+
+
+def ours(task: str) -> Contender:
+    return Contender(name=OURS, python=sys.executable, module="ours", task=task)
+
+
+def peer(name: str, module: str, task: str, *, trl: str) -> Contender:
+    python = ROOT / ".peers" / f"trl-{trl}" / "bin" / "python"
+    if not python.exists():
+        raise SystemExit(f"{python} is missing; set it up with: python -m benchmarks.peers setup")
+    return Contender(name=name, python=str(python), module=module, task=task)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and range of some readings."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(readings: Sequence[float]) -> Spread:
+        return Spread(statistics.median(readings), min(readings), max(readings))
+
+
+def ratio(theirs: Sequence[float], own: Sequence[float]) -> Spread:
+    """The ratio of the medians, and the range of the ratios round by round."""
+    rounds = [a / b for a, b in zip(theirs, own, strict=True)]
+    return Spread(statistics.median(theirs) / statistics.median(own), min(rounds), max(rounds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One benchmark."""
+
+    title: str
+    work: Work
+    matrix_rate: float
+    """Operations a second, the best of all rounds."""
+    bandwidth: float
+    """Bytes a second, the best of all rounds."""
+    turns: Mapping[str, Sequence[Mapping[str, float]]]
+    failed: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def limit(self) -> float:
+        """Seconds that the hardware needs for the work at the least."""
+        return self.work.seconds(matrix_rate=self.matrix_rate, bandwidth=self.bandwidth)
+
+    def seconds(self, side: str) -> list[float]:
+        return [turn["seconds"] for turn in self.turns[side]]
+
+    def summary(self) -> dict[str, Any]:
+        """What goes into the JSON."""
+        sides = {}
+        for side in self.turns:
+            spread = Spread.of(self.seconds(side))
+            sides[side] = {
+                "seconds": asdict(spread),
+                "share_of_limit": self.limit / spread.median,
+                "times_tether": asdict(ratio(self.seconds(side), self.seconds(OURS))),
+                "turns": list(self.turns[side]),
+            }
+        return {
+            "title": self.title,
+            "limit_seconds": self.limit,
+            "matrix_rate": self.matrix_rate,
+            "bandwidth": self.bandwidth,
+            "work": asdict(self.work),
+            "sides": sides,
+            "failed": dict(self.failed),
+        }
+
+    def show(self) -> None:
+        table = Table(title=self.title, title_justify="left")
+        for column in ("side", "seconds", "range", "x tether", "range of rounds", "of the limit", "peak MiB"):
+            table.add_column(column, justify="left" if column == "side" else "right")
+        for side in self.turns:
+            own, against = Spread.of(self.seconds(side)), ratio(self.seconds(side), self.seconds(OURS))
+            table.add_row(
+                side,
+                f"{own.median:.2f}",
+                f"{own.low:.2f}-{own.high:.2f}",
+                f"{against.median:.2f}",
+                f"{against.low:.2f}-{against.high:.2f}",
+                f"{self.limit / own.median:.1%}",
+                f"{max(turn['peak_rss_mib'] for turn in self.turns[side]):.0f}",
+            )
+        console = Console(width=120)
+        console.print(table)
+        console.print(
+            f"limit {self.limit:.2f} s: {self.matrix_rate / 1e9:.0f} Gflop/s (large square product), "
+            f"{self.bandwidth / 1e9:.1f} GB/s (triad)"
+        )
+        for side, reason in self.failed.items():
+            console.print(f"{side} failed: {reason}", markup=False)
+
+
+def contest(title: str, contenders: Sequence[Contender], spec: Spec, work: Work, *, rounds: int) -> Result:
+    """``rounds`` turns of each contender; the first of them is tether. A side whose turn fails takes no more."""
+    dtype = getattr(torch, spec.dtype)
+    rates, widths = [], []
+    with tempfile.TemporaryDirectory(prefix="duel-") as folder:
+        path = spec.write(Path(folder) / "spec.json")
+        sides = [Side(c.name, c.python, c.module, c.task, path) for c in contenders]
+        for number in range(rounds + 1):
+            rates.append(matrix_rate(spec.device, dtype))
+            widths.append(bandwidth(spec.device))
+            able = [side for side in sides if not side.failed]
+            for side in able if number % 2 else reversed(able):
+                answer = side.turn()
+                if number and not side.failed:
+                    side.turns.append(answer)
+                seconds = f"{answer['seconds']:.2f} s" if "seconds" in answer else side.failed
+                print(f"{title}: round {number} of {rounds}, {side.name}: {seconds}", file=sys.stderr, flush=True)
+        for side in sides:
+            side.close()
+    return Result(
+        title=title,
+        work=work,
+        matrix_rate=max(rates),
+        bandwidth=max(widths),
+        turns={side.name: side.turns for side in sides if not side.failed},
+        failed={side.name: side.failed for side in sides if side.failed},
+    )
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options of every benchmark."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    options.add_argument("--device", choices=("cpu", "cuda"), default=device)
+    options.add_argument("--shape", choices=tuple(SHAPES), help="the model's; by default tiny on cpu, 0.5b on cuda")
+    options.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
+    options.add_argument("--json", type=Path, help="write all figures to this file")
+    return options
+
+
+def shape_of(args: argparse.Namespace) -> Shape:
+    return SHAPES[args.shape or ("0.5b" if args.device == "cuda" else "tiny")]
+
+
+def report(results: Sequence[Result], args: argparse.Namespace) -> None:
+    """Tables on the terminal, and everything as JSON where asked."""
+    for result in results:
+        result.show()
+    if args.json:
+        args.json.write_text(json.dumps([result.summary() for result in results], indent=2) + "\n")
