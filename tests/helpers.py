@@ -65,6 +65,11 @@ def random_groups(prompts: int, group_size: int, *, vocab: int = 250, longest: i
     ]
 
 
+def rows_of(sequences, *, prompt: int = 1):
+    """Token sequences as (prompt ids, completion ids), cut after ``prompt`` tokens."""
+    return [(tuple(ids[:prompt]), tuple(ids[prompt:])) for ids in sequences]
+
+
 def gradient(module) -> torch.Tensor:
     """All gradients of a module in one vector."""
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import ARCHITECTURES
-from tether.generation.engine import Engine
+from tether.generation.engine import Budget, Engine, bands, places
 from tether.generation.naive import NaiveGenerator
 from tether.generation.sampling import draw, log_distribution
 from tether.models.loading import load_policy
@@ -64,16 +64,73 @@ def llama(tiny):
     return load_policy(tiny)
 
 
-def test_a_completion_depends_on_its_own_seed_alone(llama):
-    """The same completion in a batch of nine, in waves of one, and with fewer siblings."""
-    sampling = Sampling(max_new_tokens=24)
-    whole = run(Engine, llama, sampling)
-    assert_same(run(Engine, llama, sampling, max_rows=1), whole)
-    fewer = run(Engine, llama, sampling, group_size=2)
-    for a, b in zip(fewer, whole, strict=True):
-        assert [c.ids for c in a.completions] == [c.ids for c in b.completions[:2]]
-    other = run(Engine, llama, sampling, seed=8)
-    assert [c.ids for g in other for c in g.completions] != [c.ids for g in whole for c in g.completions]
+@pytest.mark.parametrize("longest", [24, 260])
+def test_a_completion_depends_on_its_own_seed_alone(loaded, longest):
+    """Bit by bit the same in one batch, one at a time, with places refilled, with fewer siblings and other prompts."""
+    if longest > 128 and loaded[0].config.model_type not in ("llama", "gemma2"):
+        pytest.skip("long ones on two architectures: plain attention, and with windows and a soft cap")
+    generator = torch.Generator().manual_seed(3)
+    sizes = [1, 2, 9, 3, 30, 17, 2, 61] if longest == 24 else [7, 230, 120]
+    prompts = [Prompt(ids=tuple(torch.randint(3, 260, (n,), generator=generator).tolist()), text="p") for n in sizes]
+
+    def sample(prompts=prompts, group_size=5, **kwargs):
+        sampling = Sampling(max_new_tokens=longest, temperature=1.5)
+        groups = run(Engine, loaded, sampling, prompts=prompts, group_size=group_size, **kwargs)
+        return [group.completions for group in groups]
+
+    whole = sample()
+    assert len({len(c.ids) for members in whole for c in members}) >= 3
+    for rows in (1, 7) if longest == 24 else (6,):
+        assert sample(budget=Budget(rows=rows)) == whole
+    assert sample(group_size=2) == [members[:2] for members in whole]
+    assert sample(prompts=prompts[:2]) == whole[:2]
+    assert all(a != b for a, b in zip(sample(seed=8), whole, strict=True))
+
+
+def test_each_prompt_is_computed_and_kept_once(llama, monkeypatch):
+    run_tokens = []
+    forward = llama[0].base_model.forward
+
+    def spy(input_ids, **kwargs):
+        run_tokens.append(input_ids.numel())
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(llama[0].base_model, "forward", spy)
+    prompts = [Prompt(ids=tuple(range(3, 67)), text="p"), Prompt(ids=tuple(range(66, 2, -1)), text="p")]
+    engine = Engine(*llama)
+    sampling = Sampling(max_new_tokens=16, min_new_tokens=16)
+    engine.generate(prompts, group_size=8, sampling=sampling, seed=0)
+    assert run_tokens == [2 * 64] + [2 * 8] * 15
+    per_token = 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, width, bytes
+    assert engine.figures()["sampling/cache_gib"] * 2**30 == (2 * 64 + 2 * 8 * 16) * per_token
+
+
+def test_the_budget_bounds_rows_and_memory(llama):
+    """600 completions through 16 rows and a megabyte, each as it is without a bound."""
+    sampling = Sampling(max_new_tokens=12, temperature=2.0)
+    prompts = [Prompt(ids=(0, 70 + i, 80), text="p") for i in range(60)]
+    free = run(Engine, llama, sampling, prompts=prompts, group_size=10)
+    engine = Engine(*llama, budget=Budget(rows=16))
+    assert engine.generate(prompts, group_size=10, sampling=sampling, seed=7) == free
+    figures = engine.figures()
+    assert figures["sampling/slot_occupancy"] > 0.8
+    small = Engine(*llama, budget=Budget(cache_gib=2**-14))
+    assert small.generate(prompts, group_size=10, sampling=sampling, seed=7) == free
+    assert small.figures()["sampling/cache_gib"] <= 2**-14 < engine.figures()["sampling/cache_gib"] * 2
+
+
+def test_places_by_hand():
+    """16-byte tokens: a row and its share of a prompt take 16 * (32 + 1.25 * 64 / 4) = 832 bytes."""
+    assert places(40, 10, Budget(rows=99, cache_gib=8320 / 2**30), 64, 32, 16) == (10, 4)
+    assert places(40, 10, Budget(rows=99, cache_gib=1.0), 64, 32, 16) == (40, 10)
+    assert places(40, 10, Budget(rows=1, cache_gib=1.0), 64, 32, 16) == (1, 1)
+    assert places(40, 10, Budget(rows=9, cache_gib=0.0), 64, 32, 16) == (1, 1)
+    assert places(10, 10, Budget(rows=4, cache_gib=1.0), 64, 32, 16) == (4, 4)
+
+
+def test_a_long_prompt_does_not_make_the_short_ones_pay():
+    lengths = [10, 500, 17, 400, 90, 16]
+    assert bands(lengths, torch.device("cpu")) == [[1, 3], [4], [2, 5, 0]]
 
 
 def test_a_prompt_drawn_twice_gets_completions_of_its_own(llama):
@@ -132,7 +189,7 @@ def test_truncation_by_hand():
     logits = torch.tensor([[0.5, 0.25, 0.15, 0.1]]).log()
 
     def kept(**options):
-        logp = log_distribution(logits, Sampling(**options), step=0, eos_ids=(0,))
+        logp = log_distribution(logits, Sampling(**options), step=torch.tensor([0]), ends=torch.tensor([0]))
         torch.testing.assert_close(logp.exp().sum(), torch.tensor(1.0))
         return [i for i in range(4) if logp[0, i] > -torch.inf]
 
@@ -143,9 +200,11 @@ def test_truncation_by_hand():
     assert kept(min_p=0.25) == [0, 1, 2]  # 0.25 * 0.5 = 0.125
     assert kept(min_new_tokens=1) == [1, 2, 3]
     assert kept(top_k_tokens=3, top_p=0.6, temperature=1e9) == [0, 1]  # tempered to uniform first: 2 of 3 thirds
-    free = log_distribution(logits, Sampling(min_new_tokens=1), step=0, eos_ids=())  # a model that knows no end
+    free = log_distribution(
+        logits, Sampling(min_new_tokens=1), step=torch.tensor([0]), ends=torch.tensor([], dtype=torch.int64)
+    )  # a model that knows no end
     torch.testing.assert_close(free.exp(), logits.exp())
-    halved = log_distribution(logits, Sampling(temperature=0.5), step=0, eos_ids=(0,)).exp()
+    halved = log_distribution(logits, Sampling(temperature=0.5), step=torch.tensor([0]), ends=torch.tensor([0])).exp()
     squares = torch.tensor([[0.25, 0.0625, 0.0225, 0.01]])
     torch.testing.assert_close(halved, squares / squares.sum())
 

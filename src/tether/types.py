@@ -161,20 +161,23 @@ class PreferencePair:
     margin: float = 0.0
 
 
+Row = tuple[Sequence[int], Sequence[int]]
+"""Prompt ids and completion ids."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Prompts and completions as tensors: each row is its prompt, then its completion, then padding on the right.
-
-    With causal attention nothing real ever sees the padding, so no attention mask is needed and positions are 0..S-1.
-    """
+    """Prompts and completions as tensors: each row is its prompt, then its completion, then padding on the right."""
 
     ids: Tensor  # [B, S] int64
-    prompt_lengths: Tensor  # [B] int64
+    prompt_lengths: Tensor  # [B] int64, at least 1
     completion_lengths: Tensor  # [B] int64, at least 1
+    prompt_index: Tensor  # [B] int64, equal where rows have one prompt
 
     @staticmethod
-    def collate(rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device | str = "cpu") -> Batch:
+    def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
         """Stack (prompt ids, completion ids) rows."""
+        index: dict[tuple[int, ...], int] = {}
         width = max(len(prompt) + len(completion) for prompt, completion in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.int64)
         for i, (prompt, completion) in enumerate(rows):
@@ -184,6 +187,7 @@ class Batch:
             ids=ids.to(device),
             prompt_lengths=torch.tensor([len(p) for p, _ in rows], device=device),
             completion_lengths=torch.tensor([len(c) for _, c in rows], device=device),
+            prompt_index=torch.tensor([index.setdefault(tuple(p), len(index)) for p, _ in rows], device=device),
         )
 
     def __len__(self) -> int:
@@ -218,6 +222,7 @@ class Batch:
             ids=self.ids[index, : int(lengths.max())],
             prompt_lengths=self.prompt_lengths[index],
             completion_lengths=self.completion_lengths[index],
+            prompt_index=self.prompt_index[index],
         )
 
 
@@ -240,6 +245,10 @@ class Generator(Protocol):
 
     def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
         """Replace all weights or none; the next rollout carries ``version``."""
+        ...
+
+    def figures(self) -> Metrics:
+        """What the last call of :meth:`generate` cost, as ``sampling/...``; a generator that cannot tell gives none."""
         ...
 
 

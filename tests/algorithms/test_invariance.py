@@ -8,6 +8,7 @@ import torch
 from helpers import gradient, random_groups, relative_error
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.rollouts import batch_of
+from tether.data.batching import minibatches
 from tether.models.loading import load_policy
 from tether.models.reward import new_reward_model
 from tether.types import Demonstration, PreferencePair, Sampling
@@ -141,13 +142,6 @@ def test_ppo(policy, own_trunk):
 
 
 def test_minibatches_share_out_every_row_once():
-    from tether.data.batching import micro_batches, minibatches
-
     parts = minibatches(10, 3, seed=1)
     assert sorted(torch.cat(parts).tolist()) == list(range(10))
     assert sorted(map(len, parts)) == [3, 3, 4]
-    lengths = torch.tensor([5, 50, 7, 7, 31, 1])
-    cut = micro_batches(lengths, 40)
-    assert sorted(torch.cat(cut).tolist()) == list(range(6))
-    for part in cut:
-        assert len(part) == 1 or len(part) * int(lengths[part].max()) <= 40

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tether.data.batching import Cursor, epoch_order, micro_batches, minibatches
+from tether.data.batching import Cursor, epoch_order, micro_batches, minibatches, within_budget
 from tether.errors import ConfigError
+from tether.types import Batch
 
 
 @settings(max_examples=50, deadline=None)
@@ -60,14 +61,26 @@ def test_minibatches_that_cannot_be(parts):
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 200))
-def test_micro_batches_cover_every_row_once_within_the_budget(lengths, budget):
-    found = micro_batches(torch.tensor(lengths), budget)
-    assert sorted(torch.cat(found).tolist()) == list(range(len(lengths)))
+@given(
+    st.lists(st.tuples(st.integers(1, 50), st.integers(0, 5)), min_size=1, max_size=30),
+    st.integers(1, 200),
+)
+def test_micro_batches_cover_every_row_once_within_the_budget(rows, budget):
+    """A prompt counts once in each part, however many of its completions are there."""
+    batch = Batch.collate([([who] * (who + 1), [0] * own) for own, who in rows])
+    found = micro_batches(batch, budget)
+    assert sorted(torch.cat(found).tolist()) == list(range(len(rows)))
     for part in found:
-        widest = max(lengths[i] for i in part.tolist())
-        assert len(part) == 1 or len(part) * widest <= budget
+        members = [rows[i] for i in part.tolist()]
+        tokens = sum(own for own, _ in members) + sum(who + 1 for who in {who for _, who in members})
+        assert len(part) == 1 or tokens <= budget
 
 
-def test_micro_batches_put_like_lengths_together():
-    assert [sorted(part.tolist()) for part in micro_batches(torch.tensor([1, 10, 1, 10, 1]), 20)] == [[1, 3], [0, 2, 4]]
+def test_micro_batches_keep_groups_together_and_like_lengths_too():
+    rows = [([1, 2], [0] * n) for n in (3, 3)] + [([5, 6], [0] * n) for n in (9, 8)] + [([7, 8], [0])]
+    assert [sorted(part.tolist()) for part in micro_batches(Batch.collate(rows), 19)] == [[2, 3], [0, 1, 4]]
+
+
+def test_items_of_one_owner_pay_for_it_once():
+    assert [sorted(p.tolist()) for p in within_budget([4, 4, 4], [6, 6, 6], [0, 0, 1], 14)] == [[0, 1], [2]]
+    assert [sorted(p.tolist()) for p in within_budget([4, 4, 4], [6, 6, 6], [0, 1, 2], 14)] == [[0], [1], [2]]

@@ -12,18 +12,19 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
 from conftest import ARCHITECTURES, byte_tokenizer, make_model
+from helpers import rows_of
 from tether.errors import ModelError
 from tether.models.loading import load_policy
+from tether.models.packing import pack
 from tether.models.reward import (
     head_of,
     load_reward_model,
     new_reward_model,
     normalised_scores,
-    pad,
     save_reward_model,
-    score_batch,
     score_sequences,
 )
+from tether.types import Batch
 
 EOS = 1
 
@@ -50,9 +51,9 @@ def reward_model(request, tiny_models):
 def test_saved_scores_are_transformers_scores(reward_model, tmp_path):
     model, tokenizer = reward_model
     tokens = sequences()
-    expected = score_sequences(model, tokens)
+    expected = score_sequences(model, rows_of(tokens))
     assert expected.std() > 0.05  # or this test would hold for anything
-    save_reward_model(model, tokenizer, tmp_path / "rm", tokens[:3])
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(tokens[:3]))
     torch.testing.assert_close(transformers_scores(tmp_path / "rm", tokens), expected, rtol=1e-4, atol=1e-5)
     assert load_file(tmp_path / "rm" / "model.safetensors")["score.weight"].shape == (1, 32)
     config = AutoConfig.from_pretrained(tmp_path / "rm")
@@ -60,28 +61,30 @@ def test_saved_scores_are_transformers_scores(reward_model, tmp_path):
     assert config.architectures == [type(model).__name__]
     assert "SequenceClassification" in config.architectures[0]
     again, _ = load_reward_model(str(tmp_path / "rm"))
-    torch.testing.assert_close(score_sequences(again, tokens), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(score_sequences(again, rows_of(tokens)), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_scores_do_not_depend_on_the_batch(reward_model):
     model, _ = reward_model
     tokens = sequences()
-    together = score_sequences(model, tokens)
+    together = score_sequences(model, rows_of(tokens))
     for budget in (1, 60, 10**6):
-        torch.testing.assert_close(score_sequences(model, tokens, token_budget=budget), together, rtol=1e-4, atol=1e-5)
+        apart = score_sequences(model, rows_of(tokens), token_budget=budget)
+        torch.testing.assert_close(apart, together, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         for row, score in zip(tokens, together, strict=True):
             hidden = model.base_model(input_ids=torch.tensor([row])).last_hidden_state[0, -1]
             torch.testing.assert_close((head_of(model).weight @ hidden)[0], score, rtol=1e-4, atol=1e-5)
 
 
-def test_score_is_read_at_the_last_token_whatever_the_padding(tiny):
-    model, _ = new_reward_model(tiny, seed=0)
-    a, lengths = pad([[0, 5, EOS], [0, 6, 7, 8, EOS]], fill=2)
-    b, _ = pad([[0, 5, EOS], [0, 6, 7, 8, EOS]], fill=EOS)
-    assert lengths.tolist() == [3, 5]
-    assert a[0].tolist() == [0, 5, EOS, 2, 2]
-    assert torch.equal(score_batch(model, a, lengths), score_batch(model, b, lengths))
+def test_two_sides_share_their_prompt_and_score_as_if_they_did_not(reward_model):
+    model, _ = reward_model
+    tokens = [[0, 9, 8, 7, 6, 5, *row[1:]] for row in sequences()]
+    shared, apart = (score_sequences(model, rows_of(tokens, prompt=n)) for n in (6, 1))
+    torch.testing.assert_close(shared, apart, rtol=1e-4, atol=1e-5)
+    batch = Batch.collate(rows_of(tokens, prompt=6))
+    distinct = 6 + sum(len(row) - 6 for row in tokens)
+    assert pack(batch, ends=True).ids.shape == (1, distinct)
 
 
 def test_the_head_is_drawn_from_its_seed(tiny):
@@ -122,10 +125,10 @@ def test_padding_with_eos_or_not_at_all_is_mended(tmp_path, pad_token):
     model, tokenizer = new_reward_model(str(tmp_path / "base"), seed=0)
     assert tokenizer.pad_token_id not in (None, EOS)
     assert model.config.pad_token_id == tokenizer.pad_token_id
-    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
     tokens = sequences()
     torch.testing.assert_close(
-        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, tokens), rtol=1e-4, atol=1e-5
+        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, rows_of(tokens)), rtol=1e-4, atol=1e-5
     )
 
 
@@ -148,9 +151,9 @@ def test_an_embedding_that_is_full_grows_by_the_padding_token(tmp_path):
     model, tokenizer = new_reward_model(base, seed=0)
     assert model.get_input_embeddings().num_embeddings == len(tokenizer) == 260
     tokens = [row[1:] for row in sequences()]
-    save_reward_model(model, tokenizer, tmp_path / "rm", tokens)
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(tokens))
     torch.testing.assert_close(
-        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, tokens), rtol=1e-4, atol=1e-5
+        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, rows_of(tokens)), rtol=1e-4, atol=1e-5
     )
     assert load_reward_model(str(tmp_path / "rm"))[0].config.vocab_size == 260
 
@@ -158,7 +161,7 @@ def test_an_embedding_that_is_full_grows_by_the_padding_token(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_precision_of_the_save(tiny, tmp_path, dtype):
     model, tokenizer = new_reward_model(tiny, seed=0, dtype=dtype)
-    save_reward_model(model, tokenizer, tmp_path / "rm", sequences())
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences()))
     assert load_file(tmp_path / "rm" / "model.safetensors")["score.weight"].dtype == dtype
 
 
@@ -166,9 +169,9 @@ def test_on_the_real_model(stories, tmp_path):
     model, tokenizer = new_reward_model(stories, seed=0)
     texts = ["Once upon a time, there was a dog.", "The end.", "She was happy because"]
     tokens = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
-    save_reward_model(model, tokenizer, tmp_path / "rm", tokens)
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(tokens))
     torch.testing.assert_close(
-        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, tokens), rtol=1e-4, atol=1e-5
+        transformers_scores(tmp_path / "rm", tokens), score_sequences(model, rows_of(tokens)), rtol=1e-4, atol=1e-5
     )
 
 
@@ -187,12 +190,12 @@ def test_a_save_that_would_change_the_scores_is_refused_and_leaves_nothing(tiny,
 
 def test_a_refused_save_keeps_what_was_there(tiny, tmp_path):
     model, tokenizer = new_reward_model(tiny, seed=0)
-    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
     before = (tmp_path / "rm" / "model.safetensors").read_bytes()
     with torch.no_grad():
         head_of(model).weight.fill_(math.nan)
     with pytest.raises(ModelError, match="not saved: the model's scores are not finite"):
-        save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+        save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
     assert (tmp_path / "rm" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["rm"]
 
@@ -200,7 +203,7 @@ def test_a_refused_save_keeps_what_was_there(tiny, tmp_path):
 def test_a_save_replaces_what_was_there(tiny, tmp_path):
     for seed in (0, 1):
         model, tokenizer = new_reward_model(tiny, seed=seed)
-        save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+        save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
     saved = load_file(tmp_path / "rm" / "model.safetensors")["score.weight"]
     assert torch.equal(saved, head_of(model).weight)
 
@@ -215,7 +218,7 @@ def test_a_language_model_is_no_reward_model(tiny):
 def test_a_reward_model_is_no_language_model(tiny, tmp_path):
     """Its embeddings being tied, it would load as one."""
     model, tokenizer = new_reward_model(tiny, seed=0)
-    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(3))
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
     with pytest.raises(ModelError, match="rm: a reward model where a language model is needed"):
         load_policy(str(tmp_path / "rm"))
 

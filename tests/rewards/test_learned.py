@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
 from conftest import byte_tokenizer, make_model
-from helpers import completion
+from helpers import completion, rows_of
 from tether.data.records import load_pairs
 from tether.errors import DataError, RewardError
 from tether.generation.engine import Engine
@@ -30,9 +30,9 @@ def read(monkeypatch, reward, groups) -> list[list[int]]:
     """The sequences that the reward model is given."""
     seen: list[list[int]] = []
 
-    def spy(model, sequences, **kwargs):
-        seen.extend(list(s) for s in sequences)
-        return score_sequences(model, sequences, **kwargs)
+    def spy(model, rows, **kwargs):
+        seen.extend([*before, *after] for before, after in rows)
+        return score_sequences(model, rows, **kwargs)
 
     monkeypatch.setattr("tether.rewards.learned.score_sequences", spy)
     reward.values(groups)
@@ -85,7 +85,7 @@ def test_so_cut_and_finished_completions_score_alike(same):
     groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 7], finish=Finish.LENGTH), completion([6, 7, EOS]))
     ((cut, finished),) = same.values(groups)
     assert cut == pytest.approx(finished, abs=1e-5)
-    unclosed = score_sequences(same.model, [[0, 5, 6, 7]]).item()
+    unclosed = score_sequences(same.model, [((0, 5), (6, 7))]).item()
     assert abs(unclosed - finished) > 1e-2  # closing it is what makes them so
 
 
@@ -177,14 +177,14 @@ def test_a_conversation_without_a_template(other):
 
 def test_a_directory_as_a_reward(tiny, tmp_path, tokenizer):
     model, own = new_reward_model(tiny, seed=3)
-    save_reward_model(model, own, tmp_path / "judge" / "model", [[0, 5, EOS], [0, 6, EOS]])
+    save_reward_model(model, own, tmp_path / "judge" / "model", [((0, 5), (EOS,)), ((0, 6), (EOS,))])
     reward = resolve_reward(str(tmp_path / "judge" / "model"), tokenizer, dtype=torch.float32, device="cpu")
     assert isinstance(reward, LearnedReward)
     assert reward.name == "judge"
     assert reward.same_vocabulary
     assert not any(p.requires_grad for p in reward.model.parameters())
     groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7]))
-    expected = score_sequences(model, [[0, 5, 6, EOS], [0, 5, 7, EOS]]).tolist()
+    expected = score_sequences(model, [((0, 5), (6, EOS)), ((0, 5), (7, EOS))]).tolist()
     assert reward.values(groups)[0] == pytest.approx(expected, abs=1e-5)
     assert not resolve_reward(
         str(tmp_path / "judge" / "model"), reversed_bytes(), dtype=torch.float32, device="cpu"
@@ -199,7 +199,7 @@ def test_the_padding_token_that_training_added_changes_no_vocabulary(tmp_path):
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     model, own = new_reward_model(str(tmp_path / "base"), seed=0)
-    save_reward_model(model, own, tmp_path / "rm", [[0, 5, EOS], [0, 6, EOS]])
+    save_reward_model(model, own, tmp_path / "rm", [((0, 5), (EOS,)), ((0, 6), (EOS,))])
     reward = resolve_reward(str(tmp_path / "rm"), tokenizer, dtype=torch.float32, device="cpu")
     assert len(own) == len(tokenizer) + 1
     assert reward.same_vocabulary
@@ -210,11 +210,11 @@ def test_a_policy_and_a_judge_of_different_vocabularies(stories, tmp_path):
     policy, tokenizer = load_policy(stories)
     make_model(tmp_path / "base", "qwen2")
     model, own = new_reward_model(str(tmp_path / "base"), seed=0)
-    save_reward_model(model, own, tmp_path / "rm", [[0, 5, EOS], [0, 6, EOS]])
+    save_reward_model(model, own, tmp_path / "rm", [((0, 5), (EOS,)), ((0, 6), (EOS,))])
     reward = resolve_reward(str(tmp_path / "rm"), tokenizer, dtype=torch.float32, device="cpu")
     assert not reward.same_vocabulary
     prompt = Prompt(ids=tuple(tokenizer("One day")["input_ids"]), text="One day")
     groups = Engine(policy, tokenizer).generate([prompt], group_size=3, sampling=Sampling(max_new_tokens=12), seed=0)
     texts = ["One day" + c.text for c in groups[0].completions]
-    expected = score_sequences(model, [[*own(text)["input_ids"], EOS] for text in texts])
+    expected = score_sequences(model, rows_of([[*own(text)["input_ids"], EOS] for text in texts]))
     assert reward.values(groups)[0] == pytest.approx(expected.tolist(), abs=1e-4)

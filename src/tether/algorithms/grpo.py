@@ -313,7 +313,7 @@ def backward(state: State, experience: Experience, *, config: Config, where: str
     whole = experience.batch.mask
     tokens, sequences = int(whole.sum()), len(experience.batch)
     figures = TokenFigures(whole)
-    for rows in micro_batches(experience.batch.lengths, config.micro_batch_tokens):
+    for rows in micro_batches(experience.batch, config.micro_batch_tokens):
         micro = experience.rows(rows)
         mask = micro.batch.mask
         logp, entropy = completion_logprobs(state.policy, micro.batch, temperature=config.sampling.temperature)

@@ -320,7 +320,7 @@ def backward(state: State, experience: Experience, *, config: Config, where: str
     """Accumulate the gradient of one minibatch, micro-batch by micro-batch, over one denominator."""
     tokens = int(experience.batch.mask.sum())
     figures = TokenFigures(experience.batch.mask)
-    for rows in micro_batches(experience.batch.lengths, config.micro_batch_tokens):
+    for rows in micro_batches(experience.batch, config.micro_batch_tokens):
         micro = experience.rows(rows)
         states = completion_states(state.policy.base_model, micro.batch)
         logp, entropy = logprobs_of_states(state.policy, states, micro.batch, temperature=config.sampling.temperature)

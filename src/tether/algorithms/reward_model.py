@@ -20,12 +20,12 @@ from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
 from tether.algorithms.phases import PhaseClock
-from tether.data.batching import Cursor, micro_batches
+from tether.data.batching import Cursor, within_budget
 from tether.errors import ConfigError
 from tether.models.flops import forward_flops, shape_of
-from tether.models.reward import pad, score_batch, score_sequences
+from tether.models.reward import score_batch, score_sequences
 from tether.ops.losses import bradley_terry
-from tether.types import Metrics, PreferencePair
+from tether.types import Batch, Metrics, PreferencePair, Row
 
 LEARNING_RATE = 1e-5
 """Usual for a model of 7e9 parameters."""
@@ -100,10 +100,21 @@ class State:
         )
 
 
-def sides(pairs: Sequence[PreferencePair]) -> list[tuple[int, ...]]:
-    """All chosen sequences, then all rejected ones."""
-    chosen = [pair.prompt_ids + pair.chosen_ids for pair in pairs]
-    return chosen + [pair.prompt_ids + pair.rejected_ids for pair in pairs]
+def sides(pairs: Sequence[PreferencePair]) -> list[Row]:
+    """All chosen rows, then all rejected ones."""
+    chosen: list[Row] = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    return chosen + [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
+
+
+def pair_batches(pairs: Sequence[PreferencePair], token_budget: int) -> list[Tensor]:
+    """Index tensors of pairs for one forward and backward pass each; both sides of a pair stay together."""
+    index: dict[tuple[int, ...], int] = {}
+    return within_budget(
+        [len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs],
+        [len(pair.prompt_ids) for pair in pairs],
+        [index.setdefault(pair.prompt_ids, len(index)) for pair in pairs],
+        token_budget,
+    )
 
 
 def step(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
@@ -122,11 +133,9 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> 
     device = state.model.device
     chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
     total = 0.0
-    lengths = torch.tensor([len(p.prompt_ids) + max(len(p.chosen_ids), len(p.rejected_ids)) for p in pairs])
-    for part in micro_batches(lengths * 2, config.micro_batch_tokens):
+    for part in pair_batches(pairs, config.micro_batch_tokens):
         members = [pairs[i] for i in part.tolist()]
-        ids, ends = pad(sides(members))
-        r_w, r_l = score_batch(state.model, ids.to(device), ends.to(device)).chunk(2)
+        r_w, r_l = score_batch(state.model, Batch.collate(sides(members), device)).chunk(2)
         margin = torch.tensor([pair.margin for pair in members], device=device)
         loss = bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / len(pairs)
         require_finite(loss, what="the loss", where=where)
@@ -143,7 +152,7 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> 
         "margin": float(difference.mean()),
         "mean_reward": float(torch.cat([chosen, rejected]).mean()),
         **metrics,
-        "num_tokens": float(sum(map(len, sides(pairs)))),
+        "num_tokens": float(sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)),
     }
 
 

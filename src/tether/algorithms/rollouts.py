@@ -49,7 +49,7 @@ def sampler_logprobs(groups: Sequence[ScoredGroup], mask: Tensor) -> Tensor:
 def per_token(batch: Batch, figure: Callable[[Batch], Tensor], *, token_budget: int) -> Tensor:
     """``figure`` of every token, [B, T], 0 at padding, computed without gradient one micro-batch at a time."""
     out = torch.zeros(batch.mask.shape, device=batch.ids.device)
-    for part in micro_batches(batch.lengths, token_budget):
+    for part in micro_batches(batch, token_budget):
         values = figure(batch.rows(part))
         out[part, : values.size(1)] = values
     return out

@@ -89,7 +89,7 @@ def update(state: State, demonstrations: Sequence[Demonstration], *, config: Con
     batch = collate(demonstrations, state.policy.device)
     tokens = int(batch.mask.sum())
     total = 0.0
-    for part in micro_batches(batch.lengths, config.micro_batch_tokens):
+    for part in micro_batches(batch, config.micro_batch_tokens):
         micro = batch.rows(part)
         logp, _ = completion_logprobs(state.policy, micro, temperature=1.0)
         loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
@@ -107,7 +107,7 @@ def evaluate(policy: PreTrainedModel, demonstrations: Sequence[Demonstration], *
     """``eval/loss``: mean negative log-likelihood of the completion tokens, in nats."""
     batch = collate(demonstrations, policy.device)
     total = 0.0
-    for part in micro_batches(batch.lengths, token_budget):
+    for part in micro_batches(batch, token_budget):
         logp, _ = completion_logprobs(policy, batch.rows(part), temperature=1.0)
         total -= float(logp.sum())
     return {"eval/loss": total / int(batch.mask.sum())}

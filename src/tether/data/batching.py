@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tether.errors import ConfigError
 from tether.seeds import generator
+from tether.types import Batch
 
 T = TypeVar("T")
 
@@ -49,18 +50,33 @@ def minibatches(count: int, parts: int, *, seed: int) -> list[Tensor]:
     return [part.sort().values for part in order.tensor_split(parts)]
 
 
-def micro_batches(lengths: Tensor, token_budget: int) -> list[Tensor]:
-    """Index tensors that cover every row once, rows of like length together, each at most ``token_budget`` tokens
-    of [rows, longest row] (a single row may exceed it). ``lengths`` [B].
+def micro_batches(batch: Batch, token_budget: int) -> list[Tensor]:
+    """Index tensors that cover every row of ``batch`` once, each at most ``token_budget`` tokens (a single row may
+    exceed it): see :func:`within_budget`."""
+    return within_budget(
+        batch.completion_lengths.tolist(), batch.prompt_lengths.tolist(), batch.prompt_index.tolist(), token_budget
+    )
 
-    How rows are cut never changes a gradient: denominators are counted before.
+
+def within_budget(own: Sequence[int], shared: Sequence[int], owner: Sequence[int], token_budget: int) -> list[Tensor]:
+    """Cut items into parts of at most ``token_budget`` tokens, those of one owner together where they fit.
+
+    Item i takes ``own[i]`` tokens, and ``shared[i]`` more unless its part holds an item of the same ``owner[i]``
+    already. Owners of like length lie together, which keeps attention's grids full. How items are cut never changes a
+    gradient: denominators are counted before.
     """
-    sizes: list[int] = lengths.tolist()  # once: each look at a tensor on another device waits for it
+    longest: dict[int, int] = {}
+    for size, who in zip(own, owner, strict=True):
+        longest[who] = max(size, longest.get(who, 0))
     parts: list[list[int]] = []
-    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-        longest = sizes[parts[-1][0]] if parts else 0
-        if parts and (len(parts[-1]) + 1) * longest <= token_budget:
+    used, present = 0, set[int]()
+    for i in sorted(range(len(own)), key=lambda i: (-longest[owner[i]], owner[i], -own[i])):
+        cost = own[i] + (0 if owner[i] in present else shared[i])
+        if parts and used + cost <= token_budget:
             parts[-1].append(i)
         else:
             parts.append([i])
-    return [torch.tensor(part, device=lengths.device) for part in parts]
+            used, present, cost = 0, set(), own[i] + shared[i]
+        used += cost
+        present.add(owner[i])
+    return [torch.tensor(part) for part in parts]

@@ -1,70 +1,182 @@
-"""A key-value cache that grows in place.
+"""The rollout engine's key-value cache: each prompt's keys once, and each completion's own.
 
-transformers' dynamic cache concatenates its whole content for every token. This one writes into a buffer of the final
-length, which the engine knows beforehand, and hands attention a view of the filled part.
+A *slot* holds a prompt, a *row* a completion in flight; both lie densely in their pools, because whoever leaves is
+replaced by the last one. Attention of a decoding step is taken in two parts (:mod:`tether.ops.attention`): all queries
+of a prompt's completions meet its keys in one product, and every row meets its own keys.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+
+from tether.models.attention import Layer
+from tether.ops.attention import causal_attention, fused_attention, merge, plain_attention, window_bias
+
+ALIGNED = 8
+"""Rows and tokens are run in multiples of this, so that a row is rounded alike in every batch. Measured on a CPU: a
+product of fewer than 12 rows, and not a multiple of 4, sums in another order, and what is left of an elementwise
+exponential beyond a multiple of 32 numbers is computed by another routine."""
 
 
-class BufferedLayer(DynamicLayer):
-    """One layer's keys and values, [B, heads, capacity, head_dim], of which the first ``filled`` positions are real.
+def aligned(count: int) -> int:
+    """``count``, rounded up to a multiple of :data:`ALIGNED`."""
+    return -(-count // ALIGNED) * ALIGNED
 
-    It is never sliding: a model with sliding-window layers keeps all its keys and masks those out of reach.
+
+def extent(length: int, device: torch.device) -> int:
+    """The number of keys, at least ``length``, that attention is given where ``length`` are real.
+
+    On a CPU the sum over keys is taken in blocks of 512, and a block of 193 to 383 keys in another order than any other
+    (measured; the keys behind ``length`` weigh nothing either way). Those lengths are left out, so that a completion
+    does not depend on how long its neighbours are.
+    """
+    rest = length % 512
+    if device.type == "cpu" and rest > 192:
+        return length - rest + (384 if rest <= 384 else 512)
+    return -(-length // 16) * 16
+
+
+class Pool:
+    """Keys and values of up to ``places`` sequences, [layers, 2, places, H_kv, capacity, d]."""
+
+    def __init__(self, model: PreTrainedModel, places: int, capacity: int) -> None:
+        config = model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, 2, places, heads, capacity, width)
+        self.places, self.capacity = places, capacity
+        # zeros and not empty: what a masked key holds is multiplied by 0, and 0 * nan is nan
+        self.data = torch.zeros(shape, dtype=model.dtype, device=model.device)
+
+    @staticmethod
+    def bytes_per_token(model: PreTrainedModel) -> int:
+        """What one token takes, in all layers."""
+        return Pool(model, 1, 1).data.nbytes
+
+    def keys(self, layer: int, places: int, length: int) -> Tensor:
+        """[places, H_kv, length, d], a view."""
+        return self.data[layer, 0, :places, :, :length]
+
+    def values(self, layer: int, places: int, length: int) -> Tensor:
+        return self.data[layer, 1, :places, :, :length]
+
+    def move(self, targets: Tensor, sources: Tensor) -> None:
+        """Put the sequences at ``sources`` in the places ``targets``."""
+        self.data[:, :, targets] = self.data[:, :, sources]
+
+
+@dataclass(frozen=True)
+class PrefillLayout:
+    """Several prompts, one behind the other, into slots; a :class:`tether.models.attention.Layout`.
+
+    Each prompt's attention runs by itself, in a shape that is its own, so that its keys do not depend on who else is
+    prefilled. Tokens behind the last prompt are there for alignment only.
     """
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity = capacity
-        self.filled = 0
-        self.buffers: tuple[Tensor, Tensor] | None = None
+    prefixes: Pool
+    spans: Sequence[tuple[int, int, int]]
+    """(slot, first token, length)."""
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        if self.buffers is None:
-            self.lazy_initialization(key_states, value_states)
-            shape = (*key_states.shape[:2], self.capacity)
-            self.buffers = (
-                key_states.new_empty(*shape, key_states.size(3)),
-                value_states.new_empty(*shape, value_states.size(3)),
+    def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = q.new_zeros(1, q.size(2), q.size(1), q.size(3))
+        for slot, start, length in self.spans:
+            span = slice(start, start + length)
+            self.prefixes.data[layer.index, 0, slot, :, :length] = k[0, :, span]
+            self.prefixes.data[layer.index, 1, slot, :, :length] = v[0, :, span]
+            bias = None
+            if layer.window is not None and layer.window < length:
+                at = torch.arange(length, device=q.device)
+                bias = window_bias(at, at, layer.window)[None, None]
+            out[:, span] = causal_attention(
+                *(x[:, :, span].transpose(1, 2) for x in (q, k, v)), bias=bias, scale=layer.scale, softcap=layer.softcap
             )
-        end = self.filled + key_states.size(2)
-        self.buffers[0][:, :, self.filled : end] = key_states
-        self.buffers[1][:, :, self.filled : end] = value_states
-        self.filled = end
-        return self._view()
-
-    def select_rows(self, rows: Tensor) -> None:
-        """Keep the cache rows at ``rows``, in that order, repeats allowed; the others' memory is freed."""
-        assert self.buffers is not None
-        kept = []
-        for buffer in self.buffers:
-            kept.append(buffer.new_empty(rows.size(0), *buffer.shape[1:]))
-            kept[-1][:, :, : self.filled] = buffer[rows, :, : self.filled]
-        self.buffers = (kept[0], kept[1])
-        self._view()
-
-    def _view(self) -> tuple[Tensor, Tensor]:
-        """The filled part, which transformers looks for in ``keys`` and ``values``."""
-        assert self.buffers is not None
-        keys, values = (buffer[:, :, : self.filled] for buffer in self.buffers)
-        self.keys, self.values = keys, values
-        return keys, values
+        return out
 
 
-class BufferedCache(Cache):
-    """A :class:`BufferedLayer` for each of the model's layers."""
+@dataclass(frozen=True)
+class Seating:
+    """Which rows belong to which slot: rows [0, n) on a grid [slots, members], places nobody has pointing at row 0."""
 
-    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
-        layers = model.config.get_text_config().num_hidden_layers
-        self.buffered = [BufferedLayer(capacity) for _ in range(layers)]
-        super().__init__(layers=list(self.buffered))
+    rows: int
+    slots: int
+    grid: Tensor  # [slots * members] int64: the row at each place
+    seats: Tensor  # [n] int64: the place of each row
+    prefix_lengths: Tensor  # [slots] int64
+    prefix_reach: int
+    """Keys of a slot that attention is given."""
+    own_reach: int
+    """Keys of a row that attention is given."""
 
-    def select_rows(self, rows: Tensor) -> None:
-        for layer in self.buffered:
-            layer.select_rows(rows)
+    @property
+    def members(self) -> int:
+        return self.grid.size(0) // self.slots
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.grid, self.seats, self.prefix_lengths
+
+
+class DecodeLayout:
+    """One new token for each row: a :class:`tether.models.attention.Layout`. All shapes come from the seating."""
+
+    def __init__(self, prefixes: Pool, own: Pool, seating: Seating, positions: Tensor, counts: Tensor) -> None:
+        """``positions`` [n]: of the new tokens in their texts; ``counts`` [n]: tokens of each row, the new one too."""
+        self.prefixes, self.own, self.seating = prefixes, own, seating
+        self.positions, self.counts = positions, counts
+        self.rows = torch.arange(seating.rows, device=counts.device)
+        self.biases: dict[int | None, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seating, n = self.seating, self.seating.rows
+        self.own.data[layer.index, 0][self.rows, :, self.counts - 1] = k[:n, :, 0]
+        self.own.data[layer.index, 1][self.rows, :, self.counts - 1] = v[:n, :, 0]
+        prefix_bias, own_bias = self._biases(layer.window)
+        seated = q[:n, :, 0].index_select(0, seating.grid).unflatten(0, (seating.slots, seating.members))
+        to_prefix = self._attention(layer, seated.transpose(1, 2), self.prefixes, seating.prefix_reach, prefix_bias)
+        to_own = self._attention(layer, q[:n], self.own, seating.own_reach, own_bias)
+        out, _ = merge(
+            (
+                to_prefix[0].transpose(1, 2).flatten(0, 1).index_select(0, seating.seats),
+                to_prefix[1].transpose(1, 2).flatten(0, 1).index_select(0, seating.seats),
+            ),
+            (to_own[0].squeeze(2), to_own[1].squeeze(2)),
+        )
+        whole = q.new_zeros(q.size(0), 1, q.size(1), q.size(3))
+        whole[:n, 0] = out
+        return whole
+
+    @staticmethod
+    def _attention(layer: Layer, q: Tensor, pool: Pool, reach: int, bias: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = pool.keys(layer.index, q.size(0), reach), pool.values(layer.index, q.size(0), reach)
+        if layer.softcap is not None:
+            return plain_attention(q, k, v, bias=bias, scale=layer.scale, softcap=layer.softcap)
+        return fused_attention(q, k, v, bias=bias, scale=layer.scale)
+
+    def _biases(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """Of rows on prefixes, [slots, 1, 1 or members, reach], and on their own keys, [n, 1, 1, reach]."""
+        if window not in self.biases:
+            self.biases[window] = self._make_biases(window)
+        return self.biases[window]
+
+    def _make_biases(self, window: int | None) -> tuple[Tensor, Tensor]:
+        seating = self.seating
+        at = torch.arange(max(seating.prefix_reach, seating.own_reach), device=self.counts.device)
+        in_prefix, in_own = at[: seating.prefix_reach], at[: seating.own_reach]
+        prefix = _hide(in_prefix >= seating.prefix_lengths.unsqueeze(1))[:, None, None]
+        first = self.positions - self.counts + 1  # of each row's own tokens
+        own = _hide(in_own >= self.counts.unsqueeze(1))[:, None, None]
+        if window is not None:
+            seated = self.positions.index_select(0, seating.grid).view(seating.slots, seating.members)
+            keys = in_prefix.expand(seating.slots, seating.prefix_reach)
+            prefix = prefix + window_bias(seated, keys, window).unsqueeze(1)
+            own = own + window_bias(self.positions.unsqueeze(1), first.unsqueeze(1) + in_own, window).unsqueeze(1)
+        return prefix, own
+
+
+def _hide(hidden: Tensor) -> Tensor:
+    """-inf where True, 0 elsewhere."""
+    return torch.zeros(hidden.shape, device=hidden.device).masked_fill(hidden, -torch.inf)

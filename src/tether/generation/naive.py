@@ -15,7 +15,7 @@ from tether.generation.sampling import draw, log_distribution, uniforms
 from tether.generation.stopping import finish_of, text_of
 from tether.models.loading import eos_ids
 from tether.models.policy import policy_logits, replace_weights
-from tether.types import Completion, Prompt, RolloutGroup, Sampling
+from tether.types import Completion, Metrics, Prompt, RolloutGroup, Sampling
 
 
 class NaiveGenerator:
@@ -39,6 +39,9 @@ class NaiveGenerator:
             for i, prompt in enumerate(prompts)
         ]
 
+    def figures(self) -> Metrics:
+        return {}
+
     def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
         replace_weights(self.model, weights)
         self.version = version
@@ -50,7 +53,9 @@ class NaiveGenerator:
         logprobs: list[float] = []
         while True:
             sequence = torch.tensor([[*prompt.ids, *ids]], device=self.model.device)
-            logp = log_distribution(policy_logits(self.model, sequence)[:, -1], sampling, step=len(ids), eos_ids=ends)
+            logits = policy_logits(self.model, sequence)[:, -1]
+            step, end_ids = (torch.tensor(x, device=logits.device) for x in ([len(ids)], ends))
+            logp = log_distribution(logits, sampling, step=step, ends=end_ids.long())
             token = draw(logp, u[len(ids) : len(ids) + 1].to(logp.device), greedy=sampling.temperature == 0)
             ids.append(int(token))
             logprobs.append(float(logp[0, token]))

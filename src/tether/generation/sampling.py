@@ -14,15 +14,17 @@ def uniforms(seed: int, prompt: int, completion: int, count: int) -> Tensor:
     return torch.rand(count, dtype=torch.float64, generator=generator(seed, prompt, completion))
 
 
-def log_distribution(logits: Tensor, sampling: Sampling, *, step: int, eos_ids: tuple[int, ...]) -> Tensor:
-    """Log-probabilities of the distribution that samples token ``step``; -inf where a token cannot be drawn.
+def log_distribution(logits: Tensor, sampling: Sampling, *, step: Tensor, ends: Tensor) -> Tensor:
+    """Log-probabilities of the distribution that samples token ``step`` of each row; -inf where one cannot be drawn.
 
     Divided by the temperature first, then cut to top-k, top-p and min-p in this order, then renormalised. Temperature 0
-    is left at 1 here: the choice is the argmax, and its log-prob is the model's. ``logits`` and the result are [B, V].
+    is left at 1 here: the choice is the argmax, and its log-prob is the model's.
+    Shapes: ``logits`` and the result [B, V], ``step`` [B] int64 from 0, ``ends`` [n] int64, the end-of-sequence ids.
     """
     scores = logits.float()
-    if step < sampling.min_new_tokens:
-        scores = scores.index_fill(-1, torch.tensor(eos_ids, dtype=torch.int64, device=scores.device), -torch.inf)
+    if sampling.min_new_tokens > 0:
+        early = torch.zeros_like(scores, dtype=torch.bool).index_fill(-1, ends, True)
+        scores = scores.masked_fill(early & (step < sampling.min_new_tokens).unsqueeze(1), -torch.inf)
     if sampling.temperature > 0:
         scores = scores / sampling.temperature
     if 0 < sampling.top_k_tokens < scores.size(-1):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tether.models.attention import laid_out
+from tether.models.packing import Pack, pack
 from tether.ops.logprobs import chunked_logprobs
 from tether.types import Batch
 
@@ -34,7 +36,30 @@ def policy_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def completion_states(trunk: nn.Module, batch: Batch) -> Tensor:
-    """The hidden state at s_t for every real completion token, [N, D] with N = ``batch.mask.sum()``, row by row."""
+    """The hidden state at s_t for every real completion token, [N, D] with N = ``batch.mask.sum()``, row by row.
+
+    Rows with one prompt share it, and nothing is padded (:mod:`tether.models.packing`).
+    """
+    packed = pack(batch, ends=False)
+    return packed_states(trunk, packed)[packed.states]
+
+
+def final_states(trunk: nn.Module, batch: Batch) -> Tensor:
+    """The hidden state at the last token of each row, [B, D]."""
+    packed = pack(batch, ends=True)
+    return packed_states(trunk, packed)[packed.ends]
+
+
+def packed_states(trunk: nn.Module, packed: Pack) -> Tensor:
+    """The last hidden state of every packed token, [N, D]."""
+    with laid_out(trunk):
+        out = trunk(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, layout=packed.layout)
+    hidden: Tensor = out.last_hidden_state
+    return hidden.squeeze(0)
+
+
+def padded_states(trunk: nn.Module, batch: Batch) -> Tensor:
+    """What :func:`completion_states` gives, by way of the padded rows and the model's own attention: its oracle."""
     hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
     rows = torch.arange(len(batch), device=hidden.device).unsqueeze(1)
     return hidden[rows, batch.predictors][batch.mask]

@@ -28,8 +28,10 @@ from tether.models.loading import (
     place,
     save_model,
 )
+from tether.models.policy import final_states
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
+from tether.types import Batch, Row
 
 RELOAD_TOLERANCE = {True: (1e-4, 1e-5), False: (0.05, 0.02)}
 """Largest difference of a score that a save and reload may make, in full precision or not: a share of the spread of
@@ -88,22 +90,19 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     return head
 
 
-def score_batch(model: PreTrainedModel, ids: Tensor, lengths: Tensor) -> Tensor:
-    """Raw scores [B] of ids [B, S], padded on the right, read at position ``lengths - 1``."""
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    last = hidden[torch.arange(ids.size(0), device=ids.device), lengths - 1]
-    scores: Tensor = head_of(model)(last)
+def score_batch(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Raw scores [B], read at the last token of each row; rows with one prompt share it."""
+    scores: Tensor = head_of(model)(final_states(model.base_model, batch))
     return scores.squeeze(-1).float()
 
 
 @torch.no_grad()
-def score_sequences(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, token_budget: int = 16384) -> Tensor:
-    """Raw scores [N] of token id sequences, in their order."""
-    lengths = torch.tensor([len(s) for s in sequences])
-    scores = torch.zeros(len(sequences))
-    for part in micro_batches(lengths, token_budget):
-        ids, n = pad([sequences[i] for i in part.tolist()])
-        scores[part] = score_batch(model, ids.to(model.device), n.to(model.device)).cpu()
+def score_sequences(model: PreTrainedModel, rows: Sequence[Row], *, token_budget: int = 16384) -> Tensor:
+    """Raw scores [N] of (prompt ids, completion ids), in their order."""
+    batch = Batch.collate(rows, model.device)
+    scores = torch.zeros(len(rows))
+    for part in micro_batches(batch, token_budget):
+        scores[part] = score_batch(model, batch.rows(part.to(model.device))).cpu()
     return scores
 
 
@@ -113,15 +112,8 @@ def normalised_scores(model: PreTrainedModel, raw: Tensor) -> Tensor:
     return (raw - mean) / std
 
 
-def pad(sequences: Sequence[Sequence[int]], fill: int = 0) -> tuple[Tensor, Tensor]:
-    """``(ids [B, S], lengths [B])``, padded on the right."""
-    lengths = torch.tensor([len(s) for s in sequences])
-    width = int(lengths.max())
-    return torch.tensor([[*s, *[fill] * (width - len(s))] for s in sequences]), lengths
-
-
 def save_reward_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[Sequence[int]]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[Row]
 ) -> None:
     """Save, read back with ``AutoModelForSequenceClassification``, score the ``probes`` both ways, and then keep it.
 
@@ -137,10 +129,11 @@ def save_reward_model(
         save_model(model, tokenizer, candidate)
         reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
         reloaded = place(reloaded, model.device)
-        ids, lengths = pad(probes, fill=tokenizer.pad_token_id)
+        batch = Batch.collate(probes, model.device)
+        mask = length_mask(batch.lengths, batch.ids.size(1))
         with torch.no_grad():
-            mask = length_mask(lengths, ids.size(1)).long()
-            found = reloaded(input_ids=ids.to(model.device), attention_mask=mask.to(model.device)).logits
+            ids = batch.ids.masked_fill(~mask, tokenizer.pad_token_id)
+            found = reloaded(input_ids=ids, attention_mask=mask.long()).logits
         difference = float((found.squeeze(-1).float().cpu() - expected).abs().max())
         share, rounding = RELOAD_TOLERANCE[model.dtype == torch.float32]
         allowed = share * float(expected.std(unbiased=False)) + rounding * (1.0 + float(expected.abs().max()))

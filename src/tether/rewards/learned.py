@@ -13,7 +13,7 @@ from tether.models.loading import context_length, eos_ids
 from tether.models.reward import normalised_scores, score_sequences
 from tether.rewards.combine import RewardValue
 from tether.rewards.function import as_given
-from tether.types import Completion, Finish, Prompt, RolloutGroup
+from tether.types import Completion, Finish, Prompt, RolloutGroup, Row
 
 
 @dataclass(frozen=True)
@@ -35,35 +35,34 @@ class LearnedReward:
     token_budget: int = 16384
 
     def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
-        sequences = [self._sequence(group.prompt, completion) for group in groups for completion in group.completions]
-        longest, limit = max(map(len, sequences)), context_length(self.model)
+        rows = [self._row(group.prompt, completion) for group in groups for completion in group.completions]
+        longest, limit = max(len(before) + len(after) for before, after in rows), context_length(self.model)
         if longest > limit:
             raise RewardError(
                 f"reward {self.name!r}: prompt and completion take {longest} tokens, and the reward model reads "
                 f"{limit}; lower max_new_tokens, or leave long prompts out"
             )
-        raw = score_sequences(self.model, sequences, token_budget=self.token_budget)
+        raw = score_sequences(self.model, rows, token_budget=self.token_budget)
         scores = iter(normalised_scores(self.model, raw).tolist())
         return [[self._finite(next(scores)) for _ in group.completions] for group in groups]
 
-    def _sequence(self, prompt: Prompt, completion: Completion) -> list[int]:
-        """What the reward model reads: prompt, completion, EOS.
+    def _row(self, prompt: Prompt, completion: Completion) -> Row:
+        """What the reward model reads: the prompt; the completion and EOS.
 
         A policy may fill its context with a completion that it cuts; in a reward model of the same context there is
         then no room for an EOS, and the last token of the cut text gives way to it.
         """
         if self.same_vocabulary:
-            ids = [*prompt.ids, *completion.ids]
-            if ids[-1] not in eos_ids(self.model, self.tokenizer):
-                ids.append(eos_id(self.tokenizer))
+            before, after = list(prompt.ids), list(completion.ids)
+            if after[-1] not in eos_ids(self.model, self.tokenizer):
+                after.append(eos_id(self.tokenizer))
         else:
             before, after = encode_continuation(
                 self.tokenizer, prompt.messages or prompt.text, as_given(prompt, completion)
             )
-            ids = before + after
-        if len(ids) == context_length(self.model) + 1 and completion.finish is not Finish.EOS:
-            del ids[-2]
-        return ids
+        if len(before) + len(after) == context_length(self.model) + 1 and completion.finish is not Finish.EOS:
+            del after[-2:-1]
+        return before, after
 
     def _finite(self, score: float) -> RewardValue:
         if score != score or score in (float("inf"), float("-inf")):

@@ -1,0 +1,97 @@
+"""Packed groups against padded rows: the same states and the same gradients, on every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import ARCHITECTURES
+from helpers import gradient, relative_error
+from tether.models.loading import load_policy
+from tether.models.packing import pack, ranges
+from tether.models.policy import completion_states, final_states, padded_states
+from tether.types import Batch
+
+
+def rows(seed=0):
+    """A group of three, one of two, two prompts alone, a completion of one token; prompts beyond the sliding window."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids(n):
+        return torch.randint(3, 260, (n,), generator=generator).tolist()
+
+    first, second, third, fourth = ids(9), ids(4), ids(1), ids(12)
+    return [
+        (first, ids(7)),
+        (second, ids(1)),
+        (third, ids(11)),
+        (first, ids(1)),
+        (second, ids(10)),
+        (first, ids(4)),
+        (fourth, ids(2)),
+    ]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def policy(request, tiny_models):
+    return load_policy(tiny_models[request.param])[0]
+
+
+def objective(states):
+    weight = torch.randn(states.shape, generator=torch.Generator().manual_seed(5))
+    return (states.square() * weight).sum()
+
+
+def gradient_of(policy, states):
+    policy.zero_grad()
+    loss = objective(states)
+    loss.backward()
+    return gradient(policy).clone()
+
+
+def test_packed_states_and_gradients_are_the_padded_ones(policy):
+    batch = Batch.collate(rows())
+    packed, padded = completion_states(policy.base_model, batch), padded_states(policy.base_model, batch)
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+    assert relative_error(gradient_of(policy, packed), gradient_of(policy, padded)) < 1e-5
+
+
+def test_the_order_of_rows_does_not_matter(policy):
+    shuffled = [5, 2, 0, 6, 4, 3, 1]
+    batch = Batch.collate(rows())
+    together = completion_states(policy.base_model, batch).split(batch.completion_lengths.tolist())
+    other = batch.rows(torch.tensor(shuffled))
+    apart = completion_states(policy.base_model, other).split(other.completion_lengths.tolist())
+    for place, row in enumerate(shuffled):
+        torch.testing.assert_close(apart[place], together[row], rtol=1e-4, atol=1e-4)
+
+
+def test_last_states_are_those_of_each_row_alone(policy):
+    batch = Batch.collate(rows())
+    found = final_states(policy.base_model, batch)
+    for (prompt, completion), state in zip(rows(), found, strict=True):
+        alone = policy.base_model(input_ids=torch.tensor([[*prompt, *completion]])).last_hidden_state[0, -1]
+        torch.testing.assert_close(state, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_every_distinct_token_is_run_once():
+    batch = Batch.collate([([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12]), ([13, 14], [15, 16])])
+    packed = pack(batch, ends=False)
+    assert packed.ids.tolist() == [[5, 6, 7, 13, 14, 15, 8, 10, 11]]
+    assert packed.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3, 3, 4]]
+    assert packed.states.tolist() == [2, 6, 2, 7, 8, 4, 5]
+    assert packed.layout.trunks.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert packed.layout.branches.tolist() == [[[6, 0], [7, 8]]]
+    whole = pack(batch, ends=True)
+    assert whole.ids.tolist() == [[5, 6, 7, 13, 14, 15, 16, 8, 9, 10, 11, 12]]
+    assert whole.ends.tolist() == [8, 11, 6]
+
+
+def test_ranges():
+    assert ranges(torch.tensor([4, 0, 7]), torch.tensor([2, 0, 3])).tolist() == [4, 5, 7, 8, 9]
+
+
+def test_the_models_own_attention_is_back_afterwards(policy):
+    before = policy.config._attn_implementation
+    completion_states(policy.base_model, Batch.collate(rows()))
+    assert policy.config._attn_implementation == before != "tether"
