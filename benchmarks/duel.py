@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,35 +29,44 @@ from benchmarks.worker import Spec
 
 ROOT = Path(__file__).parents[1]
 OURS = "tether"
+ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""Of every worker. Threads that spin while they wait for each other make a step ten times as long on shared cores."""
+QUIET = 0.1
+"""Cores that other processes may keep busy while a turn is waited for."""
 
 
 class Side:
     """A worker process and the answers it gave."""
 
-    def __init__(self, name: str, python: str, module: str, task: str, spec: Path) -> None:
-        self.name, self.turns, self.failed = name, list[dict[str, float]](), ""
-        self.log = spec.with_name(f"{name.replace(' ', '_')}.log")
+    def __init__(self, contender: Contender, spec: Path) -> None:
+        self.name, self.turns, self.failed = contender.name, list[dict[str, float]](), ""
+        self.log = spec.with_name(f"{self.name.replace(' ', '_')}.log")
         with self.log.open("w") as errors:
             self.process = subprocess.Popen(
-                [python, "-m", f"benchmarks.{module}", task, str(spec)],
+                [contender.python, "-m", f"benchmarks.{contender.module}", contender.task, str(spec)],
                 cwd=ROOT,
-                env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+                env=ENVIRONMENT | os.environ,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
             )
-        self._line("ready")
+        if self._line() != "ready\n":
+            raise SystemExit(f"{self.name} did not start\n{self.log.read_text()[-3000:]}")
 
-    def turn(self) -> dict[str, Any]:
-        """One turn; the side is ready for the next when this returns."""
+    def turn(self) -> dict[str, float] | None:
+        """One turn; the side is ready for the next when this returns. None where the worker died, see ``failed``."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._line())
-        self._line("ready")
-        self.failed = answer.get("failed", "")
-        return answer
+        before = busy_seconds()
+        answer = self._line()
+        busy = busy_seconds() - before
+        if not answer or self._line() != "ready\n":
+            self.failed = self.log.read_text().strip().rpartition("\n")[2] or "died without a word"
+            return None
+        facts: dict[str, float] = json.loads(answer)
+        return facts | {"others": max(0.0, busy - facts["cpu_seconds"]) / facts["seconds"]}
 
     def close(self) -> None:
         assert self.process.stdin is not None
@@ -65,12 +75,25 @@ class Side:
         self.process.wait(timeout=60)
         self.process.stdout.close()
 
-    def _line(self, expected: str = "") -> str:
+    def _line(self) -> str:
         assert self.process.stdout is not None
-        line = self.process.stdout.readline().strip()
-        if not line or (expected and line != expected):
-            raise SystemExit(f"{self.name}: {line or 'died'}\n{self.log.read_text()[-3000:]}")
-        return line
+        return self.process.stdout.readline()
+
+
+def busy_seconds() -> float:
+    """What all cores together have worked since the machine started."""
+    user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
+
+
+def wait_for_quiet(patience: float) -> None:
+    """Return when, over two seconds, the cores have done nothing to speak of, or after ``patience`` seconds."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        before = busy_seconds()
+        time.sleep(2)
+        if busy_seconds() - before < 2 * QUIET:
+            return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +180,17 @@ class Result:
 
     def show(self) -> None:
         table = Table(title=self.title, title_justify="left")
-        for column in ("side", "seconds", "range", "x tether", "range of rounds", "of the limit", "peak MiB"):
+        for column in (
+            "side",
+            "seconds",
+            "range",
+            "x tether",
+            "by rounds",
+            "of the limit",
+            "CPU s",
+            "others",
+            "peak MiB",
+        ):
             table.add_column(column, justify="left" if column == "side" else "right")
         for side in self.turns:
             own, against = Spread.of(self.seconds(side)), ratio(self.seconds(side), self.seconds(OURS))
@@ -168,35 +201,42 @@ class Result:
                 f"{against.median:.2f}",
                 f"{against.low:.2f}-{against.high:.2f}",
                 f"{self.limit / own.median:.1%}",
+                f"{statistics.median(turn['cpu_seconds'] for turn in self.turns[side]):.2f}",
+                f"{statistics.median(turn['others'] for turn in self.turns[side]):.2f}",
                 f"{max(turn['peak_rss_mib'] for turn in self.turns[side]):.0f}",
             )
         console = Console(width=120)
         console.print(table)
         console.print(
             f"limit {self.limit:.2f} s: {self.matrix_rate / 1e9:.0f} Gflop/s (large square product), "
-            f"{self.bandwidth / 1e9:.1f} GB/s (triad)"
+            f"{self.bandwidth / 1e9:.1f} GB/s (triad); others: cores that other processes kept busy meanwhile"
         )
         for side, reason in self.failed.items():
             console.print(f"{side} failed: {reason}", markup=False)
 
 
-def contest(title: str, contenders: Sequence[Contender], spec: Spec, work: Work, *, rounds: int) -> Result:
-    """``rounds`` turns of each contender; the first of them is tether. A side whose turn fails takes no more."""
+def contest(
+    title: str, contenders: Sequence[Contender], spec: Spec, work: Work, *, rounds: int, patience: float
+) -> Result:
+    """``rounds`` turns of each contender. A peer that dies takes no more of them; without tether there is no result."""
     dtype = getattr(torch, spec.dtype)
     rates, widths = [], []
     with tempfile.TemporaryDirectory(prefix="duel-") as folder:
         path = spec.write(Path(folder) / "spec.json")
-        sides = [Side(c.name, c.python, c.module, c.task, path) for c in contenders]
+        sides = [Side(contender, path) for contender in contenders]
         for number in range(rounds + 1):
             rates.append(matrix_rate(spec.device, dtype))
             widths.append(bandwidth(spec.device))
             able = [side for side in sides if not side.failed]
             for side in able if number % 2 else reversed(able):
+                wait_for_quiet(patience)
                 answer = side.turn()
-                if number and not side.failed:
+                if answer is None and side.name == OURS:
+                    raise SystemExit(f"{OURS} died\n{side.log.read_text()[-3000:]}")
+                if answer and number:
                     side.turns.append(answer)
-                seconds = f"{answer['seconds']:.2f} s" if "seconds" in answer else side.failed
-                print(f"{title}: round {number} of {rounds}, {side.name}: {seconds}", file=sys.stderr, flush=True)
+                said = f"{answer['seconds']:.2f} s, others {answer['others']:.2f}" if answer else side.failed
+                print(f"{title}: round {number} of {rounds}, {side.name}: {said}", file=sys.stderr, flush=True)
         for side in sides:
             side.close()
     return Result(
@@ -216,6 +256,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options.add_argument("--device", choices=("cpu", "cuda"), default=device)
     options.add_argument("--shape", choices=tuple(SHAPES), help="the model's; by default tiny on cpu, 0.5b on cuda")
     options.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
+    options.add_argument("--patience", type=float, default=0.0, help="wait so many seconds for idle cores, each turn")
     options.add_argument("--json", type=Path, help="write all figures to this file")
     return options
 

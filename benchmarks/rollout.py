@@ -19,7 +19,7 @@ from benchmarks.workload import around, write_models, write_prompts
 GROUP_SIZE = 8
 
 
-def run(name: str, *, device: str, shape: flops.Shape, rounds: int) -> Result:
+def run(name: str, *, device: str, shape: flops.Shape, rounds: int, patience: float) -> Result:
     new_tokens = 512 if device == "cuda" else 64
     count = 64 if device == "cuda" else {"short": 8, "long": 4}[name]
     lengths = around(55, count) if name == "short" else [1024] * count
@@ -41,7 +41,7 @@ def run(name: str, *, device: str, shape: flops.Shape, rounds: int) -> Result:
             peer("generate", "peer_generate", "generate", trl="1.16"),
             peer("generate_batch", "peer_generate", "generate_batch", trl="1.16"),
         ]
-        return contest(title, contenders, spec, work, rounds=rounds)
+        return contest(title, contenders, spec, work, rounds=rounds, patience=patience)
 
 
 def main() -> None:
@@ -49,7 +49,13 @@ def main() -> None:
     options.add_argument("--only", choices=("short", "long"))
     args = options.parse_args()
     names = [args.only] if args.only else ["short", "long"]
-    report([run(name, device=args.device, shape=shape_of(args), rounds=args.rounds) for name in names], args)
+    report(
+        [
+            run(name, device=args.device, shape=shape_of(args), rounds=args.rounds, patience=args.patience)
+            for name in names
+        ],
+        args,
+    )
 
 
 if __name__ == "__main__":

@@ -162,11 +162,11 @@ def test_sides_take_turns_and_a_failing_one_drops_out(tmp_path, monkeypatch):
         max_new_tokens=3,
     )
     script = tmp_path / "failing"
-    script.write_text("""#!/bin/sh\necho ready; read turn; echo '{"failed": "no room"}'; echo ready; read turn\n""")
+    script.write_text("#!/bin/sh\necho ready; read turn; echo no room >&2; exit 1\n")
     script.chmod(0o755)
     both = [Contender(name=OURS, python=sys.executable, module="ours", task="rollout")]
     both.append(Contender(name="peer", python=str(script), module="none", task="none"))
-    result = contest("t", both, spec, Work(operations=1.0), rounds=2)
+    result = contest("t", both, spec, Work(operations=1.0), rounds=2, patience=0.0)
     assert {name: len(turns) for name, turns in result.turns.items()} == {OURS: 2}
     assert result.failed == {"peer": "no room"}
     assert all(seconds > 0 for seconds in result.seconds(OURS))
