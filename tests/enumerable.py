@@ -61,7 +61,7 @@ class Space:
     def logprobs(self, model: PreTrainedModel, *, prompt: Sequence[int] = PROMPT) -> Tensor:
         """log pi(completion | prompt) for every completion, [n], with gradient."""
         batch = Batch.collate([(prompt, ids) for ids in self.completions])
-        logp, _ = completion_logprobs(model, batch, temperature=1.0)
+        (logp,) = completion_logprobs(model, batch, temperature=1.0)
         return logp.sum(1).double()
 
     def reverse_optimum(self, reference: Tensor, beta: float) -> Tensor:

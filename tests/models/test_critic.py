@@ -25,7 +25,7 @@ def policy(request, tiny_models):
 
 def test_logprobs_by_a_loop(policy):
     """Row by row, without padding, through the model's own logits."""
-    logp, entropy = completion_logprobs(policy, Batch.collate(ROWS), temperature=0.7)
+    logp, entropy = completion_logprobs(policy, Batch.collate(ROWS), temperature=0.7, entropy=True)
     assert logp.shape == entropy.shape == (3, 9)
     for i, (prompt, completion) in enumerate(ROWS):
         with torch.no_grad():

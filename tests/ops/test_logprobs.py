@@ -1,11 +1,15 @@
 """Log-probs and entropy, from logits and in chunks from hidden states."""
 
 import math
+import weakref
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from tether.ops.logprobs import chunked_logprobs, token_entropy, token_logprobs
+from tether.ops import logprobs
+from tether.ops.logprobs import TokenSoftmax, chunked_logprobs, token_entropy, token_logprobs
 
 
 def test_literals():
@@ -43,24 +47,137 @@ def test_bfloat16_logits_are_reduced_in_float32():
     torch.testing.assert_close(token_logprobs(logits, ids), logits.double().log_softmax(-1)[[0, 1], ids].float())
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_chunks_give_the_same_values_and_gradients(chunk):
-    torch.manual_seed(0)
+def soft_capped(weight):
+    return lambda h: 5 * torch.tanh(h @ weight.T / 5)
+
+
+def linear(weight):
+    return lambda h: h @ weight.T
+
+
+@pytest.mark.parametrize("projection", [linear, soft_capped])
+@pytest.mark.parametrize("logit_bytes", [1, 4 * 13 * 3, 10_000], ids=["a row", "three rows", "kept"])
+@pytest.mark.parametrize("block_bytes", [1, 2**20], ids=["blocks of a row", "one block"])
+def test_the_same_values_and_gradients_as_from_all_logits(projection, logit_bytes, block_bytes, monkeypatch):
+    monkeypatch.setattr(logprobs, "CHUNKS", 2)
+    monkeypatch.setattr(logprobs, "CACHE_BYTES", block_bytes)
     hidden = torch.randn(10, 6, requires_grad=True)
     weight = torch.randn(13, 6, requires_grad=True)
     ids = torch.randint(13, (10,))
-    coefficients = torch.randn(2, 10)
+    a, b = torch.randn(2, 10)
+    project = projection(weight)
 
-    def gradients(logp, entropy):
-        return torch.autograd.grad((coefficients[0] * logp + coefficients[1] * entropy).sum(), (hidden, weight))
+    def gradients(value):
+        return torch.autograd.grad(value.sum(), (hidden, weight), retain_graph=True)
 
-    logits = hidden @ weight.T
-    whole = token_logprobs(logits, ids, temperature=1.3), token_entropy(logits, temperature=1.3)
-    parts = chunked_logprobs(hidden, ids, lambda h: h @ weight.T, temperature=1.3, chunk=chunk)
-    torch.testing.assert_close(parts, whole)
-    torch.testing.assert_close(gradients(*parts), gradients(*whole))
+    logits = project(hidden)
+    logp, entropy = token_logprobs(logits, ids, temperature=1.3), token_entropy(logits, temperature=1.3)
+    parts = chunked_logprobs(hidden, ids, project, temperature=1.3, entropy=True, logit_bytes=logit_bytes)
+    (alone,) = chunked_logprobs(hidden, ids, project, temperature=1.3, logit_bytes=logit_bytes)
+    torch.testing.assert_close(parts, (logp, entropy))
+    torch.testing.assert_close(alone, logp)
+    for _ in range(2):  # a backward pass leaves the graph as it was
+        torch.testing.assert_close(gradients(a * parts[0] + b * parts[1]), gradients(a * logp + b * entropy))
+        torch.testing.assert_close(gradients(a * parts[0]), gradients(a * logp))
+        torch.testing.assert_close(gradients(b * parts[1]), gradients(b * entropy))
+        torch.testing.assert_close(gradients(a * alone), gradients(a * logp))
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_gradient_by_finite_differences(entropy, temperature):
+    logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([0, 6, 2])
+    assert torch.autograd.gradcheck(lambda x: TokenSoftmax.apply(x, ids, temperature, entropy), (logits,))
+
+
+@pytest.mark.parametrize("logit_bytes", [1, 10**9], ids=["chunks", "kept"])
+def test_bfloat16_states_and_weights(logit_bytes):
+    """The results are float32, and as near to those of float32 as the rounded logits are."""
+    hidden = torch.randn(40, 16).bfloat16().requires_grad_()
+    weight = torch.randn(300, 16).bfloat16().requires_grad_()
+    ids = torch.randint(300, (40,))
+    found = chunked_logprobs(hidden, ids, linear(weight), entropy=True, logit_bytes=logit_bytes)
+    exact = [x.detach().float().requires_grad_() for x in (hidden, weight)]
+    logits = linear(exact[1])(exact[0])
+    assert all(x.dtype == torch.float32 for x in found)
+    torch.testing.assert_close(found[0], token_logprobs(logits, ids), atol=0.1, rtol=0.01)
+    torch.testing.assert_close(found[1], token_entropy(logits), atol=0.1, rtol=0.01)
+    got = torch.autograd.grad(sum(found).sum(), (hidden, weight))
+    wanted = torch.autograd.grad((token_logprobs(logits, ids) + token_entropy(logits)).sum(), exact)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors that operations have made and nobody has freed; ``known`` ones are not counted."""
+
+    def __init__(self, *known):
+        super().__init__()
+        self.storages = {t.untyped_storage()._cdata: weakref.ref(t.untyped_storage()) for t in known}
+        self.live = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for storage in (x.untyped_storage() for x in tree_leaves(out) if isinstance(x, torch.Tensor)):
+            seen = self.storages.get(storage._cdata)
+            if seen is None or seen() is None:
+                self.storages[storage._cdata] = weakref.ref(storage)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.freed, storage.nbytes())
+        return out
+
+    def freed(self, count):
+        self.live -= count
+
+
+def test_live_bytes_are_counted():
+    with LiveBytes() as memory:
+        a = torch.zeros(1000)
+        b = a.view(10, 100)
+        del a
+        assert memory.live == 4000
+        c = b + 1
+        del b, c
+    assert (memory.live, memory.peak) == (0, 8000)
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_a_large_vocabulary_takes_a_tenth_of_its_logits_at_most(entropy):
+    """Beside the inputs, the results and the two gradients."""
+    n, vocab = 512, 151_936
+    hidden = torch.randn(n, 16, requires_grad=True)
+    weight = torch.randn(vocab, 16, requires_grad=True)
+    ids = torch.randint(vocab, (n,))
+    with LiveBytes(hidden, weight, ids) as memory:
+        figures = chunked_logprobs(hidden, ids, linear(weight), entropy=entropy)
+        forward = memory.peak
+        sum(figures).sum().backward()
+    full = 4 * n * vocab
+    assert memory.live >= weight.grad.nbytes + hidden.grad.nbytes  # what is counted last is there
+    assert 0 < forward <= full / 10
+    assert memory.peak - weight.grad.nbytes - hidden.grad.nbytes <= full / 10
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_few_logits_are_made_once(grad):
+    """What fits is kept; what does not is made again in the backward pass, and only there."""
+    calls = []
+    weight = torch.randn(8, 4, requires_grad=grad)
+
+    def project(h):
+        calls.append(len(h))
+        return h @ weight.T
+
+    for logit_bytes in (4 * 8 * 64, 4 * 8 * 64 - 1):
+        (logp,) = chunked_logprobs(torch.randn(64, 4), torch.randint(8, (64,)), project, logit_bytes=logit_bytes)
+        if grad:
+            logp.sum().backward()
+    assert calls == [0, 64, 0, *[2] * 32, *([2] * 32 if grad else [])]
 
 
 def test_no_tokens_at_all():
-    logp, entropy = chunked_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), lambda h: h)
+    logp, entropy = chunked_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), lambda h: h, entropy=True)
     assert logp.shape == entropy.shape == (0,)

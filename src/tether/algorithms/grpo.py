@@ -316,7 +316,9 @@ def backward(state: State, experience: Experience, *, config: Config, where: str
     for rows in micro_batches(experience.batch, config.micro_batch_tokens):
         micro = experience.rows(rows)
         mask = micro.batch.mask
-        logp, entropy = completion_logprobs(state.policy, micro.batch, temperature=config.sampling.temperature)
+        logp, entropy = completion_logprobs(
+            state.policy, micro.batch, temperature=config.sampling.temperature, entropy=True
+        )
         log_ratio = logp - micro.old_logp
         if config.ratio_level == "sequence":
             log_ratio = masked_mean(log_ratio, mask, dim=1).unsqueeze(1).expand_as(logp)

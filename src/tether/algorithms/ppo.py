@@ -323,14 +323,18 @@ def backward(state: State, experience: Experience, *, config: Config, where: str
     for rows in micro_batches(experience.batch, config.micro_batch_tokens):
         micro = experience.rows(rows)
         states = completion_states(state.policy.base_model, micro.batch)
-        logp, entropy = logprobs_of_states(state.policy, states, micro.batch, temperature=config.sampling.temperature)
+        logp, entropy = logprobs_of_states(
+            state.policy, states, micro.batch, temperature=config.sampling.temperature, entropy=True
+        )
         values = state.critic(micro.batch, lambda states=states: states)
         log_ratio = logp - micro.old_logp
         policy_loss, clipped = clipped_surrogate(
             log_ratio, micro.advantages, clip_low=config.clip_eps, clip_high=config.clip_eps
         )
         value_loss, value_clipped = clipped_value(values, micro.values, micro.returns, clip=config.value_clip_eps)
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        loss = policy_loss + config.value_coef * value_loss
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * entropy
         total = token_mean(loss, micro.batch.mask, tokens=tokens)
         require_finite(total, what="the loss", where=where)
         total.backward()

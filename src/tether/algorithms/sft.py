@@ -91,7 +91,7 @@ def update(state: State, demonstrations: Sequence[Demonstration], *, config: Con
     total = 0.0
     for part in micro_batches(batch, config.micro_batch_tokens):
         micro = batch.rows(part)
-        logp, _ = completion_logprobs(state.policy, micro, temperature=1.0)
+        (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
         loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
         require_finite(loss, what="the loss", where=where)
         loss.backward()
@@ -108,7 +108,7 @@ def evaluate(policy: PreTrainedModel, demonstrations: Sequence[Demonstration], *
     batch = collate(demonstrations, policy.device)
     total = 0.0
     for part in micro_batches(batch, token_budget):
-        logp, _ = completion_logprobs(policy, batch.rows(part), temperature=1.0)
+        (logp,) = completion_logprobs(policy, batch.rows(part), temperature=1.0)
         total -= float(logp.sum())
     return {"eval/loss": total / int(batch.mask.sum())}
 

@@ -14,9 +14,6 @@ from tether.models.packing import Pack, pack
 from tether.ops.logprobs import chunked_logprobs
 from tether.types import Batch
 
-LOGIT_CHUNK = 2048
-"""Rows of logits alive at once."""
-
 
 def project(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """The function from last hidden states [..., D] to logits [..., V], soft cap included where the model has one."""
@@ -71,19 +68,22 @@ def unflatten(flat: Tensor, mask: Tensor) -> Tensor:
 
 
 def logprobs_of_states(
-    model: PreTrainedModel, states: Tensor, batch: Batch, *, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """``(logp, entropy)``, both [B, T], of the batch's completion tokens given their states [N, D]."""
+    model: PreTrainedModel, states: Tensor, batch: Batch, *, temperature: float, entropy: bool = False
+) -> tuple[Tensor, ...]:
+    """``(logp,)``, or with ``entropy`` ``(logp, entropy)``, all [B, T], of the completion tokens given their states
+    [N, D]."""
     mask = batch.mask
-    logp, entropy = chunked_logprobs(
-        states, batch.targets[mask], project(model), temperature=temperature, chunk=LOGIT_CHUNK
-    )
-    return unflatten(logp, mask), unflatten(entropy, mask)
+    figures = chunked_logprobs(states, batch.targets[mask], project(model), temperature=temperature, entropy=entropy)
+    return tuple(unflatten(values, mask) for values in figures)
 
 
-def completion_logprobs(model: PreTrainedModel, batch: Batch, *, temperature: float) -> tuple[Tensor, Tensor]:
-    """``(logp, entropy)`` of every completion token under softmax(logits / temperature), both [B, T], 0 at padding."""
-    return logprobs_of_states(model, completion_states(model.base_model, batch), batch, temperature=temperature)
+def completion_logprobs(
+    model: PreTrainedModel, batch: Batch, *, temperature: float, entropy: bool = False
+) -> tuple[Tensor, ...]:
+    """``(logp,)``, or with ``entropy`` ``(logp, entropy)``, of every completion token under
+    softmax(logits / temperature), all [B, T], 0 at padding."""
+    states = completion_states(model.base_model, batch)
+    return logprobs_of_states(model, states, batch, temperature=temperature, entropy=entropy)
 
 
 class Critic(nn.Module):

@@ -1,16 +1,30 @@
 """Log-probabilities of tokens, and the entropy of the distributions they came from.
 
 Both are of the *tempered* distribution softmax(logits / temperature): the one that sampled. Everything is computed in
-float32, whatever the dtype of the logits.
+float32, whatever the dtype of the logits (in float64 where they are).
+
+From logits, :func:`token_logprobs` and :func:`token_entropy`. From hidden states, :func:`chunked_logprobs`, which
+never holds all logits where they are many: for a vocabulary of 150,000 they are the largest tensor of a training pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
+
+LOGIT_BYTES = 128 * 2**20
+"""float32 logits of this many bytes are kept from the forward pass to the backward pass; of more, only a chunk of rows
+is alive at a time, of at most as many bytes."""
+CHUNKS = 32
+"""Logits that are not kept are cut into at least so many chunks."""
+CACHE_BYTES, LAUNCH_BYTES = 2**20, 2**25
+"""The softmax goes through a chunk in blocks of about this size: on a CPU what stays in the cache, elsewhere what is
+worth the launch of a kernel."""
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -35,26 +49,85 @@ def chunked_logprobs(
     project: Callable[[Tensor], Tensor],
     *,
     temperature: float = 1.0,
-    chunk: int = 1024,
-) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies straight from hidden states, never holding more than ``chunk`` rows of logits.
+    entropy: bool = False,
+    logit_bytes: int = LOGIT_BYTES,
+) -> tuple[Tensor, ...]:
+    """``(logp,)`` straight from hidden states, or with ``entropy`` ``(logp, entropy)``, in little memory.
 
-    Equal to ``token_logprobs(project(hidden), ids)`` and ``token_entropy(project(hidden))``; each chunk's logits are
-    recomputed in the backward pass instead of kept.
+    Equal to ``token_logprobs(project(hidden), ids)`` and ``token_entropy(project(hidden))``. Logits of at most
+    ``logit_bytes`` are kept for the backward pass; of more, each chunk's are computed again there. An entropy that is
+    not differentiated costs nothing in the backward pass.
 
-    Shapes: ``hidden`` [N, D], ``ids`` [N] int64; both results are [N], float32. ``project`` maps [n, D] to [n, V].
+    Shapes: ``hidden`` [N, D], ``ids`` [N] int64; the results are [N], float32. ``project`` maps [n, D] to [n, V] row by
+    row, for any n from 0, by anything differentiable, such as a product and a soft cap.
     """
 
-    def one(rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = project(rows).float() / temperature
-        logp = scaled.log_softmax(-1)
-        return logp.gather(-1, targets.unsqueeze(-1)).squeeze(-1), -(logp.exp() * logp).sum(-1)
+    def one(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        return cast(tuple[Tensor, ...], TokenSoftmax.apply(project(rows), targets, temperature, entropy))
 
-    if hidden.size(0) == 0:
-        empty = hidden.new_zeros(0, dtype=torch.float32)
-        return empty, empty
+    with torch.no_grad():
+        row_bytes = 4 * project(hidden[:0]).size(-1)
+    count = hidden.size(0)
+    if count * row_bytes <= logit_bytes:
+        return one(hidden, ids)
+    size = max(1, min(count // CHUNKS, logit_bytes // row_bytes))
     parts = [
-        checkpoint(one, rows, targets, use_reentrant=False) if torch.is_grad_enabled() else one(rows, targets)
-        for rows, targets in zip(hidden.split(chunk), ids.split(chunk), strict=True)
+        checkpoint(one, rows, targets, use_reentrant=False, preserve_rng_state=False)
+        if torch.is_grad_enabled()
+        else one(rows, targets)
+        for rows, targets in zip(hidden.split(size), ids.split(size), strict=True)
     ]
-    return torch.cat([logp for logp, _ in parts]), torch.cat([entropy for _, entropy in parts])
+    return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
+class TokenSoftmax(torch.autograd.Function):
+    """``(log p[ids], H)``, or without ``entropy`` ``(log p[ids],)``, with p = softmax(logits / T) and H its entropy.
+
+    It keeps the logits alone, and makes one tensor of their size in the backward pass:
+
+        d logits = ((onehot(ids) - p) g_logp - p (log p + H) g_H) / T
+
+    Shapes: ``logits`` [n, V], ``ids`` [n] int64; both results are [n].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float, entropy: bool) -> tuple[Tensor, ...]:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        logp, *entropies = (torch.empty(ids.shape, dtype=dtype, device=logits.device) for _ in range(1 + entropy))
+        for rows in _blocks(logits):
+            every = (logits[rows].to(dtype) / temperature).log_softmax(-1)
+            logp[rows] = every.gather(-1, ids[rows].unsqueeze(-1)).squeeze(-1)
+            if entropy:
+                entropies[0][rows] = -(every.exp() * every).sum(-1)
+        ctx.save_for_backward(logits, ids)
+        ctx.temperature = temperature
+        ctx.set_materialize_grads(False)
+        return logp, *entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g_logp: Tensor | None, g_entropy: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        logits, ids = ctx.saved_tensors
+        if g_logp is None:
+            if g_entropy is None:
+                return None, None, None, None
+            g_logp = torch.zeros_like(g_entropy)
+        gradient = torch.empty_like(logits)
+        for rows in _blocks(logits):
+            scaled = logits[rows].to(g_logp.dtype) / ctx.temperature
+            p = scaled.softmax(-1)
+            chosen = g_logp[rows].unsqueeze(-1) / ctx.temperature
+            slope = chosen
+            if g_entropy is not None:
+                every = scaled.log_softmax(-1)
+                surprise = every - (p * every).sum(-1, keepdim=True)
+                slope = chosen + surprise.mul_(g_entropy[rows].unsqueeze(-1) / ctx.temperature)
+            gradient[rows] = p.mul_(-slope).scatter_add_(-1, ids[rows].unsqueeze(-1), chosen)
+        return gradient, None, None, None
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Slices of rows, of at least one row each."""
+    size = CACHE_BYTES if logits.device.type == "cpu" else LAUNCH_BYTES
+    rows = max(1, size // max(1, 4 * logits.size(1)))
+    return (slice(start, start + rows) for start in range(0, logits.size(0), rows))
