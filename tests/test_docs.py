@@ -21,7 +21,7 @@ from tether.models.reward import new_reward_model
 from tether.runtime.directory import RunDirectory, read_metrics
 from tether.runtime.loops import TIMINGS, Recorder
 from tether.runtime.progress import ProgressLine
-from tether.types import Demonstration, PreferencePair, Prompt, Sampling
+from tether.types import Budget, Demonstration, PreferencePair, Prompt, Sampling
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,12 +104,14 @@ def test_common_options():
         "Prompts and rewards": config.PromptOptions,
         "Steps": config.Steps,
         "Sampling": Sampling,
+        "The rollout's budget": Budget,
         "The optimiser": Optim,
     }
     for title, cls in groups.items():
         expected = {
             field.name.replace("_", "-"): "required" if field.default is dataclasses.MISSING else str(field.default)
             for field in dataclasses.fields(cls)
+            if field.type != "Budget"  # has a table of its own
         }
         assert option_rows(section(page("options"), title)) == expected
 

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from conftest import ARCHITECTURES
-from tether.generation.engine import Budget, Engine, bands, places
+from tether.generation.engine import Engine, bands, places
 from tether.generation.naive import NaiveGenerator
 from tether.generation.sampling import draw, log_distribution
 from tether.models.loading import load_policy
-from tether.types import Finish, Prompt, Sampling
+from tether.models.policy import completion_logprobs
+from tether.types import Batch, Budget, Finish, Prompt, Sampling
 
 PROMPTS = [
     Prompt(ids=(0, 70, 71, 72, 73, 74, 75, 76, 77), text="abcdefgh"),
@@ -81,10 +82,33 @@ def test_a_completion_depends_on_its_own_seed_alone(loaded, longest):
     whole = sample()
     assert len({len(c.ids) for members in whole for c in members}) >= 3
     for rows in (1, 7) if longest == 24 else (6,):
-        assert sample(budget=Budget(rows=rows)) == whole
+        assert sample(budget=Budget(max_rows=rows)) == whole
     assert sample(group_size=2) == [members[:2] for members in whole]
     assert sample(prompts=prompts[:2]) == whole[:2]
     assert all(a != b for a, b in zip(sample(seed=8), whole, strict=True))
+
+
+def test_the_samplers_logprobs_are_the_training_passes(loaded):
+    model, _ = loaded
+    sampling = Sampling(max_new_tokens=24, temperature=1.3)
+    groups = run(Engine, loaded, sampling, group_size=4)
+    batch = Batch.collate([(group.prompt.ids, c.ids) for group in groups for c in group.completions])
+    with torch.no_grad():
+        (trained,) = completion_logprobs(model, batch, temperature=1.3)
+    sampled = torch.tensor([logp for group in groups for c in group.completions for logp in c.logprobs])
+    assert float((trained[batch.mask] - sampled).abs().max()) < 1e-4
+
+
+def test_in_bfloat16_they_are_close(tiny):
+    model, tokenizer = load_policy(tiny, dtype=torch.bfloat16)
+    groups = run(Engine, (model, tokenizer), Sampling(max_new_tokens=24), group_size=8)
+    batch = Batch.collate([(group.prompt.ids, c.ids) for group in groups for c in group.completions])
+    with torch.no_grad():
+        (trained,) = completion_logprobs(model, batch, temperature=1.0)
+    sampled = torch.tensor([logp for group in groups for c in group.completions for logp in c.logprobs])
+    gap = (trained[batch.mask] - sampled).abs()
+    assert float(gap.mean()) < 0.05
+    assert float(gap.mean()) < 0.1 * float(sampled.std())
 
 
 def test_each_prompt_is_computed_and_kept_once(llama, monkeypatch):
@@ -110,7 +134,7 @@ def test_the_budget_bounds_rows_and_memory(llama):
     sampling = Sampling(max_new_tokens=12, temperature=2.0)
     prompts = [Prompt(ids=(0, 70 + i, 80), text="p") for i in range(60)]
     free = run(Engine, llama, sampling, prompts=prompts, group_size=10)
-    engine = Engine(*llama, budget=Budget(rows=16))
+    engine = Engine(*llama, budget=Budget(max_rows=16))
     assert engine.generate(prompts, group_size=10, sampling=sampling, seed=7) == free
     figures = engine.figures()
     assert figures["sampling/slot_occupancy"] > 0.8
@@ -121,11 +145,12 @@ def test_the_budget_bounds_rows_and_memory(llama):
 
 def test_places_by_hand():
     """16-byte tokens: a row and its share of a prompt take 16 * (32 + 1.25 * 64 / 4) = 832 bytes."""
-    assert places(40, 10, Budget(rows=99, cache_gib=8320 / 2**30), 64, 32, 16) == (10, 4)
-    assert places(40, 10, Budget(rows=99, cache_gib=1.0), 64, 32, 16) == (40, 10)
-    assert places(40, 10, Budget(rows=1, cache_gib=1.0), 64, 32, 16) == (1, 1)
-    assert places(40, 10, Budget(rows=9, cache_gib=0.0), 64, 32, 16) == (1, 1)
-    assert places(10, 10, Budget(rows=4, cache_gib=1.0), 64, 32, 16) == (4, 4)
+    room = {"prefix_room": 64, "own_room": 32, "token_bytes": 16}
+    assert places(40, 10, max_rows=99, cache_bytes=8320, **room) == (10, 4)
+    assert places(40, 10, max_rows=99, cache_bytes=10**9, **room) == (40, 10)
+    assert places(40, 10, max_rows=1, cache_bytes=10**9, **room) == (1, 1)
+    assert places(40, 10, max_rows=9, cache_bytes=1, **room) == (1, 1)
+    assert places(10, 10, max_rows=4, cache_bytes=10**9, **room) == (4, 4)
 
 
 def test_a_long_prompt_does_not_make_the_short_ones_pay():

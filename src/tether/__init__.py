@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tether.rewards.combine import WeightedSum
     from tether.rewards.function import FunctionReward
     from tether.rewards.resolve import resolve_scorer
-    from tether.types import Prompt, Sampling
+    from tether.types import Budget, Prompt, Sampling
 
 __version__ = "0.1.0"
 
@@ -35,11 +35,12 @@ _HOMES = {
     "tether.rewards.combine": ("WeightedSum",),
     "tether.rewards.function": ("FunctionReward",),
     "tether.rewards.resolve": ("resolve_scorer",),
-    "tether.types": ("Prompt", "Sampling"),
+    "tether.types": ("Budget", "Prompt", "Sampling"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Budget",
     "Engine",
     "FunctionReward",
     "Optim",

@@ -25,6 +25,7 @@ from tether.errors import ConfigError, DataError
 from tether.evaluation import evaluate_policy, sample_and_score
 from tether.flags import flatten
 from tether.generation.engine import Engine
+from tether.models.checkpointing import checkpoint_activations
 from tether.models.loading import context_length, load_policy, save_model
 from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
 from tether.report.quickstart import quickstart_report
@@ -58,6 +59,8 @@ def load_setting(name: str, task: options.PromptOptions, run: options.RunOptions
     refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     device, dtype = pick_device(run.device), pick_dtype(run.dtype)
     model, tokenizer = load_policy(name, dtype=dtype, device=device)
+    if run.checkpoint_activations:
+        checkpoint_activations(model)
 
     def prompts(source: str) -> list[Prompt]:
         return load_prompts(
@@ -74,7 +77,7 @@ def load_setting(name: str, task: options.PromptOptions, run: options.RunOptions
         prompts=prompts(task.prompts),
         eval_prompts=prompts(task.eval_prompts) if task.eval_prompts else [],
         score=resolve_scorer(task.reward, tokenizer, dtype=dtype, device=device),
-        engine=Engine(model, tokenizer),
+        engine=Engine(model, tokenizer, budget=task.budget),
     )
 
 
@@ -108,7 +111,7 @@ def held_out_comparison(setting: Setting, reference: PreTrainedModel, sampling: 
     seed = derive_seed(seed, EVAL_SEED)
     sampled = {
         name: sample_and_score(
-            Engine(model, setting.tokenizer),
+            Engine(model, setting.tokenizer, budget=setting.engine.budget),
             setting.score,
             setting.eval_prompts,
             group_size=1,
@@ -148,6 +151,8 @@ def train_sft(command: options.SFT) -> None:
     torch.manual_seed(run.seed)
     refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     model, tokenizer = load_policy(command.model, dtype=pick_dtype(run.dtype), device=pick_device(run.device))
+    if run.checkpoint_activations:
+        checkpoint_activations(model)
     context = context_length(model)
     data = load_demonstrations(command.data, tokenizer, context=context, overlong=command.overlong)
     held_out = (
@@ -170,6 +175,8 @@ def train_reward(command: options.Reward) -> None:
     model, tokenizer = new_reward_model(
         command.model, seed=run.seed, dtype=pick_dtype(run.dtype), device=pick_device(run.device)
     )
+    if run.checkpoint_activations:
+        checkpoint_activations(model)
     context = context_length(model)
     pairs = load_pairs(command.pairs, tokenizer, context=context, overlong=command.overlong)
     if command.eval_pairs:
@@ -314,7 +321,7 @@ def generate(command: options.Generate) -> None:
         max_new_tokens=command.sampling.max_new_tokens,
         overlong=command.overlong,
     )
-    groups = Engine(model, tokenizer).generate(
+    groups = Engine(model, tokenizer, budget=command.budget).generate(
         prompts, group_size=command.group_size, sampling=command.sampling, seed=command.seed
     )
     lines = [
@@ -368,7 +375,12 @@ def evaluate(command: options.Eval) -> None:
     seed = derive_seed(command.seed, EVAL_SEED)
     groups, against = (
         sample_and_score(
-            Engine(m, tokenizer), score, prompts, group_size=command.group_size, sampling=command.sampling, seed=seed
+            Engine(m, tokenizer, budget=command.budget),
+            score,
+            prompts,
+            group_size=command.group_size,
+            sampling=command.sampling,
+            seed=seed,
         )
         for m in (model, reference)
     )

@@ -8,7 +8,7 @@ from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.data.records import Overlong
 from tether.errors import ConfigError
 from tether.runtime.device import Dtype
-from tether.types import Sampling
+from tether.types import Budget, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class RunOptions:
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
     """Of the weights."""
+    checkpoint_activations: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""
     save_every: int = 0
     """Steps between checkpoints; 0 saves one at the end."""
     quiet: bool = False
@@ -48,6 +50,7 @@ class PromptOptions:
     """What happens to rows that do not fit the model's context."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -185,6 +188,7 @@ class Generate:
     dtype: Dtype = "float32"
     """Of the weights."""
     sampling: Sampling = field(default_factory=Sampling)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         ConfigError.unless({"group_size must be at least 1": self.group_size >= 1})
@@ -217,6 +221,7 @@ class Eval:
     dtype: Dtype = "float32"
     """Of the weights."""
     sampling: Sampling = field(default_factory=Sampling)
+    budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         policy = (self.model, self.prompts, self.reward, self.reference)

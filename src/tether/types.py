@@ -87,6 +87,24 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a rollout may hold at once; it does not change what is sampled."""
+
+    max_rows: int = 512
+    """Completions in flight."""
+    cache_gib: float | None = None
+    """GiB of keys and values; unless given, half of a CUDA device's free memory, or 4 on a CPU."""
+
+    def __post_init__(self) -> None:
+        ConfigError.unless(
+            {
+                "max_rows must be at least 1": self.max_rows >= 1,
+                "cache_gib must be positive": self.cache_gib is None or self.cache_gib > 0,
+            }
+        )
+
+
 class Finish(StrEnum):
     """Why a completion ended."""
 

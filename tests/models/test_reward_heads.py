@@ -99,7 +99,7 @@ def test_normalisation_is_stored_with_the_model(tiny, tmp_path):
     model, tokenizer = new_reward_model(tiny, seed=0)
     assert normalised_scores(model, torch.tensor([3.0])).tolist() == [3.0]
     model.config.score_mean, model.config.score_std = 1.0, 4.0
-    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(2))
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(2)))
     again, _ = load_reward_model(str(tmp_path / "rm"))
     assert (again.config.score_mean, again.config.score_std) == (1.0, 4.0)
     assert normalised_scores(again, torch.tensor([3.0, 1.0])).tolist() == [0.5, 0.0]
@@ -184,7 +184,7 @@ def test_a_save_that_would_change_the_scores_is_refused_and_leaves_nothing(tiny,
     with pytest.raises(
         ModelError, match=r"rm: not saved: after a reload the scores differ by up to .*LlamaForSequence"
     ):
-        save_reward_model(model, tokenizer, tmp_path / "out" / "rm", sequences(3))
+        save_reward_model(model, tokenizer, tmp_path / "out" / "rm", rows_of(sequences(3)))
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -250,6 +250,6 @@ def test_a_head_with_a_bias_is_refused(tiny):
 
 def test_a_reward_model_is_trained_on_with_its_head(tiny, tmp_path):
     model, tokenizer = new_reward_model(tiny, seed=0)
-    save_reward_model(model, tokenizer, tmp_path / "rm", sequences(2))
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(2)))
     again, _ = new_reward_model(str(tmp_path / "rm"), seed=1)
     assert torch.equal(head_of(again).weight, head_of(model).weight)

@@ -208,7 +208,8 @@ def roll_out(
 ) -> tuple[tuple[ScoredGroup, ...], Metrics]:
     """Scored groups of the prompts. With ``refills``, groups of zero variance give way to those of fresh prompts.
 
-    Also gives ``sampling/groups_drawn`` and ``sampling/frac_zero_std_drawn``, over all groups that were sampled.
+    Also gives ``sampling/groups_drawn`` and ``sampling/frac_zero_std_drawn``, over all groups that were sampled, and
+    the generator's figures, of the last call.
     """
     kept: list[ScoredGroup] = []
     flat: list[ScoredGroup] = []
@@ -231,7 +232,10 @@ def roll_out(
             break
         wanted = list(fresh(missing))
     drawn = len(kept) + len(flat)
-    metrics = {"sampling/groups_drawn": float(drawn), "sampling/frac_zero_std_drawn": len(flat) / drawn}
+    metrics = generate.figures() | {
+        "sampling/groups_drawn": float(drawn),
+        "sampling/frac_zero_std_drawn": len(flat) / drawn,
+    }
     return tuple((kept + flat)[: len(prompts)]), metrics
 
 

@@ -209,7 +209,8 @@ def step(state: State, prompts: Sequence[Prompt], *, generate: Generator, score:
     with clock.phase("update"):
         generate.load_weights(state.step, state.policy.named_parameters())
     passes = metrics["optimiser_steps"] / config.minibatches
-    metrics |= rollout_metrics(groups) | step_flops(state, groups, config, passes=passes) | clock.metrics()
+    metrics |= rollout_metrics(groups) | generate.figures() | clock.metrics()
+    metrics |= step_flops(state, groups, config, passes=passes)
     return StepResult(metrics=metrics, groups=groups)
 
 

@@ -21,6 +21,7 @@ from tether.algorithms.rollouts import (
     batch_of,
     kl_metrics,
     lengths_of,
+    old_logprobs,
     policy_logprobs,
     rollout_metrics,
     scores_of,
@@ -128,7 +129,8 @@ def step(
         state.round += 1
         generate.load_weights(state.round, state.policy.named_parameters())
     forward = forward_flops(shape_of(state.policy), lengths_of(groups))
-    metrics |= {"flops/generate": forward, "flops/reference": 2 * forward} | clock.metrics()
+    metrics |= {"flops/generate": forward, "flops/reference": forward * (1 + config.sampling.truncated)}
+    metrics |= generate.figures() | clock.metrics()
     return RoundResult(metrics=metrics, groups=groups, selected=selected)
 
 
@@ -167,10 +169,8 @@ def round_metrics(
     """
     batch = batch_of(groups, state.policy.device)
     budget = config.sft.micro_batch_tokens
-    logp, ref_logp = (
-        policy_logprobs(model, batch, temperature=config.sampling.temperature, token_budget=budget)
-        for model in (state.policy, state.reference)
-    )
+    logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
+    ref_logp = policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget)
     metrics = rollout_metrics(groups) | kl_metrics(logp, ref_logp, batch.mask, where=where)
     kept = sum(one.score.total for one in selected) / len(selected)
     metrics |= {"reward/selected": kept, "reward/gain": kept - metrics["reward"], "selected": float(len(selected))}

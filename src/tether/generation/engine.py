@@ -29,7 +29,7 @@ from tether.generation.stopping import finish_of, text_of
 from tether.models.attention import laid_out
 from tether.models.loading import eos_ids
 from tether.models.policy import project, replace_weights
-from tether.types import Completion, Metrics, Prompt, RolloutGroup, Sampling
+from tether.types import Budget, Completion, Metrics, Prompt, RolloutGroup, Sampling
 
 T = TypeVar("T")
 
@@ -39,14 +39,8 @@ PREFILL_TOKENS = 8192
 """Prompt tokens of one forward pass; a longer prompt is one by itself."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a rollout may hold at once."""
-
-    rows: int = 512
-    """Completions in flight."""
-    cache_gib: float = 4.0
-    """Keys and values of prompts and completions; a single completion may exceed it."""
+CACHE_GIB = 4.0
+"""For the cache on a CPU, unless the budget says otherwise."""
 
 
 @dataclass
@@ -179,7 +173,13 @@ class Rollout:
         longest = max(len(prompt.ids) for prompt in prompts.values())
         prefix_room, own_room = (extent(n, self.device) for n in (longest, sampling.max_new_tokens))
         self.capacity, slots = places(
-            jobs, len(prompts), engine.budget, prefix_room, own_room, Pool.bytes_per_token(self.model)
+            jobs,
+            len(prompts),
+            max_rows=engine.budget.max_rows,
+            cache_bytes=cache_bytes(engine.budget, self.device),
+            prefix_room=prefix_room,
+            own_room=own_room,
+            token_bytes=Pool.bytes_per_token(self.model),
         )
         self.prefixes, self.own = Pool(self.model, slots, prefix_room), Pool(self.model, self.capacity, own_room)
         self.tally.cache_bytes = max(self.tally.cache_bytes, self.prefixes.data.nbytes + self.own.data.nbytes)
@@ -420,15 +420,24 @@ class Rollout:
         return found
 
 
+def cache_bytes(budget: Budget, device: torch.device) -> int:
+    """What keys and values may take."""
+    if budget.cache_gib is not None:
+        return int(budget.cache_gib * 2**30)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    return int(CACHE_GIB * 2**30)
+
+
 def places(
-    jobs: int, prompts: int, budget: Budget, prefix_room: int, own_room: int, token_bytes: int
+    jobs: int, prompts: int, *, max_rows: int, cache_bytes: int, prefix_room: int, own_room: int, token_bytes: int
 ) -> tuple[int, int]:
-    """Rows and slots within the budget, one of each at least. Where not all of them fit, there are a quarter more slots
-    than full groups need, because groups finish raggedly."""
+    """Rows and slots, one of each at least. Where not all of them fit, there are a quarter more slots than full groups
+    need, because groups finish raggedly."""
     group_size = jobs // prompts
     share = prefix_room * (1.25 if group_size > 1 else 1.0) / group_size
-    affordable = int(budget.cache_gib * 2**30 / (token_bytes * (own_room + share)))
-    rows = max(1, min(jobs, budget.rows, affordable))
+    affordable = int(cache_bytes / (token_bytes * (own_room + share)))
+    rows = max(1, min(jobs, max_rows, affordable))
     return rows, min(prompts, rows, -(-5 * rows // (4 * group_size)) if group_size > 1 else rows)
 
 

@@ -15,7 +15,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from tether.errors import ModelError
+
 NAME = "tether"
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""The kinds of layers in a configuration's ``layer_types`` that are known; where it states none, they are full."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,10 @@ def _attend(
     softcap: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
+    kinds = getattr(module.config, "layer_types", None)
+    kind = kinds[module.layer_idx] if kinds else FULL
+    if kind != FULL and (kind != SLIDING or sliding_window is None):
+        raise ModelError(f"{type(module).__name__}: tether does not know what a layer of {kind} sees")
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
     return layout.attend(Layer(module.layer_idx, scale, sliding_window, softcap), query, key, value), None
 
@@ -58,10 +66,14 @@ def _attend(
 AttentionInterface.register(NAME, _attend)
 
 
-@contextlib.contextmanager
-def laid_out(model: nn.Module) -> Iterator[None]:
+def laid_out(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Attention by layout for the forward passes inside."""
-    config: Any = model.config
+    return laid_out_by(model.config)
+
+
+@contextlib.contextmanager
+def laid_out_by(config: Any) -> Iterator[None]:
+    """The same for the model of this configuration."""
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:

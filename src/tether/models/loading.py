@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from tether.errors import ModelError
 from tether.hub import settle_for_the_cache_when_offline
-from tether.models.policy import policy_logits
+from tether.models.policy import completion_states, padded_states, policy_logits
+from tether.types import Batch
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -113,24 +114,41 @@ def load_policy(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, dropout off.
 
-    Refuses a model whose logits are not its output projection of its last hidden state in a way that
-    :func:`tether.models.policy.project` knows, because log-probs are computed from hidden states.
+    Refuses one that :func:`check_forward` cannot vouch for.
     """
     if is_classifier(model_config(name)):  # with tied embeddings it would load, less its head
         raise ModelError(f"{name}: a reward model where a language model is needed")
     tokenizer = load_tokenizer(name)
     model = load_pretrained(AutoModelForCausalLM, name, dtype=dtype)
     check_tokenizer(name, tokenizer, embedding_rows(model))
-    with torch.no_grad():
-        ids = torch.arange(4).unsqueeze(0) % model.config.get_text_config().vocab_size
-        if not torch.allclose(
-            policy_logits(model, ids), model(input_ids=ids, use_cache=False).logits, atol=1e-3, rtol=1e-2
-        ):
-            raise ModelError(
-                f"{name}: {type(model).__name__} does something to its logits that tether does not know, "
-                "so its log-probs would be wrong"
-            )
+    check_forward(name, model)
     return place(model, device), tokenizer
+
+
+@torch.no_grad()
+def check_forward(name: str, model: PreTrainedModel) -> None:
+    """Raise unless the model computes what tether takes it to: logits that are the output projection of its last hidden
+    states, as :func:`tether.models.policy.project` knows it, and states that are the same in a packed group."""
+    shared = [i % model.config.get_text_config().vocab_size for i in range(3)]
+    batch = Batch.collate([(shared, shared), (shared, shared[:2])])
+    try:
+        known = policy_logits(model, batch.ids)
+        packed, padded = completion_states(model.base_model, batch), padded_states(model.base_model, batch)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{name}: {type(model).__name__} is not built as tether needs it, so its prompts cannot be shared ({error})"
+        ) from error
+    if not torch.allclose(known, model(input_ids=batch.ids, use_cache=False).logits, atol=1e-3, rtol=1e-2):
+        raise ModelError(
+            f"{name}: {type(model).__name__} does something to its logits that tether does not know, "
+            "so its log-probs would be wrong"
+        )
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
+    if not torch.allclose(packed.float(), padded.float(), atol=tolerance * float(padded.float().std()), rtol=tolerance):
+        raise ModelError(
+            f"{name}: {type(model).__name__} mixes tokens otherwise than by attention that tether knows, "
+            "so a prompt cannot be shared by its completions"
+        )
 
 
 def context_length(model: PreTrainedModel) -> int:

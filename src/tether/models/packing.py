@@ -29,6 +29,7 @@ class GroupLayout:
     trunks: Tensor  # [P, L] int64, places in the packed row
     branches: Tensor  # [P', G, T] int64, of the first P' trunks; P' may be 0
     prefix_lengths: Tensor  # [P'] int64, the tokens of the first P' trunks
+    longest_prefix: int
     places: Tensor  # [N] int64: where each token is in the flattened trunks, followed by the flattened branches
     biases: dict[int | None, tuple[Tensor | None, Tensor | None, Tensor | None]] = field(default_factory=dict)
 
@@ -39,7 +40,7 @@ class GroupLayout:
         out = causal_attention(
             q_trunk, k_trunk, v_trunk, bias=trunk_bias, scale=layer.scale, softcap=layer.softcap
         ).flatten(0, 1)
-        groups, longest = self.branches.size(0), self._longest_prefix
+        groups, longest = self.branches.size(0), self.longest_prefix
         if groups:
             from_branches = shared_prefix_attention(
                 _on(q, self.branches),
@@ -54,10 +55,6 @@ class GroupLayout:
             )
             out = torch.cat([out, from_branches.flatten(0, 2)])
         return out.index_select(0, self.places).unsqueeze(0)
-
-    @property
-    def _longest_prefix(self) -> int:
-        return int(self.prefix_lengths.max())
 
     def _biases(self, window: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Of trunks on themselves, of branches on prefixes and on themselves; None where plainly causal or all seen."""
@@ -76,7 +73,7 @@ class GroupLayout:
 
         if groups == 0:
             return own(self.trunks.size(1)), None, None
-        longest = self._longest_prefix
+        longest = self.longest_prefix
         keys = at[:longest].expand(groups, longest)
         real = keys < self.prefix_lengths.unsqueeze(1)
         prefix = torch.where(real, 0.0, -torch.inf)[:, None, None]
@@ -150,6 +147,7 @@ def pack(batch: Batch, *, ends: bool) -> Pack:
             trunks=trunks.view(trunk_shape).to(device),
             branches=branches.view(branch_shape).to(device),
             prefix_lengths=trunk_lengths[: len(branched)].to(device),
+            longest_prefix=int(trunk_lengths[: len(branched)].max()) if branched else 0,
             places=places.to(device),
         ),
         states=states.to(device),

@@ -21,7 +21,15 @@ from tether.runtime.directory import RunDirectory
 from tether.runtime.progress import ProgressLine
 from tether.types import Demonstration, Generator, Metrics, PreferencePair, Prompt, ScoredGroup, Scorer, StepResult
 
-TIMINGS = ("time/", "step_time", "tokens_per_second", "mfu", "memory/")
+TIMINGS = (
+    "time/",
+    "step_time",
+    "tokens_per_second",
+    "mfu",
+    "memory/",
+    "sampling/prefill_tokens_per_second",
+    "sampling/decode_tokens_per_second",
+)
 """How the names of the metrics begin that depend on the machine and its hour; a run repeated gives all others again."""
 
 

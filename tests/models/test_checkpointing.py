@@ -1,0 +1,63 @@
+"""Checkpointed activations: the same gradient, with less kept for the backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from conftest import ARCHITECTURES
+from helpers import gradient, relative_error
+from tether.models.checkpointing import checkpoint_activations
+from tether.models.loading import load_policy
+from tether.models.policy import Critic, completion_logprobs, reference_of
+from tether.types import Batch
+
+ROWS = [((5, 6, 7, 8), (9, 10, 11)), ((5, 6, 7, 8), (12,)), ((13,), (14, 15))]
+
+
+def gradient_and_bytes_kept(policy):
+    """The gradient of a likelihood, and the bytes that the forward pass saves for it."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    policy.zero_grad()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = completion_logprobs(policy, Batch.collate(ROWS * 4), temperature=1.0)[0].sum()
+    loss.backward()
+    return gradient(policy).clone(), sum(kept.values())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_gradient_is_the_same_and_less_is_kept(architecture, tiny_models):
+    policy = load_policy(tiny_models[architecture])[0]
+    plain, all_kept = gradient_and_bytes_kept(policy)
+    checkpoint_activations(policy)
+    checkpointed, few_kept = gradient_and_bytes_kept(policy)
+    assert relative_error(checkpointed, plain) < 1e-6
+    assert few_kept < 0.6 * all_kept
+
+
+def test_copies_of_a_checkpointed_policy_work_too(tiny):
+    """The reference and the critic's trunk are copies; the layout in their backward pass has to be their own."""
+    policy = load_policy(tiny)[0]
+    batch = Batch.collate(ROWS)
+    gradients = []
+    for _ in range(2):
+        critic = Critic(policy, own_trunk=True)
+        torch.nn.init.ones_(critic.head.weight)
+        critic(batch, lambda: None).square().sum().backward()
+        gradients.append(gradient(critic))
+        checkpoint_activations(policy)
+    assert relative_error(gradients[1], gradients[0]) < 1e-6
+    with torch.no_grad():
+        a, b = (completion_logprobs(model, batch, temperature=1.0)[0] for model in (policy, reference_of(policy)))
+    assert torch.equal(a, b)
+
+
+def test_dropout_stays_off(tiny_models):
+    policy = load_policy(tiny_models["gpt2"])[0]
+    checkpoint_activations(policy)
+    assert not any(module.training for module in policy.modules() if isinstance(module, torch.nn.Dropout))
