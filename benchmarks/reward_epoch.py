@@ -17,6 +17,8 @@ from benchmarks.worker import Spec
 from benchmarks.workload import write_models, write_pairs, write_prompts
 
 PAIRS_PER_STEP, MAX_LENGTH = 32, 512
+PEER_PAIRS = {"cpu": 4, "cuda": 16}
+"""Pairs that TRL takes at once. It pads a batch to its longest side: of 4, 8 and 32, 4 takes the least time on a CPU."""
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
             pairs_per_step=PAIRS_PER_STEP,
             steps_per_turn=args.pairs // PAIRS_PER_STEP,
             max_length=MAX_LENGTH,
-            peer_rows=PAIRS_PER_STEP,
+            peer_rows=PEER_PAIRS[args.device],
             tokens_at_once=32768 if args.device == "cuda" else 8192,
         )
         title = f"reward model, {args.pairs} pairs of up to {MAX_LENGTH} tokens, {PAIRS_PER_STEP} a step"
