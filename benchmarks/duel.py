@@ -81,7 +81,7 @@ class Side:
 
 
 def busy_seconds() -> float:
-    """What all cores together have worked since the machine started."""
+    """What all cores together have worked since the machine started, as Linux counts it."""
     user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 

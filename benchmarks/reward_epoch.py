@@ -18,7 +18,7 @@ from benchmarks.workload import write_models, write_pairs, write_prompts
 
 PAIRS_PER_STEP, MAX_LENGTH = 32, 512
 PEER_PAIRS = {"cpu": 4, "cuda": 16}
-"""Pairs that TRL takes at once. It pads a batch to its longest side: of 4, 8 and 32, 4 takes the least time on a CPU."""
+"""Pairs that TRL takes at once. It pads a batch to its longest side; of 4, 8 and 32, 4 took the least on a CPU."""
 
 
 def main() -> None:
