@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import tether.generation.engine as engine_module
 from conftest import ARCHITECTURES
 from tether.generation.engine import Engine, bands, places
 from tether.generation.naive import NaiveGenerator
@@ -115,9 +117,9 @@ def test_each_prompt_is_computed_and_kept_once(llama, monkeypatch):
     run_tokens = []
     forward = llama[0].base_model.forward
 
-    def spy(input_ids, **kwargs):
-        run_tokens.append(input_ids.numel())
-        return forward(input_ids=input_ids, **kwargs)
+    def spy(position_ids, **kwargs):
+        run_tokens.append(position_ids.numel())
+        return forward(position_ids=position_ids, **kwargs)
 
     monkeypatch.setattr(llama[0].base_model, "forward", spy)
     prompts = [Prompt(ids=tuple(range(3, 67)), text="p"), Prompt(ids=tuple(range(66, 2, -1)), text="p")]
@@ -141,6 +143,41 @@ def test_the_budget_bounds_rows_and_memory(llama):
     small = Engine(*llama, budget=Budget(cache_gib=2**-14))
     assert small.generate(prompts, group_size=10, sampling=sampling, seed=7) == free
     assert small.figures()["sampling/cache_gib"] <= 2**-14 < engine.figures()["sampling/cache_gib"] * 2
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails at whatever would wait for a device, or give a shape that depends on what a tensor holds."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert not name.startswith(self.FORBIDDEN), name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS.keys())
+def test_steps_as_they_are_captured_on_cuda(loaded, sampling, monkeypatch):
+    """Shapes in a few sizes, several steps between two looks, nothing that waits: the same completions."""
+    shapes = set()
+
+    class Step:
+        def __init__(self, step):
+            self.step = step
+
+        def __call__(self, seating):
+            shapes.add((seating.rows, seating.slots, seating.members, seating.prefix_reach, seating.own_reach))
+            with NoWaiting():
+                self.step(seating)
+
+    expected = run(NaiveGenerator, loaded, sampling)
+    monkeypatch.setattr(engine_module, "graphed", lambda device: True)
+    monkeypatch.setattr(engine_module, "GraphedStep", Step)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert_same(run(Engine, loaded, sampling, budget=Budget(max_rows=4)), expected)
+    assert_same(run(Engine, loaded, sampling), expected)
+    assert {rows for rows, *_ in shapes} <= {1, 2, 4, 8, 9}
+    assert len(shapes) <= 10
 
 
 def test_places_by_hand():

@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tether.ops.attention import (
     causal_attention,
     fused_attention,
+    fused_attention_backward,
     merge,
     plain_attention,
     shared_prefix_attention,
@@ -146,3 +148,30 @@ def test_causal_attention_looks_back_as_far_as_its_window(tensors, window, softc
 def test_window_bias_by_hand():
     seen = window_bias(torch.tensor([4, 5]), torch.tensor([2, 3, 4, 5]), 2) == 0
     assert seen.tolist() == [[False, True, True, False], [False, False, True, True]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_cuda_kernels_take_what_they_are_given(dtype):
+    """Shapes and signatures alone, on tensors that hold nothing: this runs without a GPU and computes no number."""
+    with FakeTensorMode(), torch.no_grad():
+
+        def empty(*shape):
+            return torch.empty(*shape, device="cuda", dtype=dtype)
+
+        q, k, v = (
+            empty(P, 10, 4, D).transpose(1, 2),
+            empty(P, L, 2, D).transpose(1, 2),
+            empty(P, L, 2, D).transpose(1, 2),
+        )
+        bias = torch.empty(P, 1, 1, L, device="cuda")
+        for options in ({"bias": bias}, {"causal": True}):
+            out, lse = fused_attention(q, k, v, scale=SCALE, **options)
+            assert (out.shape, lse.shape, lse.dtype) == ((P, 4, 10, D), (P, 4, 10), torch.float32)
+            grads = fused_attention_backward(empty(*q.shape), q, k, v, out, lse, scale=SCALE, **options)
+            assert [g.shape for g in grads] == [q.shape, k.shape, v.shape]
+        assert causal_attention(empty(P, T, 4, D), empty(P, T, 2, D), empty(P, T, 2, D), scale=SCALE).shape == (
+            P,
+            T,
+            4,
+            D,
+        )

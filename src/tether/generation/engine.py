@@ -161,8 +161,9 @@ class Rollout:
         self.model, self.tokenizer, self.tally = engine.model, engine.tokenizer, engine.tally
         self.prompts, self.group_size, self.sampling, self.seed = prompts, group_size, sampling, seed
         self.device = self.model.device
-        self.graphed = self.device.type == "cuda"
+        self.graphed = graphed(self.device)
         self.trunk, self.project = self.model.base_model, project(self.model)
+        self.embed = self.model.get_input_embeddings()
         self.ends = eos_ids(self.model, self.tokenizer)
         self.end_ids = torch.tensor(self.ends, dtype=torch.int64, device=self.device)
 
@@ -300,7 +301,8 @@ class Rollout:
         layout = DecodeLayout(self.prefixes, self.own, seating, positions[: seating.rows], count[: seating.rows])
         with laid_out(self.trunk):
             hidden = self.trunk(
-                input_ids=self.device_rows.token[:padded].unsqueeze(1),
+                # embedded here, because some models look for padding among token ids, and wait for the answer
+                inputs_embeds=self.embed(self.device_rows.token[:padded].unsqueeze(1)),
                 position_ids=positions.unsqueeze(1),
                 use_cache=False,
                 layout=layout,
@@ -439,6 +441,11 @@ def places(
     affordable = int(cache_bytes / (token_bytes * (own_room + share)))
     rows = max(1, min(jobs, max_rows, affordable))
     return rows, min(prompts, rows, -(-5 * rows // (4 * group_size)) if group_size > 1 else rows)
+
+
+def graphed(device: torch.device) -> bool:
+    """Whether decoding steps are captured as graphs."""
+    return device.type == "cuda"
 
 
 def power_of_two(n: int) -> int:

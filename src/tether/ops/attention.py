@@ -67,7 +67,7 @@ def fused_attention(
         out, lse, _, _ = aten._scaled_dot_product_efficient_attention(
             q, _repeat(k, q), _repeat(v, q), _aligned(bias, q, k), True, 0.0, causal, scale=scale
         )
-        lse = lse[:, :, : q.size(2)]
+        lse = lse.narrow(2, 0, q.size(2))
     if bias is not None and bias.size(2) > 1:  # a query may see no key, and the kernels do not agree on its lse
         blind = bias.amax(-1) == -torch.inf
         out, lse = out.masked_fill(blind.unsqueeze(-1), 0.0), lse.masked_fill(blind, -torch.inf)
@@ -287,5 +287,5 @@ def _aligned(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """The bias for every query and head, [B, H, Q, S], its rows on 16-element boundaries as the kernel wants them."""
     if bias is None:
         return None
-    wide = F.pad(bias.to(q.dtype), (0, -bias.size(-1) % 16))[..., : bias.size(-1)]
+    wide = F.pad(bias.to(q.dtype), (0, -bias.size(-1) % 16)).narrow(-1, 0, bias.size(-1))
     return wide.expand(q.size(0), q.size(1), q.size(2), k.size(2))
