@@ -8,10 +8,15 @@ import time
 from typing import Literal
 
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from tether.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
+Products = Literal["auto", "float32", "bfloat16"]
+WORTH_ROUNDING = 1.5
+"""How much faster bfloat16 products have to be to be taken unasked."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,21 +35,38 @@ def pick_dtype(name: Dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a product of two square matrices, 2 size^3 operations: the best reading in a tenth of a second.
+def pick_products(name: Products, model: nn.Module) -> Dtype:
+    """What a model of float32 weights multiplies in. ``auto`` measures the rate of its largest matrix on 1024 rows;
+    weights of bfloat16 leave no choice.
+    """
+    if name != "auto":
+        return name
+    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)]
+    largest = max(weights, key=torch.Tensor.numel)
+    if largest.dtype == torch.bfloat16:
+        return "bfloat16"
+    shape = (1024, *largest.shape)
+    full, rounded = (matrix_rate(dtype, largest.device, shape=shape) for dtype in (torch.float32, torch.bfloat16))
+    return "bfloat16" if rounded >= WORTH_ROUNDING * full else "float32"
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device, *, shape: tuple[int, ...] | None = None) -> float:
+    """FLOP/s of a product [m, k] [k, n], 2 m k n operations; of two large square matrices unless ``shape`` (m, k, n) is
+    given. The best reading in a tenth of a second.
 
     On CUDA a reading is several products in a row, so that the wait for the last one does not count much.
     """
     size, products = (4096, 8) if device.type == "cuda" else (1024, 1)
+    m, k, n = shape or (size, size, size)
     generator = torch.Generator(device).manual_seed(0)
-    a = torch.randn(size, size, device=device, generator=generator).to(dtype)
+    a, b = (torch.randn(*sides, device=device, generator=generator).to(dtype) for sides in ((m, k), (k, n)))
     best, stop = 0.0, time.perf_counter() + 0.1
     while best == 0.0 or time.perf_counter() < stop:
         start = time.perf_counter()
         for _ in range(products):
-            product = a @ a
+            product = a @ b
         float(product[0, 0])
-        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
+        best = max(best, products * 2 * m * k * n / (time.perf_counter() - start))
     return best
 
 
