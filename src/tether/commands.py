@@ -27,11 +27,12 @@ from tether.flags import flatten
 from tether.generation.engine import Engine
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.loading import context_length, load_policy, save_model
+from tether.models.precision import round_products
 from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
 from tether.report.quickstart import quickstart_report
 from tether.report.run import run_report
 from tether.rewards.resolve import resolve_scorer
-from tether.runtime.device import matrix_rate, pick_device, pick_dtype
+from tether.runtime.device import Dtype, Products, matrix_rate, pick_device, pick_dtype, pick_products
 from tether.runtime.directory import RunDirectory, read_metrics, refuse_if_taken
 from tether.runtime.files import require_file, whole
 from tether.runtime.loops import Recorder, run_policy, run_rejection_sampling, run_reward_model, run_sft
@@ -52,6 +53,15 @@ class Setting:
     eval_prompts: list[Prompt]
     score: Scorer
     engine: Engine
+    products: Dtype
+
+
+def settle_products(name: Products, model: PreTrainedModel) -> Dtype:
+    """Choose what the model multiplies in, and see to it."""
+    products = pick_products(name, model)
+    if products == "bfloat16":
+        round_products(model)
+    return products
 
 
 def load_setting(name: str, task: options.PromptOptions, run: options.RunOptions, sampling: Sampling) -> Setting:
@@ -59,6 +69,7 @@ def load_setting(name: str, task: options.PromptOptions, run: options.RunOptions
     refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     device, dtype = pick_device(run.device), pick_dtype(run.dtype)
     model, tokenizer = load_policy(name, dtype=dtype, device=device)
+    products = settle_products(run.products, model)
     if run.checkpoint_activations:
         checkpoint_activations(model)
 
@@ -76,8 +87,9 @@ def load_setting(name: str, task: options.PromptOptions, run: options.RunOptions
         tokenizer=tokenizer,
         prompts=prompts(task.prompts),
         eval_prompts=prompts(task.eval_prompts) if task.eval_prompts else [],
-        score=resolve_scorer(task.reward, tokenizer, dtype=dtype, device=device),
+        score=resolve_scorer(task.reward, tokenizer, dtype=dtype, device=device, rounded=products == "bfloat16"),
         engine=Engine(model, tokenizer, budget=task.budget),
+        products=products,
     )
 
 
@@ -88,17 +100,19 @@ def open_run(
     *,
     title: str,
     total: int,
+    products: Dtype,
     rollouts_every: int = 0,
 ) -> Recorder:
     """The run directory and everything that writes into it."""
     device = pick_device(run.device)
-    directory = RunDirectory(Path(run.out), {"command": title, **flatten(command)}, overwrite=run.overwrite)
+    config = {"command": title, **flatten(command), "products": products}
+    directory = RunDirectory(Path(run.out), config, overwrite=run.overwrite)
     return Recorder(
         directory=directory,
         tokenizer=tokenizer,
         progress=ProgressLine(title, total, quiet=run.quiet),
         device=device,
-        matrix_rate=matrix_rate(pick_dtype(run.dtype), device),
+        matrix_rate=matrix_rate(pick_dtype("bfloat16" if run.dtype == "bfloat16" else products), device),
         save_every=run.save_every,
         rollouts_every=rollouts_every,
     )
@@ -151,6 +165,7 @@ def train_sft(command: options.SFT) -> None:
     torch.manual_seed(run.seed)
     refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     model, tokenizer = load_policy(command.model, dtype=pick_dtype(run.dtype), device=pick_device(run.device))
+    products = settle_products(run.products, model)
     if run.checkpoint_activations:
         checkpoint_activations(model)
     context = context_length(model)
@@ -161,7 +176,7 @@ def train_sft(command: options.SFT) -> None:
         else []
     )
     state = sft.State.create(model, len(data), command.sft, seed=run.seed)
-    recorder = open_run(command, run, tokenizer, title="sft", total=state.total_steps)
+    recorder = open_run(command, run, tokenizer, title="sft", total=state.total_steps, products=products)
     with recorder.progress:
         last = run_sft(state, data, held_out, config=command.sft, recorder=recorder)
     save(model, tokenizer, recorder)
@@ -175,6 +190,7 @@ def train_reward(command: options.Reward) -> None:
     model, tokenizer = new_reward_model(
         command.model, seed=run.seed, dtype=pick_dtype(run.dtype), device=pick_device(run.device)
     )
+    products = settle_products(run.products, model)
     if run.checkpoint_activations:
         checkpoint_activations(model)
     context = context_length(model)
@@ -188,7 +204,7 @@ def train_reward(command: options.Reward) -> None:
             raise DataError(f"{command.pairs}: {len(pairs)} pairs are too few to hold any out; give --eval-pairs")
         held_out, pairs = [pairs[i] for i in order[:count]], [pairs[i] for i in order[count:]]
     state = reward_model.State.create(model, len(pairs), command.reward, seed=run.seed)
-    recorder = open_run(command, run, tokenizer, title="reward", total=state.total_steps)
+    recorder = open_run(command, run, tokenizer, title="reward", total=state.total_steps, products=products)
     with recorder.progress:
         evaluation = run_reward_model(state, pairs, held_out, config=command.reward, recorder=recorder)
     probes = reward_model.sides(held_out[:8])
@@ -219,6 +235,7 @@ def train_rejection_sampling(command: options.RejectionSampling) -> None:
         setting.tokenizer,
         title="rejection-sampling",
         total=config.rounds,
+        products=setting.products,
         rollouts_every=command.task.rollouts_every,
     )
     with recorder.progress:
@@ -299,6 +316,7 @@ def train_policy(
         setting.tokenizer,
         title=title,
         total=state.total_steps,
+        products=setting.products,
         rollouts_every=command.task.rollouts_every,
     )
     with recorder.progress:
@@ -314,6 +332,7 @@ def generate(command: options.Generate) -> None:
     if command.out is not None:
         require_file(Path(command.out))
     model, tokenizer = load_policy(command.model, dtype=pick_dtype(command.dtype), device=pick_device(command.device))
+    settle_products(command.products, model)
     prompts = load_prompts(
         command.prompts,
         tokenizer,
@@ -349,6 +368,7 @@ def evaluate(command: options.Eval) -> None:
     device, dtype = pick_device(command.device), pick_dtype(command.dtype)
     if command.reward_model is not None and command.pairs is not None:
         judge, tokenizer = load_reward_model(command.reward_model, dtype=dtype, device=device)
+        settle_products(command.products, judge)
         pairs = load_pairs(command.pairs, tokenizer, context=context_length(judge), overlong=command.overlong)
         evaluation = reward_model.evaluate(judge, pairs, token_budget=16384)
         print(json.dumps({"reward_model": command.reward_model, **vars(evaluation)}, indent=2))
@@ -356,7 +376,8 @@ def evaluate(command: options.Eval) -> None:
     assert command.model is not None
     assert command.prompts is not None
     model, tokenizer = load_policy(command.model, dtype=dtype, device=device)
-    score = resolve_scorer(command.reward, tokenizer, dtype=dtype, device=device)
+    products = settle_products(command.products, model)
+    score = resolve_scorer(command.reward, tokenizer, dtype=dtype, device=device, rounded=products == "bfloat16")
     limit = context_length(model)
     prompts = load_prompts(
         command.prompts,
@@ -372,6 +393,7 @@ def evaluate(command: options.Eval) -> None:
         raise ConfigError(
             f"--reference {command.reference}: its tokenizer is not the model's, so there is no KL between them"
         )
+    settle_products(products, reference)
     seed = derive_seed(command.seed, EVAL_SEED)
     groups, against = (
         sample_and_score(

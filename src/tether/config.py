@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.data.records import Overlong
 from tether.errors import ConfigError
-from tether.runtime.device import Dtype
+from tether.runtime.device import Dtype, Products
 from tether.types import Budget, Sampling
 
 
@@ -25,6 +25,8 @@ class RunOptions:
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
     """Of the weights."""
+    products: Products = "float32"
+    """What float32 weights are multiplied in: bfloat16 rounds the operands alone, auto takes it where it is faster."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""
     save_every: int = 0
@@ -187,6 +189,8 @@ class Generate:
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
     """Of the weights."""
+    products: Products = "float32"
+    """What float32 weights are multiplied in: bfloat16 rounds the operands alone, auto takes it where it is faster."""
     sampling: Sampling = field(default_factory=Sampling)
     budget: Budget = field(default_factory=Budget)
 
@@ -220,6 +224,8 @@ class Eval:
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
     """Of the weights."""
+    products: Products = "float32"
+    """What float32 weights are multiplied in: bfloat16 rounds the operands alone, auto takes it where it is faster."""
     sampling: Sampling = field(default_factory=Sampling)
     budget: Budget = field(default_factory=Budget)
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tether.errors import RewardError
 from tether.models.loading import BASE
+from tether.models.precision import round_products
 from tether.models.reward import load_reward_model
 from tether.rewards.combine import Reward, WeightedSum
 from tether.rewards.function import FunctionReward, load_function
@@ -33,7 +34,12 @@ def split_weight(spec: str) -> tuple[str, float]:
 
 
 def resolve_reward(
-    spec: str, tokenizer: PreTrainedTokenizerBase, *, dtype: torch.dtype, device: torch.device | str
+    spec: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    rounded: bool = False,
 ) -> Reward:
     """The reward behind a name: a rule, a Python function or a reward model, tried in this order."""
     rule, colon, argument = spec.partition(":")
@@ -49,6 +55,8 @@ def resolve_reward(
             f"or one of {', '.join(RULES)}"
         )
     model, own = load_reward_model(spec, dtype=dtype, device=device)
+    if rounded:
+        round_products(model)
     name = Path(spec).parent.name if Path(spec).name == "model" else Path(spec).name
     return LearnedReward(
         name, model.requires_grad_(False), own, own.get_vocab().items() >= tokenizer.get_vocab().items()
@@ -61,9 +69,14 @@ def resolve_scorer(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    rounded: bool = False,
 ) -> WeightedSum:
-    """All ``--reward`` values as one scorer."""
+    """All ``--reward`` values as one scorer; ``rounded`` gives reward models
+    :func:`tether.models.precision.round_products`."""
     named = [split_weight(spec) for spec in specs]
     return WeightedSum(
-        tuple((resolve_reward(name, tokenizer, dtype=dtype, device=device), weight) for name, weight in named)
+        tuple(
+            (resolve_reward(name, tokenizer, dtype=dtype, device=device, rounded=rounded), weight)
+            for name, weight in named
+        )
     )
