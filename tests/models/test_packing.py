@@ -7,8 +7,9 @@ import torch
 
 from conftest import ARCHITECTURES
 from helpers import gradient, relative_error
+from tether.models import packing
 from tether.models.loading import load_policy
-from tether.models.packing import pack, ranges
+from tether.models.packing import Group, in_blocks, pack, ranges
 from tether.models.policy import completion_states, final_states, padded_states
 from tether.types import Batch
 
@@ -77,18 +78,44 @@ def test_last_states_are_those_of_each_row_alone(policy):
 def test_every_distinct_token_is_run_once():
     batch = Batch.collate([([5, 6, 7], [8, 9]), ([5, 6, 7], [10, 11, 12]), ([13, 14], [15, 16])])
     packed = pack(batch, ends=False)
-    assert packed.ids.tolist() == [[5, 6, 7, 13, 14, 15, 8, 10, 11]]
-    assert packed.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3, 3, 4]]
-    assert packed.states.tolist() == [2, 6, 2, 7, 8, 4, 5]
-    assert packed.layout.trunks.tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert packed.layout.branches.tolist() == [[[6, 0], [7, 8]]]
+    assert packed.ids.tolist() == [[5, 6, 7, 8, 10, 11, 13, 14, 15]]
+    assert packed.positions.tolist() == [[0, 1, 2, 3, 3, 4, 0, 1, 2]]
+    assert packed.states.tolist() == [2, 3, 2, 4, 5, 7, 8]
+    group, single = packed.layout.blocks
+    assert (group.trunks, group.branches) == ((1, 3), (1, 2, 2))
+    assert (single.trunks, single.branches) == ((1, 3), (1, 0, 0))
+    assert packed.layout.grids.tolist() == [0, 1, 2, 3, 0, 4, 5, 6, 7, 8]
+    assert packed.layout.places.tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     whole = pack(batch, ends=True)
-    assert whole.ids.tolist() == [[5, 6, 7, 13, 14, 15, 16, 8, 9, 10, 11, 12]]
-    assert whole.ends.tolist() == [8, 11, 6]
+    assert whole.ids.tolist() == [[5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]]
+    assert whole.ends.tolist() == [4, 7, 11]
+
+
+def test_blocks_hold_groups_of_like_size(monkeypatch):
+    monkeypatch.setattr(packing, "SMALL", 0)
+    sizes = [(100, [10, 12]), (96, [12, 3]), (30, [10, 10]), (50, []), (48, []), (9, [])]
+    groups = [Group([], trunk, branches) for trunk, branches in sizes]
+    blocks = in_blocks(groups)
+    assert [[group.trunk for group in block] for block in blocks] == [[100, 96], [30], [50, 48], [9]]
+    for block in blocks:
+        trunk, width = max(g.trunk for g in block), max(g.width for g in block)
+        assert sum(g.scores(trunk, width) for g in block) <= 1.25 * sum(g.scores(g.trunk, g.width) for g in block)
+    monkeypatch.setattr(packing, "SMALL", 10**9)
+    assert [len(block) for block in in_blocks(groups)] == [3, 3]
 
 
 def test_ranges():
-    assert ranges(torch.tensor([4, 0, 7]), torch.tensor([2, 0, 3])).tolist() == [4, 5, 7, 8, 9]
+    assert ranges([4, 0, 7], [2, 0, 3]).tolist() == [4, 5, 7, 8, 9]
+
+
+@pytest.mark.parametrize("small", [0, 2**18])
+def test_it_does_not_matter_how_groups_are_put_into_blocks(tiny, small, monkeypatch):
+    monkeypatch.setattr(packing, "SMALL", small)
+    policy = load_policy(tiny)[0]
+    batch = Batch.collate([*rows(), ([5, 6, 7], [8])])
+    packed, padded = completion_states(policy.base_model, batch), padded_states(policy.base_model, batch)
+    assert len(pack(batch, ends=False).layout.blocks) == (3 if small else 4)
+    assert relative_error(gradient_of(policy, packed), gradient_of(policy, padded)) < 1e-5
 
 
 def test_the_models_own_attention_is_back_afterwards(policy):

@@ -8,6 +8,7 @@ completion is one causal sequence with it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,77 +18,100 @@ from tether.models.attention import Layer
 from tether.ops.attention import causal_attention, shared_prefix_attention, window_bias
 from tether.types import Batch
 
+SLACK = 1.25
+"""Padding inside attention may make it this much larger than without any."""
+SMALL = 2**18
+"""Scores of an attention that is too small for its padding to matter."""
+
 
 @dataclass(frozen=True)
-class GroupLayout:
-    """Where each token of a packed row stands, and what it sees: a :class:`tether.models.attention.Layout`.
+class Block:
+    """Groups of like size on the grids of one attention call: the prompts' [P, L] and the completions' [P, G, T].
 
-    Trunks come first in the row, those with branches before those without, then the branches, group by group. Padded
-    places of the grids point at token 0; what they compute is never read.
+    Where the prompts are alone with a single completion each, that is part of the trunk, and G is 0.
     """
 
-    trunks: Tensor  # [P, L] int64, places in the packed row
-    branches: Tensor  # [P', G, T] int64, of the first P' trunks; P' may be 0
-    prefix_lengths: Tensor  # [P'] int64, the tokens of the first P' trunks
-    longest_prefix: int
-    places: Tensor  # [N] int64: where each token is in the flattened trunks, followed by the flattened branches
+    trunks: tuple[int, int]  # P, L
+    branches: tuple[int, int, int]  # P, G, T
+    trunk_lengths: Tensor  # [P] int64
     biases: dict[int | None, tuple[Tensor | None, Tensor | None, Tensor | None]] = field(default_factory=dict)
 
-    def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.squeeze(0).transpose(0, 1) for x in (q, k, v))  # [N, H, d]
-        q_trunk, k_trunk, v_trunk = (_on(x, self.trunks) for x in (q, k, v))
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Places of the trunks and of the branches."""
+        return math.prod(self.trunks), math.prod(self.branches)
+
+    def attend(self, layer: Layer, trunk: Sequence[Tensor], branch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Outputs [P * L, H, d] and [P * G * T, H, d], for q, k and v of the trunks and of the branches likewise."""
+        q_trunk, k_trunk, v_trunk = (x.view(*self.trunks, *x.shape[1:]) for x in trunk)
         trunk_bias, prefix_bias, branch_bias = self._biases(layer.window)
-        out = causal_attention(
+        from_trunks = causal_attention(
             q_trunk, k_trunk, v_trunk, bias=trunk_bias, scale=layer.scale, softcap=layer.softcap
         ).flatten(0, 1)
-        groups, longest = self.branches.size(0), self.longest_prefix
-        if groups:
-            from_branches = shared_prefix_attention(
-                _on(q, self.branches),
-                _on(k, self.branches),
-                _on(v, self.branches),
-                k_trunk[:groups, :longest],
-                v_trunk[:groups, :longest],
-                prefix_bias=prefix_bias,
-                bias=branch_bias,
-                scale=layer.scale,
-                softcap=layer.softcap,
-            )
-            out = torch.cat([out, from_branches.flatten(0, 2)])
-        return out.index_select(0, self.places).unsqueeze(0)
+        if not self.sizes[1]:
+            return from_trunks, branch[0]
+        q, k, v = (x.view(*self.branches, *x.shape[1:]) for x in branch)
+        from_branches = shared_prefix_attention(
+            q,
+            k,
+            v,
+            k_trunk,
+            v_trunk,
+            prefix_bias=prefix_bias,
+            bias=branch_bias,
+            scale=layer.scale,
+            softcap=layer.softcap,
+        )
+        return from_trunks, from_branches.flatten(0, 2)
 
     def _biases(self, window: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of trunks on themselves, of branches on prefixes and on themselves; None where plainly causal or all seen."""
+        """Of trunks on themselves, of branches on trunks and on themselves; None where plainly causal or all seen."""
         if window not in self.biases:
             self.biases[window] = self._make_biases(window)
         return self.biases[window]
 
     def _make_biases(self, window: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        groups, members, width = self.branches.shape
-        at = torch.arange(max(self.trunks.size(1), width), device=self.trunks.device)
+        (groups, members, width), longest = self.branches, self.trunks[1]
+        at = torch.arange(max(longest, width), device=self.trunk_lengths.device)
 
         def own(length: int) -> Tensor | None:
             if window is None or window >= length:
                 return None
             return window_bias(at[:length], at[:length], window)[None, None]
 
-        if groups == 0:
-            return own(self.trunks.size(1)), None, None
-        longest = self.longest_prefix
         keys = at[:longest].expand(groups, longest)
-        real = keys < self.prefix_lengths.unsqueeze(1)
+        real = keys < self.trunk_lengths.unsqueeze(1)
         prefix = torch.where(real, 0.0, -torch.inf)[:, None, None]
         if window is not None and window < longest + width:
-            positions = self.prefix_lengths.unsqueeze(1) + at[:width].repeat(members)
+            positions = self.trunk_lengths.unsqueeze(1) + at[:width].repeat(members)
             prefix = prefix + window_bias(positions, keys, window).unsqueeze(1)
         elif real.all():
-            return own(self.trunks.size(1)), None, own(width)
-        return own(self.trunks.size(1)), prefix, own(width)
+            return own(longest), None, own(width)
+        return own(longest), prefix, own(width)
 
 
-def _on(x: Tensor, grid: Tensor) -> Tensor:
-    """Rows of ``x`` [N, ...] on the places of a grid, [*grid, ...]."""
-    return x.index_select(0, grid.flatten()).view(*grid.shape, *x.shape[1:])
+@dataclass(frozen=True)
+class GroupLayout:
+    """Where each token of a packed row stands, and what it sees: a :class:`tether.models.attention.Layout`."""
+
+    blocks: tuple[Block, ...]
+    grids: Tensor
+    """[C] int64: the token at each place of the blocks' grids, one grid behind the other; token 0 where there is none,
+    and what is computed there is never read."""
+    places: Tensor
+    """[N] int64: the place of each token."""
+
+    def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        sizes = [size for block in self.blocks for size in block.sizes]
+        # laid out at once and then split, whose gradient is put together at once too
+        laid = [x.squeeze(0).transpose(0, 1).index_select(0, self.grids).split(sizes) for x in (q, k, v)]
+        parts = list(zip(*laid, strict=True))
+        out = [
+            part
+            for block, trunk, branch in zip(self.blocks, parts[::2], parts[1::2], strict=True)
+            for part in block.attend(layer, trunk, branch)
+        ]
+        return torch.cat(out).index_select(0, self.places).unsqueeze(0)
 
 
 @dataclass(frozen=True)
@@ -101,61 +125,116 @@ class Pack:
     ends: Tensor  # [B] int64: the place of each row's last token, if that was packed
 
 
+@dataclass(frozen=True)
+class Group:
+    """The rows of one prompt, and the tokens of theirs that are run."""
+
+    rows: list[int]
+    trunk: int
+    branches: list[int]
+    """Empty where there is one row, which is in the trunk."""
+
+    def scores(self, trunk: int, width: int) -> int:
+        """Scores of its attention on grids of these sizes."""
+        return trunk**2 + len(self.branches) * width * (trunk + width)
+
+    @property
+    def width(self) -> int:
+        return max(self.branches, default=0)
+
+
+def in_blocks(groups: list[Group]) -> list[list[Group]]:
+    """Groups of like size together: either all with as many branches, or all without."""
+    blocks: list[list[Group]] = []
+    exact = trunk = width = 0
+    for group in sorted(groups, key=lambda group: (-len(group.branches), -group.trunk, -group.width)):
+        widest = max(width, group.width)
+        if blocks and len(blocks[-1][0].branches) == len(group.branches):
+            together = (len(blocks[-1]) + 1) * group.scores(trunk, widest)
+            alone = exact + group.scores(group.trunk, group.width)
+            if together <= max(SMALL, SLACK * alone):
+                blocks[-1].append(group)
+                exact, width = alone, widest
+                continue
+        blocks.append([group])
+        trunk, width, exact = group.trunk, group.width, group.scores(group.trunk, group.width)
+    return blocks
+
+
 def pack(batch: Batch, *, ends: bool) -> Pack:
     """``batch`` as one packed row. Rows with one prompt share it.
 
     Nothing follows a completion's last token, so it is run only where its own state is wanted: ``ends``.
     """
-    prompts, completions = batch.prompt_lengths.cpu(), batch.completion_lengths.cpu()
-    run = completions - (0 if ends else 1)
+    prompts: list[int] = batch.prompt_lengths.tolist()
+    completions: list[int] = batch.completion_lengths.tolist()
+    run = [length - (0 if ends else 1) for length in completions]
     by_prompt: dict[int, list[int]] = {}
     for row, prompt in enumerate(batch.prompt_index.tolist()):
         by_prompt.setdefault(prompt, []).append(row)
-    groups = sorted(by_prompt.values(), key=lambda rows: len(rows) == 1)
-    branched = [rows for rows in groups if len(rows) > 1]
-    first = torch.tensor([rows[0] for rows in groups])
-    branch_rows = torch.tensor([row for rows in branched for row in rows], dtype=torch.int64)
-    size = torch.tensor([len(rows) for rows in branched], dtype=torch.int64)
+    groups = [
+        Group(rows, prompts[rows[0]], [run[row] for row in rows])
+        if len(rows) > 1
+        else Group(rows, prompts[rows[0]] + run[rows[0]], [])
+        for rows in by_prompt.values()
+    ]
 
-    trunk_lengths = prompts[first].clone()
-    trunk_lengths[len(branched) :] += run[first[len(branched) :]]
-    lengths = torch.cat([trunk_lengths, run[branch_rows]])
-    starts = lengths.cumsum(0) - lengths
-    trunk_shape = (len(groups), int(trunk_lengths.max()))
-    branch_shape = (len(branched), int(size.max()), int(run[branch_rows].max())) if branched else (0, 0, 0)
-    member = ranges(torch.arange(len(branched)) * branch_shape[1], size)
-    corners = torch.cat([torch.arange(len(groups)) * trunk_shape[1], math.prod(trunk_shape) + member * branch_shape[2]])
+    device, width = batch.ids.device, batch.ids.size(1)
+    # of each run of tokens: where it is in the batch, its first position, its length, its place on the grids
+    sources: list[int] = []
+    offsets: list[int] = []
+    lengths: list[int] = []
+    corners: list[int] = []
+    first_token = [0] * len(batch)  # of each row's trunk, in the packed row
+    completion_start = [0] * len(batch)
+    packed = corner = 0
+    blocks: list[Block] = []
+    for members in in_blocks(groups):
+        block = Block(
+            trunks=(len(members), max(group.trunk for group in members)),
+            branches=(len(members), len(members[0].branches), max(group.width for group in members)),
+            trunk_lengths=torch.tensor([group.trunk for group in members], device=device),
+        )
+        blocks.append(block)
+        for p, group in enumerate(members):
+            sources.append(group.rows[0] * width)
+            offsets.append(0)
+            lengths.append(group.trunk)
+            corners.append(corner + p * block.trunks[1])
+            for row in group.rows:
+                first_token[row], completion_start[row] = packed, packed + prompts[row]
+            packed += group.trunk
+        corner += block.sizes[0]
+        for p, group in enumerate(members):
+            for g, length in enumerate(group.branches):
+                row = group.rows[g]
+                sources.append(row * width + prompts[row])
+                offsets.append(prompts[row])
+                lengths.append(length)
+                corners.append(corner + (p * block.branches[1] + g) * block.branches[2])
+                completion_start[row] = packed
+                packed += length
+        corner += block.sizes[1]
+
     places = ranges(corners, lengths)
-    grids = torch.zeros(math.prod(trunk_shape) + math.prod(branch_shape), dtype=torch.int64)
-    grids[places] = torch.arange(len(places))
-    trunks, branches = grids.split([math.prod(trunk_shape), math.prod(branch_shape)])
+    grids = torch.zeros(corner, dtype=torch.int64)
+    grids[places] = torch.arange(packed)
 
-    rows = torch.cat([first, branch_rows])
-    offsets = torch.cat([torch.zeros_like(first), prompts[branch_rows]])
-    trunk_of = torch.zeros_like(prompts)
-    for start, members in zip(starts.tolist(), groups, strict=False):
-        trunk_of[members] = start
-    completion_start = trunk_of + prompts
-    completion_start[branch_rows] = starts[len(groups) :]
-    states = ranges(completion_start - 1, completions)
-    states[completions.cumsum(0) - completions] = trunk_of + prompts - 1
-    device = batch.ids.device
+    states = ranges([start - 1 for start in completion_start], completions)
+    before = torch.tensor([first + prompt - 1 for first, prompt in zip(first_token, prompts, strict=True)])
+    counts = torch.tensor(completions)
+    states[counts.cumsum(0) - counts] = before
     return Pack(
-        ids=batch.ids.flatten()[ranges(rows * batch.ids.size(1) + offsets, lengths).to(device)].unsqueeze(0),
+        ids=batch.ids.flatten()[ranges(sources, lengths).to(device)].unsqueeze(0),
         positions=ranges(offsets, lengths).unsqueeze(0).to(device),
-        layout=GroupLayout(
-            trunks=trunks.view(trunk_shape).to(device),
-            branches=branches.view(branch_shape).to(device),
-            prefix_lengths=trunk_lengths[: len(branched)].to(device),
-            longest_prefix=int(trunk_lengths[: len(branched)].max()) if branched else 0,
-            places=places.to(device),
-        ),
+        layout=GroupLayout(blocks=tuple(blocks), grids=grids.to(device), places=places.to(device)),
         states=states.to(device),
-        ends=(completion_start + completions - 1).to(device),
+        ends=(torch.tensor(completion_start) + counts - 1).to(device),
     )
 
 
-def ranges(starts: Tensor, lengths: Tensor) -> Tensor:
+def ranges(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
     """starts[i], starts[i] + 1, ... of ``lengths[i]`` numbers each, one after the other."""
-    skipped = starts - (lengths.cumsum(0) - lengths)
-    return torch.repeat_interleave(skipped, lengths) + torch.arange(int(lengths.sum()))
+    counts = torch.tensor(lengths)
+    skipped = torch.tensor(starts) - (counts.cumsum(0) - counts)
+    return torch.repeat_interleave(skipped, counts) + torch.arange(int(counts.sum()))
