@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -145,9 +146,7 @@ class DecodeLayout:
             ),
             (to_own[0].squeeze(2), to_own[1].squeeze(2)),
         )
-        whole = q.new_zeros(q.size(0), 1, q.size(1), q.size(3))
-        whole[:n, 0] = out
-        return whole
+        return F.pad(out, (0, 0, 0, 0, 0, q.size(0) - n)).unsqueeze(1) if n < q.size(0) else out.unsqueeze(1)
 
     @staticmethod
     def _attention(layer: Layer, q: Tensor, pool: Pool, reach: int, bias: Tensor) -> tuple[Tensor, Tensor]:

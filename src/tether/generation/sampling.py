@@ -25,7 +25,7 @@ def log_distribution(logits: Tensor, sampling: Sampling, *, step: Tensor, ends: 
     if sampling.min_new_tokens > 0:
         early = torch.zeros_like(scores, dtype=torch.bool).index_fill(-1, ends, True)
         scores = scores.masked_fill(early & (step < sampling.min_new_tokens).unsqueeze(1), -torch.inf)
-    if sampling.temperature > 0:
+    if sampling.temperature not in (0, 1):
         scores = scores / sampling.temperature
     if 0 < sampling.top_k_tokens < scores.size(-1):
         kth = scores.topk(sampling.top_k_tokens).values[:, -1:]
