@@ -113,6 +113,17 @@ def test_in_bfloat16_they_are_close(tiny):
     assert float(gap.mean()) < 0.1 * float(sampled.std())
 
 
+def test_so_it_is_in_a_model_large_enough_for_several_threads():
+    base = load_policy("base")
+    generator = torch.Generator().manual_seed(4)
+    sizes = [40, 3, 17, 25, 9, 31, 12, 50, 22]
+    prompts = [Prompt(ids=tuple(torch.randint(5, 4000, (n,), generator=generator).tolist()), text="p") for n in sizes]
+    sampling = Sampling(max_new_tokens=20)
+    whole = run(Engine, base, sampling, prompts=prompts, group_size=9)
+    for rows in (20, 33):
+        assert run(Engine, base, sampling, prompts=prompts, group_size=9, budget=Budget(max_rows=rows)) == whole
+
+
 def test_each_prompt_is_computed_and_kept_once(llama, monkeypatch):
     run_tokens = []
     forward = llama[0].base_model.forward

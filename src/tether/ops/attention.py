@@ -25,6 +25,10 @@ from torch import Tensor
 
 aten: Any = torch.ops.aten
 
+FEW = 4
+"""Queries of which a CPU's kernel has fewer are repeated: products of 4 rows and more round a row alike whatever the
+others are, products of fewer do not (measured)."""
+
 
 def plain_attention(
     q: Tensor,
@@ -59,19 +63,27 @@ def fused_attention(
     q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, causal: bool = False, scale: float
 ) -> tuple[Tensor, Tensor]:
     """What :func:`plain_attention` gives without a soft cap, by torch's fused kernel; not differentiable by itself."""
+    shape = q.shape
+    if not causal:
+        q, bias = _fold(q, k), _fold_bias(bias, q, k)
     if q.device.type == "cpu":
+        rows = q.size(2)
+        if rows < FEW:
+            q = q.repeat(1, 1, -(-FEW // rows), 1)
+            bias = bias if bias is None or bias.size(2) == 1 else bias.repeat(1, 1, -(-FEW // rows), 1)
         out, lse = aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=_like(bias, q), scale=scale
         )
+        out, lse = out[:, :, :rows], lse[:, :, :rows]
     else:
         out, lse, _, _ = aten._scaled_dot_product_efficient_attention(
             q, _repeat(k, q), _repeat(v, q), _aligned(bias, q, k), True, 0.0, causal, scale=scale
         )
         lse = lse.narrow(2, 0, q.size(2))
     if bias is not None and bias.size(2) > 1:  # a query may see no key, and the kernels do not agree on its lse
-        blind = bias.amax(-1) == -torch.inf
+        blind = bias.narrow(2, 0, out.size(2)).amax(-1) == -torch.inf
         out, lse = out.masked_fill(blind.unsqueeze(-1), 0.0), lse.masked_fill(blind, -torch.inf)
-    return out, lse
+    return out.reshape(shape), lse.reshape(shape[:3])
 
 
 def fused_attention_backward(
@@ -91,11 +103,16 @@ def fused_attention_backward(
     With p_j = exp(s_j - lse) the gradient of a score is p_j (grad . v_j - grad . out): it needs of the other keys
     nothing but what is in ``out`` and ``lse``. That is what the kernels compute, so parts need no kernel of their own.
     """
+    shape = q.shape
+    if not causal:
+        bias = _fold_bias(bias, q, k)
+        grad, out, lse = _fold(grad, k), _fold(out, k), _fold(lse, k)
+        q = _fold(q, k)
     if q.device.type == "cpu":
-        grads: tuple[Tensor, Tensor, Tensor] = aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=_like(bias, q), scale=scale
         )
-        return grads
+        return dq.reshape(shape), dk, dv
     padded = F.pad(lse, (0, -lse.size(2) % 32), value=torch.inf)  # as that kernel's forward pass leaves it
     seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of a dropout that is off
     dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
@@ -114,7 +131,7 @@ def fused_attention_backward(
         scale=scale,
     )
     heads = k.size(1)
-    return dq, dk.unflatten(1, (heads, -1)).sum(2), dv.unflatten(1, (heads, -1)).sum(2)
+    return dq.reshape(shape), dk.unflatten(1, (heads, -1)).sum(2), dv.unflatten(1, (heads, -1)).sum(2)
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -252,6 +269,16 @@ def window_bias(query_positions: Tensor, key_positions: Tensor, window: int | No
     distance = query_positions.unsqueeze(-1) - key_positions.unsqueeze(-2)
     seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+
+
+def _fold(x: Tensor, k: Tensor) -> Tensor:
+    """The query heads that share a key head as more queries of it, [B, H, Q, ...] -> [B, H_kv, H / H_kv * Q, ...], so
+    that keys need no copies. Not for causal attention, where a query's row says what it sees."""
+    return x if x.size(1) == k.size(1) else x.reshape(x.size(0), k.size(1), -1, *x.shape[3:])
+
+
+def _fold_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    return bias if bias is None or bias.size(2) == 1 else bias.repeat(1, 1, q.size(1) // k.size(1), 1)
 
 
 def _by_group(x: Tensor) -> Tensor:
