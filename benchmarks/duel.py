@@ -107,8 +107,11 @@ class Contender:
     task: str
 
 
-def ours(task: str) -> Contender:
-    return Contender(name=OURS, python=sys.executable, module="ours", task=task)
+def ours(task: str, *, defaults: bool = False) -> Contender:
+    """tether doing as the peer does; or with its own ``defaults``: products in bfloat16 where the hardware is faster at
+    them, and a critic on the policy's states."""
+    name, task = (f"{OURS}, defaults", f"{task}:defaults") if defaults else (OURS, task)
+    return Contender(name=name, python=sys.executable, module="ours", task=task)
 
 
 def peer(name: str, module: str, task: str, *, trl: str) -> Contender:
@@ -232,8 +235,8 @@ def contest(
             for side in able if number % 2 else reversed(able):
                 wait_for_quiet(patience)
                 answer = side.turn()
-                if answer is None and side.name == OURS:
-                    raise SystemExit(f"{OURS} died\n{side.log.read_text()[-3000:]}")
+                if answer is None and side.name.startswith(OURS):
+                    raise SystemExit(f"{side.name} died\n{side.log.read_text()[-3000:]}")
                 if answer and number:
                     side.turns.append(answer)
                 said = f"{answer['seconds']:.2f} s, others {answer['others']:.2f}" if answer else side.failed

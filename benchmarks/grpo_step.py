@@ -40,7 +40,11 @@ def main() -> None:
         )
         work = flops.grpo_step(shape, lengths, group_size=GROUP_SIZE, new_tokens=new_tokens, bytes_per_number=4)
         title = f"GRPO step, {count} prompts x {GROUP_SIZE} x {new_tokens} new tokens"
-        contenders = [ours("grpo_step"), peer("TRL 1.16", "peer_trl", "grpo_step", trl="1.16")]
+        contenders = [
+            ours("grpo_step"),
+            ours("grpo_step", defaults=True),
+            peer("TRL 1.16", "peer_trl", "grpo_step", trl="1.16"),
+        ]
         report([contest(title, contenders, spec, work, rounds=args.rounds, patience=args.patience)], args)
 
 

@@ -1,6 +1,6 @@
 """tether's side of the benchmarks; every call into tether that is timed is here.
 
-    python -m benchmarks.ours rollout|grpo_step|ppo_step|reward_epoch SPEC.json
+    python -m benchmarks.ours rollout|grpo_step|ppo_step|reward_epoch[:defaults] SPEC.json
 
 Completions have equal lengths because the model and its tokenizer are left without an EOS: the sampler then draws from
 the policy's whole distribution, as it does outside a benchmark, and its log-probs are the policy's.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,10 +21,12 @@ from tether.algorithms.optimise import Optim
 from tether.data.records import load_pairs, load_prompts
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
+from tether.models.precision import round_products
 from tether.models.reward import load_reward_model
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
+from tether.runtime.device import pick_products
 from tether.types import Prompt, RolloutGroup, Sampling, StepResult
 
 Step = Callable[[], dict[str, float] | None]
@@ -37,12 +40,18 @@ def optim(spec: Spec) -> Optim:
 
 
 def load(spec: Spec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Prompt]]:
-    # tether trains in float32 alone today; spec.dtype == "bfloat16" goes in here once it has a mixed mode
     model, tokenizer = load_policy(spec.model, dtype=torch.float32, device=spec.device)
+    settle(spec, model)
     prompts = load_prompts(spec.prompts, tokenizer, context=MANY, max_new_tokens=spec.max_new_tokens)
     model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
     return model, tokenizer, prompts
+
+
+def settle(spec: Spec, model: PreTrainedModel) -> None:
+    """What float32 weights are multiplied in, as ``--products`` of the commands says it."""
+    if pick_products(spec.products, model) == "bfloat16":
+        round_products(model)
 
 
 def sampling(spec: Spec) -> Sampling:
@@ -101,11 +110,13 @@ def grpo_step(spec: Spec) -> Step:
 def ppo_step(spec: Spec) -> Step:
     model, tokenizer, prompts = load(spec)
     judge, own = load_reward_model(spec.reward_model, dtype=torch.float32, device=spec.device)
+    settle(spec, judge)
     learned = LearnedReward("judge", judge.requires_grad_(False), own, same_vocabulary=True)
     config = ppo.Config(
         group_size=1,
         kl_coef=spec.kl_coef,
         epochs_per_step=1,
+        critic_trunk=spec.critic_trunk,
         micro_batch_tokens=spec.tokens_at_once,
         sampling=sampling(spec),
         optim=optim(spec),
@@ -122,6 +133,7 @@ def ppo_step(spec: Spec) -> Step:
 
 def reward_epoch(spec: Spec) -> Step:
     model, tokenizer = load_reward_model(spec.reward_model, dtype=torch.float32, device=spec.device)
+    settle(spec, model)
     pairs = load_pairs(spec.pairs, tokenizer, context=spec.max_length)
     config = reward_model.Config(
         epochs=MANY,
@@ -140,6 +152,8 @@ def reward_epoch(spec: Spec) -> Step:
 
 
 STEPS = {"rollout": rollout, "grpo_step": grpo_step, "ppo_step": ppo_step, "reward_epoch": reward_epoch}
+DEFAULTS = {"products": "auto", "critic_trunk": False}
+"""What the commands do unasked, where a like-for-like comparison does otherwise."""
 
 
 def synchronise_with(device: str) -> Callable[[], object]:
@@ -148,5 +162,8 @@ def synchronise_with(device: str) -> Callable[[], object]:
 
 
 if __name__ == "__main__":
-    chosen, its_spec = STEPS[sys.argv[1]], Spec.read(sys.argv[2])
+    task, _, unasked = sys.argv[1].partition(":")
+    chosen, its_spec = STEPS[task], Spec.read(sys.argv[2])
+    if unasked == "defaults":
+        its_spec = replace(its_spec, **DEFAULTS)
     serve(chosen(its_spec), synchronise_with(its_spec.device))

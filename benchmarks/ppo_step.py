@@ -37,7 +37,11 @@ def main() -> None:
         )
         work = flops.ppo_step(shape, lengths, new_tokens=new_tokens, bytes_per_number=4)
         title = f"PPO step, {count} prompts, {new_tokens} new tokens"
-        contenders = [ours("ppo_step"), peer("TRL 1.12", "peer_trl", "ppo_step", trl="1.12")]
+        contenders = [
+            ours("ppo_step"),
+            ours("ppo_step", defaults=True),
+            peer("TRL 1.12", "peer_trl", "ppo_step", trl="1.12"),
+        ]
         report([contest(title, contenders, spec, work, rounds=args.rounds, patience=args.patience)], args)
 
 

@@ -45,7 +45,11 @@ def main() -> None:
             tokens_at_once=32768 if args.device == "cuda" else 8192,
         )
         title = f"reward model, {args.pairs} pairs of up to {MAX_LENGTH} tokens, {PAIRS_PER_STEP} a step"
-        contenders = [ours("reward_epoch"), peer("TRL 1.16", "peer_trl", "reward_epoch", trl="1.16")]
+        contenders = [
+            ours("reward_epoch"),
+            ours("reward_epoch", defaults=True),
+            peer("TRL 1.16", "peer_trl", "reward_epoch", trl="1.16"),
+        ]
         work = flops.reward_epoch(shape, shared, sides)
         report([contest(title, contenders, spec, work, rounds=args.rounds, patience=args.patience)], args)
 

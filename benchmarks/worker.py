@@ -42,6 +42,10 @@ class Spec:
     """Optimiser steps that one answer covers."""
     peer_rows: int = 64
     """Sequences (for reward models: pairs) that the peer takes through the model at once in training."""
+    products: str = "float32"
+    """What tether multiplies float32 weights in."""
+    critic_trunk: bool = True
+    """Whether tether's critic has a trunk of its own, as the peer's has."""
     tokens_at_once: int = 8192
     """Tokens that tether takes through the model at once in training."""
 

@@ -25,7 +25,7 @@ class RunOptions:
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
     """Of the weights."""
-    products: Products = "float32"
+    products: Products = "auto"
     """What float32 weights are multiplied in: bfloat16 rounds the operands alone, auto takes it where it is faster."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""

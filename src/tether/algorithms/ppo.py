@@ -93,8 +93,9 @@ class Config:
     """Centre and scale the advantages over the step."""
     missing_eos_penalty: float = 0.0
     """Taken off the score of a completion that was cut at the length limit."""
-    critic_trunk: bool = True
-    """The critic has a trunk of its own, copied from the policy; otherwise its head reads the policy's states."""
+    critic_trunk: bool = False
+    """The critic has a trunk of its own, copied from the policy; otherwise its head reads the policy's states, which
+    halves the arithmetic of an update and the optimiser's memory."""
     critic_learning_rate: float | None = None
     """Learning rate of the critic; the policy's unless given."""
     micro_batch_tokens: int = 8192

@@ -29,7 +29,7 @@ from tether.models.loading import (
     save_model,
 )
 from tether.models.policy import final_states
-from tether.models.precision import has_rounded_products
+from tether.models.precision import has_rounded_products, round_products
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
 from tether.types import Batch, Row
@@ -130,6 +130,8 @@ def save_reward_model(
         save_model(model, tokenizer, candidate)
         reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
         reloaded = place(reloaded, model.device)
+        if has_rounded_products(model):  # the file is what is on trial here, not the rounding
+            round_products(reloaded)
         batch = Batch.collate(probes, model.device)
         mask = length_mask(batch.lengths, batch.ids.size(1))
         with torch.no_grad():

@@ -8,7 +8,7 @@ import time
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from tether.errors import ConfigError
@@ -17,6 +17,8 @@ Dtype = Literal["float32", "bfloat16"]
 Products = Literal["auto", "float32", "bfloat16"]
 WORTH_ROUNDING = 1.5
 """How much faster bfloat16 products have to be to be taken unasked."""
+SMALL_MATRIX = 2**16
+"""Weights of a matrix, of which smaller ones gain nothing."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -36,37 +38,39 @@ def pick_dtype(name: Dtype) -> torch.dtype:
 
 
 def pick_products(name: Products, model: nn.Module) -> Dtype:
-    """What a model of float32 weights multiplies in. ``auto`` measures the rate of its largest matrix on 1024 rows;
-    weights of bfloat16 leave no choice.
+    """What a model of float32 weights multiplies in; weights of bfloat16 leave no choice.
+
+    ``auto`` takes bfloat16 where large products in it are faster by half at least, which hardware either has
+    instructions for or not, so that the answer does not hang on the moment. A model too small to gain stays in float32.
     """
     if name != "auto":
         return name
-    weights = [layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)]
-    largest = max(weights, key=torch.Tensor.numel)
+    largest = max(
+        (layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)), key=Tensor.numel
+    )
     if largest.dtype == torch.bfloat16:
         return "bfloat16"
-    shape = (1024, *largest.shape)
-    full, rounded = (matrix_rate(dtype, largest.device, shape=shape) for dtype in (torch.float32, torch.bfloat16))
+    if largest.numel() < SMALL_MATRIX:
+        return "float32"
+    full, rounded = (matrix_rate(dtype, largest.device) for dtype in (torch.float32, torch.bfloat16))
     return "bfloat16" if rounded >= WORTH_ROUNDING * full else "float32"
 
 
-def matrix_rate(dtype: torch.dtype, device: torch.device, *, shape: tuple[int, ...] | None = None) -> float:
-    """FLOP/s of a product [m, k] [k, n], 2 m k n operations; of two large square matrices unless ``shape`` (m, k, n) is
-    given. The best reading in a tenth of a second.
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of a large square product, 2 n^3 operations: the best reading in a tenth of a second.
 
     On CUDA a reading is several products in a row, so that the wait for the last one does not count much.
     """
     size, products = (4096, 8) if device.type == "cuda" else (1024, 1)
-    m, k, n = shape or (size, size, size)
     generator = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(*sides, device=device, generator=generator).to(dtype) for sides in ((m, k), (k, n)))
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best, stop = 0.0, time.perf_counter() + 0.1
     while best == 0.0 or time.perf_counter() < stop:
         start = time.perf_counter()
         for _ in range(products):
             product = a @ b
         float(product[0, 0])
-        best = max(best, products * 2 * m * k * n / (time.perf_counter() - start))
+        best = max(best, products * 2 * size**3 / (time.perf_counter() - start))
     return best
 
 
