@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 LOGIT_BYTES = 128 * 2**20
 """float32 logits of this many bytes are kept from the forward pass to the backward pass; of more, only a chunk of rows
 is alive at a time, of at most as many bytes."""
-CHUNKS = 32
+CHUNKS = 64
 """Logits that are not kept are cut into at least so many chunks."""
 CACHE_BYTES, LAUNCH_BYTES = 2**20, 2**25
 """The softmax goes through a chunk in blocks of about this size: on a CPU what stays in the cache, elsewhere what is
