@@ -55,8 +55,9 @@ def chunked_logprobs(
     """``(logp,)`` straight from hidden states, or with ``entropy`` ``(logp, entropy)``, in little memory.
 
     Equal to ``token_logprobs(project(hidden), ids)`` and ``token_entropy(project(hidden))``. Logits of at most
-    ``logit_bytes`` are kept for the backward pass; of more, each chunk's are computed again there. An entropy that is
-    not differentiated costs nothing in the backward pass.
+    ``logit_bytes`` are kept for the backward pass; of more, each chunk's are computed again there, and then gradients
+    are had from ``backward()`` and not from ``torch.autograd.grad``. An entropy that is not differentiated costs
+    nothing in the backward pass.
 
     Shapes: ``hidden`` [N, D], ``ids`` [N] int64; the results are [N], float32. ``project`` maps [n, D] to [n, V] row by
     row, for any n from 0, by anything differentiable, such as a product and a soft cap.
@@ -72,7 +73,9 @@ def chunked_logprobs(
         return one(hidden, ids)
     size = max(1, min(count // CHUNKS, logit_bytes // row_bytes))
     parts = [
-        checkpoint(one, rows, targets, use_reentrant=False, preserve_rng_state=False)
+        # reentrant where it can be: each chunk's gradient of the weights then goes into theirs at once, in place of
+        # waiting in a sum of its own, as large as they are
+        checkpoint(one, rows, targets, use_reentrant=hidden.requires_grad, preserve_rng_state=False)
         if torch.is_grad_enabled()
         else one(rows, targets)
         for rows, targets in zip(hidden.split(size), ids.split(size), strict=True)
