@@ -71,6 +71,8 @@ def load_pretrained(
     broken = [key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     if broken:
         raise ModelError(f"{name}: {len(broken)} tensors hold weights that are not finite, the first is {broken[0]}")
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers before 5.23 takes sdpa, which leaves the soft cap out
     return model.eval()
 
 
