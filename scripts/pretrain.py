@@ -19,7 +19,6 @@ given ``<s>``, summed over texts, divided by their characters, measured on the r
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import random
@@ -27,12 +26,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from tether.models.precision import round_products
 
 BOS, EOS, PAD = 0, 1, 2
 BUCKET = 16
@@ -59,33 +59,6 @@ def batches(texts: list[list[int]], tokens_per_batch: int, rng: random.Random) -
     rng.shuffle(plan)
     for width, rows in plan:
         yield torch.tensor([row + [PAD] * (width - len(row)) for row in rows])
-
-
-class RoundedLinear(torch.autograd.Function):
-    """x W^T, its operands rounded to bfloat16 here and in the backward pass; accumulated and handed on in float32."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        x, weight = x.bfloat16(), weight.bfloat16()
-        ctx.save_for_backward(x, weight)
-        return (x @ weight.T).float()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x, weight = ctx.saved_tensors
-        gradient = gradients[0].bfloat16()
-        return (gradient @ weight).float(), (gradient.flatten(0, -2).T @ x.flatten(0, -2)).float()
-
-
-def round_products(model: LlamaForCausalLM) -> None:
-    """Give every linear layer of the model :class:`RoundedLinear` for its product."""
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear):
-            layer.forward = functools.partial(_rounded, layer)
-
-
-def _rounded(layer: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return RoundedLinear.apply(x, layer.weight)
 
 
 def token_loss(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
