@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GptOssConfig, MambaConfig
 
 from conftest import ARCHITECTURES, byte_tokenizer
 from tether.errors import ModelError
@@ -243,3 +243,25 @@ def test_weights_that_are_not_finite_are_refused(tiny, tmp_path, load):
     save_model(model, tokenizer, tmp_path / "diverged")
     with pytest.raises(ModelError, match=r"1 tensors hold weights that are not finite, the first is .*norm"):
         load(str(tmp_path / "diverged"))
+
+
+@pytest.mark.parametrize("kind", ["gpt_oss", "mamba", "bloom"])
+def test_a_model_whose_prompts_cannot_be_shared_is_refused(kind, tmp_path):
+    """Attention sinks, a recurrence, a bias by distance: packed, they would compute something else without a word."""
+    shared = {"vocab_size": 264, "hidden_size": 32, "initializer_range": 0.3, "eos_token_id": 1, "pad_token_id": 2}
+    config = {
+        "gpt_oss": lambda: GptOssConfig(
+            **shared, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+            head_dim=8, num_local_experts=2, num_experts_per_tok=1, max_position_embeddings=128,
+        ),
+        "mamba": lambda: MambaConfig(**shared, num_hidden_layers=2),
+        "bloom": lambda: BloomConfig(**shared, n_layer=2, n_head=4),
+    }[kind]()  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    for name, weight in model.named_parameters():
+        if "sinks" in name:
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="mixes tokens otherwise"):
+        load_policy(str(tmp_path))
