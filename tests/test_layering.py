@@ -13,6 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tether"
 FLOORS = (
     ("ops",),
     ("errors", "seeds", "hub"),
+    ("interruption", "durations"),
     ("types",),
     ("data",),
     ("models",),
