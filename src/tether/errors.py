@@ -38,7 +38,15 @@ class RunError(TetherError):
     """A run directory that cannot be used."""
 
 
+class MemoryShortError(TetherError):
+    """What has to be computed does not fit into memory, in however small pieces."""
+
+
 class GuardError(TetherError):
     """A guard stopped the run: a quantity that must be finite was not, or a limit was passed."""
 
     exit_code = 3
+
+
+class NotFiniteError(GuardError):
+    """A loss, a gradient or another quantity is not finite."""
