@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
 import pydantic
-import yaml
 
 from tether.errors import ConfigError
+from tether.untrusted import read_flat_yaml
 
 Command = TypeVar("Command")
 
@@ -117,22 +117,10 @@ def coerce(option: Option, value: Any, *, where: str) -> Any:
 
 def read_yaml(path: str, name: str, options: Sequence[Option]) -> dict[str, Any]:
     """The flat options in a YAML file, names checked and values coerced. A run's ``config.yaml`` is such a file."""
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise ConfigError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"--config {path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    if not isinstance(loaded, Mapping):
-        raise ConfigError(f"{path}: must hold options as 'name: value' lines")
     known = {option.name: option for option in options}
     values: dict[str, Any] = {}
-    for key, value in loaded.items():
-        plain = str(key).replace("-", "_")
+    for key, value in read_flat_yaml(Path(path)).items():
+        plain = key.replace("-", "_")
         if plain == "command":
             if value != name:
                 raise ConfigError(f"{path}: holds the options of 'tether {value}', and this is 'tether {name}'")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tether.errors import ConfigError
+from tether.untrusted import printable
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
@@ -54,6 +55,7 @@ def _pyplot() -> Any:
             "axes.grid": True,
             "grid.alpha": 0.25,
             "legend.frameon": False,
+            "text.parse_math": False,  # the name of a reward may hold a $
         }
     )
     return plt
@@ -68,13 +70,11 @@ def figure(panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, hei
         axis.remove()
     for axis, panel in zip(axes.flat, panels, strict=False):
         for one in panel.series:
-            style = "--" if one.dashed else "-"
+            style, label = "--" if one.dashed else "-", printable(one.label)
             if one.points:
-                axis.errorbar(
-                    one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=one.label, capsize=3, zorder=3
-                )
+                axis.errorbar(one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=label, capsize=3, zorder=3)
             else:
-                axis.plot(one.x, one.y, style, color=one.colour, label=one.label, linewidth=1.6)
+                axis.plot(one.x, one.y, style, color=one.colour, label=label, linewidth=1.6)
         axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         if len(panel.series) > 1:
             axis.legend(fontsize=8)

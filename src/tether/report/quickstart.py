@@ -8,6 +8,7 @@ from typing import Any
 
 from tether.report.page import paragraph, plot, samples, section, table, write_page
 from tether.report.plots import COLOURS, Panel, Series, series_of, svg
+from tether.report.run import reading
 from tether.runtime.directory import read_metrics
 from tether.types import Metrics
 
@@ -103,8 +104,8 @@ def before_and_after(path: Path, prompts: int = 6) -> str:
     return samples(shown)
 
 
-def quickstart_report(path: Path) -> Path:
-    """Write ``report.html`` of a quickstart's directory from the files in it; gives its path."""
+def sections_of(path: Path) -> list[str]:
+    """What the page of a quickstart's directory shows, from the files in it."""
     summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
     methods, judge = summary["methods"], summary["reward_model"]
     runs = {name: read_metrics(path / name) for name in methods if name != "base"}
@@ -131,10 +132,7 @@ def quickstart_report(path: Path) -> Path:
         ]
         for name, row in methods.items()
     ]
-    write_page(
-        path / "report.html",
-        "tether quickstart",
-        "A small language model through all of RLHF: an annotator's choices, a reward model, and three ways to use it.",
+    return [
         section(
             "What each method gained",
             table(header, cells),
@@ -161,5 +159,17 @@ def quickstart_report(path: Path) -> Path:
             ),
         ),
         section("Before and after, the first completions of the first held-out prompts", before_and_after(path)),
+    ]
+
+
+def quickstart_report(path: Path) -> Path:
+    """Write ``report.html`` of a quickstart's directory; gives its path."""
+    with reading(path):
+        sections = sections_of(path)
+    write_page(
+        path / "report.html",
+        "tether quickstart",
+        "A small language model through all of RLHF: an annotator's choices, a reward model, and three ways to use it.",
+        *sections,
     )
     return path / "report.html"

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from tether.errors import RunError
 from tether.report.page import paragraph, plot, samples, section, table, write_page
 from tether.report.plots import COLOURS, Panel, series_of, svg
 from tether.runtime.directory import CONFIG, read_metrics
 from tether.types import Metrics
+from tether.untrusted import read_flat_yaml
 
 PANELS = (
     ("Reward", ("reward", "reward/selected")),
@@ -25,6 +26,15 @@ PANELS = (
     ("Seconds a step", ("step_time",)),
 )
 """Title and metrics of each plot; one whose metrics a run does not have is left out."""
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """What ``file`` holds that tether does not write there is a :class:`RunError` that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
+        raise RunError(f"{file}: not as tether writes it ({type(error).__name__}: {error})") from error
 
 
 def panels_of(rows: list[Metrics]) -> list[Panel]:
@@ -49,23 +59,27 @@ def last_samples(path: Path, most: int = 8) -> list[tuple[str, str, str]]:
         return []
     import pyarrow.parquet
 
-    rows = sorted(pyarrow.parquet.read_table(files[-1]).to_pylist(), key=lambda row: -row["score"])
-    shown = rows if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
-    return [(f"{row['score']:+.2f}", row["prompt"], row["completion"]) for row in shown]
+    with reading(files[-1]), files[-1].open("rb") as file:  # pyarrow takes some names for addresses
+        rows = sorted(pyarrow.parquet.read_table(file).to_pylist(), key=lambda row: -row["score"])
+        shown = rows if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
+        return [(f"{row['score']:+.2f}", str(row["prompt"]), str(row["completion"])) for row in shown]
+
+
+def held_out_table(file: Path) -> str:
+    """The evaluation in a ``summary.json``, or nothing where the run had no held-out prompts."""
+    with reading(file):
+        evaluation = json.loads(file.read_text(encoding="utf-8")).get("evaluation") or {}
+        names = ["reward", "reward_ci95", "kl", "win_rate", "mean_length", "distinct_2"]
+        cells = [[who, *(f"{found[name]:.3f}" for name in names)] for who, found in evaluation.items()]
+        return section("On held-out prompts", table(["model", *names], cells)) if cells else ""
 
 
 def run_report(path: Path) -> Path:
     """Write ``report.html`` into a run directory from what the run left there; gives its path."""
     rows = read_metrics(path)
-    config: dict[str, Any] = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-    summary_file = path / "summary.json"
-    parts = []
-    if summary_file.is_file():
-        evaluation = json.loads(summary_file.read_text(encoding="utf-8")).get("evaluation") or {}
-        if evaluation:
-            names = ["reward", "reward_ci95", "kl", "win_rate", "mean_length", "distinct_2"]
-            cells = [[who, *(f"{found[name]:.3f}" for name in names)] for who, found in evaluation.items()]
-            parts.append(section("On held-out prompts", table(["model", *names], cells)))
+    config = read_flat_yaml(path / CONFIG)
+    summary = path / "summary.json"
+    parts = [held_out_table(summary)] if summary.is_file() else []
     if rows:
         parts.append(
             section("Over the steps", plot(svg(panels_of(rows)), "Each figure is one row of metrics.jsonl a step."))

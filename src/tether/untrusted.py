@@ -1,0 +1,73 @@
+"""What comes from elsewhere, made fit to use: text for a terminal, addresses for a log, YAML for options."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from tether.errors import ConfigError
+
+_USER = re.compile(r"(?<=:/)(/?)[^/\s'\"]*@")
+_QUERY = re.compile(r"(:/[^\s'\"?]*\?)[^\s'\"]*[^\s'\":]")
+
+
+def printable(text: str) -> str:
+    """``text`` with an escape in place of every character that is not to be seen, as JSON writes it.
+
+    A terminal obeys control characters, and a lone surrogate cannot be written at all. A line of JSON stays the same
+    JSON.
+
+    >>> printable("\\x1b[31mred")
+    '\\\\u001b[31mred'
+    """
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """``text`` as the one line that an error is: printable, and without the secrets in its addresses."""
+    return printable(redacted(" ".join(text.split())))
+
+
+def redacted(text: str) -> str:
+    """``text`` without the user and the query of an address, which may hold a password or a signature.
+
+    >>> redacted("https://me:secret@host/file?token=secret: no such file")
+    'https://***@host/file?***: no such file'
+    """
+    return _QUERY.sub(r"\1***", _USER.sub(r"\1***@", text))
+
+
+def read_flat_yaml(path: Path) -> dict[str, Any]:
+    """The ``name: value`` lines of a YAML file; a value is a scalar or a flat collection of them.
+
+    References are not followed: a few lines of them can stand for gigabytes. Raises :class:`ConfigError`.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 2 or isinstance(event, yaml.AliasEvent):
+                what = "a reference" if isinstance(event, yaml.AliasEvent) else "a collection in a collection"
+                line = event.start_mark.line + 1 if event.start_mark else 1
+                raise ConfigError(f"{path}:{line}: {what}, and options are 'name: value' lines")
+        loaded = yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    except ValueError as error:  # a 31st of June, a number of five thousand digits
+        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{path}: must hold options as 'name: value' lines")
+    return {str(key): value for key, value in loaded.items()}
