@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 
 from commandline import contents, tether, workspace, write_rows
+from tether.cli import main
 from tether.report.page import samples, write_page
 from tether.report.plots import Panel, Series, svg
+from tether.runtime.files import remove, whole
 from tether.untrusted import one_line, printable, redacted
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -241,10 +243,15 @@ def pickled_weights(name: str) -> Callable[[Path], None]:
     return change
 
 
-def index_of_pickles(model: Path) -> None:
-    pickled_weights("pytorch_model.bin")(model)
-    index = {"metadata": {}, "weight_map": {"lm_head.weight": "pytorch_model.bin"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+def index_of(file: str) -> Callable[[Path], None]:
+    """Weights in several files, the first of them a pickle beside the model or a file elsewhere."""
+
+    def change(model: Path) -> None:
+        pickled_weights("pytorch_model.bin")(model)
+        index = {"metadata": {}, "weight_map": {"lm_head.weight": file}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return change
 
 
 def adapter(model: Path) -> None:
@@ -279,12 +286,18 @@ REFUSED = {
         settle("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.A", "evil.A"]}, tokenizer_class="A"),
         "custom code",
     ),
-    "a kernel from the hub": (settle("config.json", _attn_implementation="nobody/nothing:f"), "cannot be loaded"),
     "pickled weights": (pickled_weights("pytorch_model.bin"), "weights in a pickle are not loaded"),
     "a pickle named safetensors": (pickled_weights("model.safetensors"), "cannot be loaded"),
-    "an index that names a pickle": (index_of_pickles, "weights"),
     "an adapter": (adapter, "cannot be loaded"),
 }
+
+
+WITHHELD = {
+    "a kernel from the hub": (settle("config.json", _attn_implementation="nobody/nothing:f"), "nobody/nothing:f"),
+    "an index that names a pickle": (index_of("pytorch_model.bin"), "'pytorch_model.bin'"),
+    "an index that points elsewhere": (index_of("../other/model.safetensors"), "'../other/model.safetensors'"),
+}
+"""Refused before transformers would fetch, unpickle or follow them."""
 
 
 @pytest.fixture
@@ -308,6 +321,17 @@ def test_a_model_that_needs_code_or_a_pickle_is_refused(kind, model, capfd, monk
     assert not Path("out").exists()
 
 
+@pytest.mark.xfail(strict=True, reason="models.loading leaves these to transformers")
+@pytest.mark.parametrize("kind", WITHHELD)
+def test_what_a_model_asks_for_elsewhere_is_withheld(kind, model, capfd, monkeypatch):
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("torch.load was called"))
+    change, says = WITHHELD[kind]
+    change(model)
+    said = complaint(f"{TASK} --model m --out out", capfd)
+    assert "json" in said
+    assert says in said
+
+
 def test_the_hostile_pickle_is_one(here):
     """Without this, the tests above could pass with a pickle that does nothing."""
     pickle.loads(pickle.dumps(Touch()))
@@ -329,6 +353,22 @@ def test_a_chat_template_stays_in_its_sandbox(template, model, capfd):
     said = complaint(f"{GRPO} --prompts chat.jsonl --reward r.py:fn --model m --out out", capfd)
     assert "the chat template of m refuses the conversation" in said
     assert "unsafe" in said
+
+
+@pytest.mark.xfail(strict=True, reason="data.tokenise.render lets errors through that are not jinja's")
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{{ 1 / 0 }}", "ZeroDivisionError"),
+        ("{% for i in range(99999999) %}x{% endfor %}", "OverflowError"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+    ],
+)
+def test_a_chat_template_that_fails_is_one_line(template, says, model, capfd):
+    (model / "chat_template.jinja").write_text(template)
+    write_rows(Path("chat.jsonl"), [{"prompt": [{"role": "user", "content": "hi"}]}])
+    assert says in complaint(f"{GRPO} --prompts chat.jsonl --reward r.py:fn --model m --out out", capfd)
 
 
 def test_a_script_that_comes_with_data_is_not_run(here, tiny, capfd):
@@ -401,6 +441,76 @@ def test_garbage_in_a_run_directory_is_one_line(kind, here, capfd):
     run = run_directory(file, content)
     assert str(run) in complaint("report run", capfd)
     assert not (run / "report.html").exists()
+
+
+METRICS = {
+    "not UTF-8": b"\xff\n",
+    "a list": b"[1]\n",
+    "nothing": b"null\n",
+    "text": b'{"step": 1.0, "reward": "high"}\n',
+    "an object": b'{"step": 1.0, "reward": {"a": 1}}\n',
+    "depth": b"[" * 100_000 + b"\n",
+    "a long number": b'{"step": ' + b"9" * 5000 + b"}\n",
+}
+
+
+@pytest.mark.xfail(strict=True, reason="runtime.directory.read_metrics takes any JSON")
+@pytest.mark.parametrize("kind", METRICS)
+def test_metrics_are_objects_of_numbers(kind, here, capfd):
+    run = run_directory("metrics.jsonl", b'{"step": 0.0}\n' + METRICS[kind])
+    assert f"{run}/metrics.jsonl:2" in complaint("report run", capfd)
+
+
+def linked(here: Path, name: str) -> Path:
+    """A link called ``name`` to a directory that holds a year's work; gives the work."""
+    target = here / "elsewhere"
+    target.mkdir()
+    work = target / "thesis.tex"
+    work.write_text("a year")
+    (here / name).symlink_to(target)
+    return work
+
+
+def test_a_run_is_replaced_and_what_its_links_point_to_is_not(here, tiny):
+    assert tether(f"{TASK} --out out --quiet --model", tiny) == 0
+    for name in ("model", "checkpoints"):
+        shutil.rmtree(here / "out" / name)
+    work = linked(here, "out/model")
+    (here / "out" / "checkpoints").symlink_to(work.parent)
+    assert tether(f"{TASK} --out out --quiet --overwrite --model", tiny) == 0
+    assert contents(work.parent) == {"thesis.tex": b"a year"}
+    assert not (here / "out" / "model").is_symlink()
+
+
+@pytest.mark.xfail(strict=True, reason="runtime.files follows links to directories")
+def test_a_link_is_replaced_and_what_it_points_to_is_not(here):
+    work = linked(here, "model")
+    with whole(here / "model") as partial:
+        partial.mkdir()
+    assert not (here / "model").is_symlink()
+    (here / "again").symlink_to(work.parent)
+    remove(here / "again")
+    assert not os.path.lexists(here / "again")
+    assert work.read_text() == "a year"
+
+
+@pytest.mark.xfail(strict=True, reason="runtime.directory finds out when the first step is over")
+@pytest.mark.parametrize("more", ["", " --overwrite"])
+def test_a_link_as_the_run_directory_is_refused(more, here, tiny, capfd):
+    work = linked(here, "out")
+    work.with_name("config.yaml").write_text("command: grpo\n")
+    assert "is a link" in complaint(f"{TASK} --out out{more} --model", capfd, tiny)
+    assert work.is_file()
+
+
+@pytest.mark.xfail(strict=True, reason="pyarrow takes these names for addresses")
+def test_a_run_directory_that_reads_as_an_address_is_a_directory(here, tiny):
+    write_rows(here / "p.jsonl", [{"prompt": "a"}])
+    assert tether(f"{TASK} --out mock:/out --quiet --model", tiny) == 0
+    assert tether("report mock:/out") == 0
+    assert (
+        tether(f"{GRPO} --prompts mock:/out/rollouts/step_000001.parquet --reward r.py:fn --out two --model", tiny) == 0
+    )
 
 
 # Names and texts ----------------------------------------------------------------------------------------------------
@@ -495,6 +605,36 @@ def test_what_a_terminal_would_obey_is_escaped():
     assert one_line("a\n\tb\x1b") == r"a b\u001b"
 
 
+ORDER = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e"
+"""What a terminal obeys."""
+
+
+@pytest.mark.xfail(strict=True, reason="cli.main prints an error as it is")
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["grpo", "--reward", ORDER, "--model", "base", "--prompts", "p.jsonl", "--out", "out"],
+        ["grpo", "--reward", "r.py:fn", "--model", ORDER, "--prompts", "p.jsonl", "--out", "out"],
+        ["report", ORDER],
+        [ORDER],
+    ],
+)
+def test_an_error_gives_no_orders_to_the_terminal(line, here, capfd):
+    assert main(line) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.isprintable()
+    assert r"\u001b]0;owned" in said
+
+
+@pytest.mark.xfail(strict=True, reason="commands.generate prints a completion as it is")
+def test_samples_give_no_orders_to_the_terminal(here, tiny, capfd):
+    write_rows(here / "p.jsonl", [{"prompt": f"a {ORDER}"}])
+    assert tether("generate --prompts p.jsonl --max-new-tokens 30 --group-size 8 --model", tiny) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert all(line.isprintable() for line in lines)
+    assert [json.loads(line)["prompt"] for line in lines] == [f"a {ORDER}"] * 8
+
+
 # Secrets ------------------------------------------------------------------------------------------------------------
 
 KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY")
@@ -529,3 +669,29 @@ def test_no_secret_of_the_environment_is_written_or_printed(here, tiny, capfd, m
 )  # fmt: skip
 def test_an_address_is_shown_without_its_secrets(text, shown):
     assert redacted(text) == shown
+
+
+ADDRESS = "https://me:secret@host/x?token=secret"
+
+
+@pytest.mark.xfail(strict=True, reason="cli.main prints an error as it is")
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"{TASK} --out out --model {ADDRESS}",
+        f"{GRPO} --model base --out out --prompts {ADDRESS} --reward r.py:fn",
+        f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}",
+        f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}:fn=2",
+        f"{TASK} --model base --out {ADDRESS}",
+        f"{TASK} --model base --out out --config {ADDRESS}",
+        f"{TASK} --model base --out out --kl-coef {ADDRESS}",
+        f"report {ADDRESS}",
+        f"report run {ADDRESS}",
+        ADDRESS,
+    ],
+)
+def test_no_error_repeats_the_secrets_of_an_address(line, here, capfd):
+    said = complaint(line, capfd)
+    assert "secret" not in said
+    assert "host" in said
+    assert not Path("https:").exists()

@@ -61,6 +61,5 @@ def write_page(path: Path, title: str, lead: str, *sections: str) -> None:
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{"".join(sections)}</body></html>\n'
     )
     with whole(path) as partial:
-        partial.write_text(
-            html, encoding="utf-8", errors="backslashreplace"
-        )  # of half a character, which JSON may hold
+        # JSON may hold half a character, which UTF-8 cannot
+        partial.write_text(html, encoding="utf-8", errors="backslashreplace")
