@@ -126,6 +126,41 @@ def test_weights_that_are_not_usable(same):
         same.values(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
 
 
+# -- memory that runs out -------------------------------------------------------------------------------------------
+
+
+def scorer_of(budget, tried):
+    """``score_sequences`` on a machine that holds ``budget`` tokens at a time."""
+
+    def score(model, rows, *, token_budget):
+        tried.append(token_budget)
+        if token_budget > budget:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore of it")
+        return score_sequences(model, rows, token_budget=token_budget)
+
+    return score
+
+
+def test_memory_that_runs_out_halves_the_budget_and_changes_no_score(same, monkeypatch):
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), *(completion([6 + i] * (3 + i) + [EOS]) for i in range(6)))
+    expected = same.values(groups)[0]
+    tried: list[int] = []
+    monkeypatch.setattr("tether.rewards.learned.score_sequences", scorer_of(20, tried))
+    assert same.values(groups)[0] == pytest.approx(expected, abs=1e-5)
+    assert tried == [16384 >> i for i in range(11)]
+    tried.clear()
+    same.values(groups)
+    assert tried == [16]  # what fitted is kept
+
+
+def test_a_row_that_does_not_fit_is_an_error(same, monkeypatch):
+    tried: list[int] = []
+    monkeypatch.setattr("tether.rewards.learned.score_sequences", scorer_of(0, tried))
+    with pytest.raises(RewardError, match=r"^reward 'judge': out of memory, .*2 GiB\); lower max_new_tokens, or .*$"):
+        same.values(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
+    assert tried[-1] == 1
+
+
 # -- another vocabulary ---------------------------------------------------------------------------------------------
 
 

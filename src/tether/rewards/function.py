@@ -5,38 +5,55 @@
 It is called once a step with flat lists, one entry a completion. Conversational prompts arrive as lists of messages,
 and their completions as one assistant message; the data's other columns arrive by name. It may be async, may return
 None for a completion it does not apply to, and may return a list of floats for a completion: one reward a token.
+
+It runs in the main thread, as signal handlers need it (math-verify's SIGALRM is one); an async one runs in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tether.data.tokenise import Text
 from tether.errors import RewardError
+from tether.interruption import DeadlineError, Interrupted
 from tether.rewards.combine import RewardValue
+from tether.rewards.supervision import supervised
 from tether.types import Completion, Prompt, RolloutGroup
 
 
 @dataclass(frozen=True)
 class FunctionReward:
-    """A :class:`tether.rewards.combine.Reward` that calls ``function``."""
+    """A :class:`tether.rewards.combine.Reward` that calls ``function``.
+
+    A call fails when it raises, takes longer than ``deadline`` seconds (None for no limit), or returns what cannot be
+    a reward. It is then made again up to ``retries`` times, for which the function has to be safe to call twice.
+    """
 
     name: str
     function: Callable[..., Any]
+    deadline: float | None = None
+    retries: int = 0
 
     def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
         flat = [(group.prompt, completion) for group in groups for completion in group.completions]
+        rows = iter(supervised(self.name, lambda: self._call(flat), deadline=self.deadline, retries=self.retries))
+        return [[next(rows) for _ in group.completions] for group in groups]
+
+    def _call(self, flat: Sequence[tuple[Prompt, Completion]]) -> list[RewardValue]:
+        """One call, with lists of its own: the function may change them."""
         arguments = {
             **_columns([prompt for prompt, _ in flat]),
             "prompts": [list(p.messages) if p.messages else p.text for p, _ in flat],
@@ -46,23 +63,21 @@ class FunctionReward:
         try:
             returned = self.function(**_accepted(self.function, arguments))
             if inspect.isawaitable(returned):
-                with ThreadPoolExecutor(1) as thread:  # its own thread: in a notebook this one has a loop already
-                    returned = thread.submit(asyncio.run, _wait(returned)).result()
-        except RewardError:  # a rule that says itself what is wrong
+                returned = _awaited(returned)
+            return self._check(returned, [completion for _, completion in flat])
+        except (RewardError, DeadlineError, Interrupted, KeyboardInterrupt):  # a RewardError says itself what is wrong
             raise
-        except Exception as error:  # whatever the person's function raises becomes one line, with the cause chained
+        except BaseException as error:  # SystemExit and a panic of Rust code too: one line, with the cause chained
             raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}{_place(error)}") from error
-        checked = self._check(returned, [completion for _, completion in flat])
-        rows = iter(checked)
-        return [[next(rows) for _ in group.completions] for group in groups]
 
     def _check(self, returned: Any, completions: Sequence[Completion]) -> list[RewardValue]:
         try:
-            values = list(returned)
+            rows = iter(returned)
         except TypeError:
             raise RewardError(
                 f"reward {self.name!r} must return a list of values; it returned {type(returned).__name__}"
             ) from None
+        values = list(rows)
         if len(values) != len(completions):
             raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(completions)} completions")
         return [
@@ -114,6 +129,38 @@ def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[s
     return {name: value for name, value in arguments.items() if name in names}
 
 
+def _awaited(awaitable: Any) -> Any:
+    """What ``awaitable`` gives. It runs in a thread of its own: in a notebook this one has a loop already.
+
+    A deadline or a request to stop cancels it and goes on without waiting for it. The thread is a daemon's, so that one
+    that hangs does not keep the process from ending either.
+    """
+    outcome: Future[Any] = Future()
+    runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # sets no loop for this thread
+    loop = runner.get_loop()
+
+    def run() -> None:
+        try:
+            with runner:
+                result = runner.run(_wait(awaitable))
+        except BaseException as error:  # the caller's, who raises it
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    def cancel() -> None:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return outcome.result()
+    finally:
+        if not outcome.done():
+            with contextlib.suppress(RuntimeError):  # the loop has closed in this very moment
+                loop.call_soon_threadsafe(cancel)
+
+
 async def _wait(awaitable: Any) -> Any:
     return await awaitable
 
@@ -124,8 +171,8 @@ def _place(error: BaseException) -> str:
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
-def load_function(spec: str) -> FunctionReward:
-    """The function behind ``path/to/file.py:name`` or ``package.module:name``.
+def load_function(spec: str, *, deadline: float | None = None, retries: int = 0) -> FunctionReward:
+    """The function behind ``path/to/file.py:name`` or ``package.module:name``; ``deadline`` and ``retries`` go to it.
 
     The file may import its neighbours, and a module may lie in the working directory: both join the end of the path.
     """
@@ -138,7 +185,7 @@ def load_function(spec: str) -> FunctionReward:
             module = importlib.import_module(source)
     except RewardError:
         raise
-    except Exception as error:  # importing runs the person's code
+    except (Exception, SystemExit) as error:  # importing runs the person's code, which may be a script
         if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
             raise RewardError(
                 f"{spec}: no built-in reward has this name, and there is no module {source!r} to take {name!r} from"
@@ -148,7 +195,7 @@ def load_function(spec: str) -> FunctionReward:
     if not callable(function):
         names = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
         raise RewardError(f"{spec}: {source} has no function {name!r}; it has {', '.join(names) or 'no functions'}")
-    return FunctionReward(name, function)
+    return FunctionReward(name, function, deadline, retries)
 
 
 def _join_path(directory: Path) -> None:

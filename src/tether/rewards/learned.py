@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.data.tokenise import encode_continuation, eos_id
-from tether.errors import RewardError
+from tether.errors import MemoryShortError, RewardError
 from tether.models.loading import context_length, eos_ids
+from tether.models.memory import within_memory
 from tether.models.reward import normalised_scores, score_sequences
 from tether.rewards.combine import RewardValue
 from tether.rewards.function import as_given
 from tether.types import Completion, Finish, Prompt, RolloutGroup, Row
 
 
-@dataclass(frozen=True)
+@dataclass
 class LearnedReward:
     """The model's normalised score of prompt and completion, a :class:`tether.rewards.combine.Reward`.
 
@@ -33,6 +34,7 @@ class LearnedReward:
     tokenizer: PreTrainedTokenizerBase
     same_vocabulary: bool
     token_budget: int = 16384
+    """Tokens of a micro-batch; it is halved where memory runs out, and stays so. Scores are the same up to rounding."""
 
     def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
         rows = [self._row(group.prompt, completion) for group in groups for completion in group.completions]
@@ -42,7 +44,14 @@ class LearnedReward:
                 f"reward {self.name!r}: prompt and completion take {longest} tokens, and the reward model reads "
                 f"{limit}; lower max_new_tokens, or leave long prompts out"
             )
-        raw = score_sequences(self.model, rows, token_budget=self.token_budget)
+        try:
+            raw, self.token_budget = within_memory(
+                lambda budget: score_sequences(self.model, rows, token_budget=budget), self.token_budget
+            )
+        except MemoryShortError as error:
+            raise RewardError(
+                f"reward {self.name!r}: {error}; lower max_new_tokens, or take a smaller reward model"
+            ) from error
         scores = iter(normalised_scores(self.model, raw).tolist())
         return [[self._finite(next(scores)) for _ in group.completions] for group in groups]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,13 +41,18 @@ def resolve_reward(
     dtype: torch.dtype,
     device: torch.device | str,
     rounded: bool = False,
+    deadline: float | None = None,
+    retries: int = 0,
 ) -> Reward:
-    """The reward behind a name: a rule, a Python function or a reward model, tried in this order."""
+    """The reward behind a name: a rule, a Python function or a reward model, tried in this order.
+
+    ``deadline`` (seconds) and ``retries`` are a Python function's: what comes with tether neither hangs nor recovers.
+    """
     rule, colon, argument = spec.partition(":")
     if rule in RULES:
         return FunctionReward(rule, RULES[rule](argument if colon else None))
     if ":" in spec:
-        return load_function(spec)
+        return load_function(spec, deadline=deadline, retries=retries)
     if spec.endswith(".py"):
         raise RewardError(f"{spec}: name the function too, as in {spec}:FUNCTION")
     if not Path(spec).exists() and spec.count("/") != 1 and spec != BASE:
@@ -70,13 +76,22 @@ def resolve_scorer(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     rounded: bool = False,
+    deadline: float | None = None,
+    retries: int = 0,
 ) -> WeightedSum:
-    """All ``--reward`` values as one scorer; ``rounded`` gives reward models
-    :func:`tether.models.precision.round_products`."""
-    named = [split_weight(spec) for spec in specs]
-    return WeightedSum(
-        tuple(
-            (resolve_reward(name, tokenizer, dtype=dtype, device=device, rounded=rounded), weight)
-            for name, weight in named
-        )
+    """All ``--reward`` values as one scorer.
+
+    ``rounded`` gives reward models :func:`tether.models.precision.round_products`; ``deadline`` and ``retries`` are
+    those of each :class:`tether.rewards.function.FunctionReward` from a file or a module.
+    """
+    named = [split_weight(spec) for spec in specs]  # all of them, before the first takes its time to load
+    resolve = partial(
+        resolve_reward,
+        tokenizer=tokenizer,
+        dtype=dtype,
+        device=device,
+        rounded=rounded,
+        deadline=deadline,
+        retries=retries,
     )
+    return WeightedSum(tuple((resolve(name), weight) for name, weight in named))
