@@ -23,8 +23,8 @@ FLOORS = (
     ("runtime", "evaluation"),
     ("report",),
     ("config", "flags"),
-    ("commands", "doctor"),
-    ("quickstart",),
+    ("training",),
+    ("commands", "doctor", "quickstart", "resume"),
     ("cli",),
 )
 """From the ground up. A module imports from lower floors and from its own package, not from its neighbours."""

@@ -8,6 +8,8 @@ from typing import Any
 
 from tether import __version__
 from tether.errors import ConfigError, TetherError
+from tether.interruption import EXIT_CODE, Interrupted
+from tether.untrusted import one_line
 
 GROUPS = {
     "start here": {
@@ -20,6 +22,7 @@ GROUPS = {
         "rejection-sampling": "sample N, keep the best K, fine-tune on them",
         "ppo": "improve a policy by PPO with a value function",
         "grpo": "improve a policy by GRPO",
+        "resume": "go on with a run that was interrupted",
     },
     "look": {
         "generate": "sample completions",
@@ -56,6 +59,11 @@ def dispatch(arguments: Sequence[str]) -> None:
         from tether.flags import nearest
 
         raise ConfigError(f"unknown command {name!r}{nearest(name, known)} ('tether --help' lists them)")
+    if name == "resume":  # takes the options of the run's command too
+        from tether import resume
+
+        resume.main(rest)
+        return
     cls, body = bodies()[name]
     from tether.flags import parse
 
@@ -63,21 +71,27 @@ def dispatch(arguments: Sequence[str]) -> None:
 
 
 def bodies() -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The options and the function of every command."""
-    from tether import commands, config, doctor, quickstart
+    """The options and the function of every command but resume."""
+    from tether import commands, config, doctor, quickstart, training
 
     return {
         "quickstart": (config.Quickstart, quickstart.main),
         "doctor": (config.Doctor, doctor.main),
-        "sft": (config.SFT, commands.train_sft),
-        "reward": (config.Reward, commands.train_reward),
-        "rejection-sampling": (config.RejectionSampling, commands.train_rejection_sampling),
-        "ppo": (config.PPO, commands.train_ppo),
-        "grpo": (config.GRPO, commands.train_grpo),
+        "sft": (config.SFT, training.train_sft),
+        "reward": (config.Reward, training.train_reward),
+        "rejection-sampling": (config.RejectionSampling, training.train_rejection_sampling),
+        "ppo": (config.PPO, training.train_ppo),
+        "grpo": (config.GRPO, training.train_grpo),
         "generate": (config.Generate, commands.generate),
         "eval": (config.Eval, commands.evaluate),
         "report": (config.Report, commands.report),
     }
+
+
+def tell(arguments: Sequence[str], message: object) -> None:
+    """One line that says what went wrong."""
+    command = " ".join(["tether", *arguments[:1]])
+    print(f"{command}: {one_line(str(message))}", file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,12 +100,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dispatch(arguments)
     except TetherError as error:
-        command = " ".join(["tether", *arguments[:1]])
-        print(f"{command}: {' '.join(str(error).split())}", file=sys.stderr)
+        tell(arguments, error)
         return error.exit_code
+    except Interrupted as error:
+        tell(arguments, error)
+        return EXIT_CODE
     except KeyboardInterrupt:
-        print("tether: interrupted", file=sys.stderr)
-        return 75
+        tell(arguments, "interrupted")
+        return EXIT_CODE
     except BrokenPipeError:
         return 0
     return 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+from tether.data.checks import OnBadRows
 from tether.data.records import Overlong
+from tether.durations import seconds
 from tether.errors import ConfigError
 from tether.runtime.device import Dtype, Products
 from tether.types import Budget, Sampling
@@ -29,13 +31,29 @@ class RunOptions:
     """What float32 weights are multiplied in: bfloat16 rounds the operands alone, auto takes it where it is faster."""
     checkpoint_activations: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, a third more arithmetic."""
-    save_every: int = 0
-    """Steps between checkpoints; 0 saves one at the end."""
+    save_every: int = 10
+    """Steps between checkpoints, fine-tuning steps in rejection sampling; 0 saves one at the end."""
+    keep_last: int = 2
+    """How many of the newest checkpoints are kept."""
+    keep_best: str | None = None
+    """Keep the checkpoint with the highest value of this metric too, such as reward; the lowest with a minus before."""
+    stop_after: str | None = None
+    """Save and stop after this time, such as 3h55m; tether resume goes on."""
     quiet: bool = False
     """No progress."""
 
     def __post_init__(self) -> None:
-        ConfigError.unless({"save_every must be 0 or more": self.save_every >= 0})
+        ConfigError.unless(
+            {
+                "save_every must be 0 or more": self.save_every >= 0,
+                "keep_last must be at least 1": self.keep_last >= 1,
+            }
+        )
+        self.stop_after_seconds  # noqa: B018 - to be found wrong now
+
+    @property
+    def stop_after_seconds(self) -> float | None:
+        return None if self.stop_after is None else seconds(self.stop_after, name="stop_after")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +67,15 @@ class PromptOptions:
     eval_prompts: str | None = None
     """Held-out prompts to compare the model with its reference on, at the end."""
     overlong: Overlong = "fail"
-    """What happens to rows that do not fit the model's context."""
+    """What happens to rows that do not fit the model's context: they are dropped, or their prompts cut on the left."""
+    on_bad_rows: OnBadRows = "fail"
+    """What happens to rows that cannot be used: they stop the command, or are left out and written down."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
+    reward_deadline: str = "30m"
+    """A reward function that takes longer than this for one step has failed."""
+    reward_retries: int = 0
+    """Call a reward function that failed again, so many times; only for one that may see the same completions twice."""
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
@@ -61,8 +85,14 @@ class PromptOptions:
                     self.reward
                 ),
                 "rollouts_every must be 0 or more": self.rollouts_every >= 0,
+                "reward_retries must be 0 or more": self.reward_retries >= 0,
             }
         )
+        self.reward_deadline_seconds  # noqa: B018 - to be found wrong now
+
+    @property
+    def reward_deadline_seconds(self) -> float:
+        return seconds(self.reward_deadline, name="reward_deadline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +132,9 @@ class SFT:
     eval_data: str | None = None
     """Held-out rows of the same kind; their loss is measured at the end of each epoch."""
     overlong: Overlong = "fail"
-    """What happens to rows that do not fit the model's context."""
+    """What happens to rows that do not fit the model's context: they are dropped, or their prompts cut on the left."""
+    on_bad_rows: OnBadRows = "fail"
+    """What happens to rows that cannot be used: they stop the command, or are left out and written down."""
     run: RunOptions
     sft: sft.Config = field(default_factory=sft.Config)
 
@@ -120,7 +152,9 @@ class Reward:
     eval_share: float = 0.1
     """The share of the pairs that is held out when no eval_pairs are given."""
     overlong: Overlong = "fail"
-    """What happens to rows that do not fit the model's context."""
+    """What happens to rows that do not fit the model's context: they are dropped, or their prompts cut on the left."""
+    on_bad_rows: OnBadRows = "fail"
+    """What happens to rows that cannot be used: they stop the command, or are left out and written down."""
     run: RunOptions
     reward: reward_model.Config = field(default_factory=reward_model.Config)
 
@@ -184,7 +218,9 @@ class Generate:
     seed: int = 0
     """Decides every completion."""
     overlong: Overlong = "fail"
-    """What happens to rows that do not fit the model's context."""
+    """What happens to rows that do not fit the model's context: they are dropped, or their prompts cut on the left."""
+    on_bad_rows: OnBadRows = "fail"
+    """What happens to rows that cannot be used: they stop the command, or are left out and written down."""
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
@@ -219,7 +255,9 @@ class Eval:
     seed: int = 0
     """Decides every completion."""
     overlong: Overlong = "fail"
-    """What happens to rows that do not fit the model's context."""
+    """What happens to rows that do not fit the model's context: they are dropped, or their prompts cut on the left."""
+    on_bad_rows: OnBadRows = "fail"
+    """What happens to rows that cannot be used: they stop the command, or are left out and written down."""
     device: str = "auto"
     """auto, cpu or cuda."""
     dtype: Dtype = "float32"
@@ -241,6 +279,16 @@ class Eval:
                 "group_size must be at least 1": self.group_size >= 1,
             }
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Go on with a training run that was interrupted: with the same numbers, as if nothing had happened."""
+
+    directory: str = field(metadata={"positional": True})
+    """The run directory; any option of the run's command may follow it."""
+    allow: bool = False
+    """Accept options that differ from the run's, where they are safe to change, such as steps."""
 
 
 @dataclass(frozen=True, kw_only=True)

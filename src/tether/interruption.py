@@ -14,11 +14,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
+from typing import TypeVar
 
 from tether.errors import ConfigError
+
+T = TypeVar("T")
 
 EXIT_CODE = 75
 """Interrupted, and ``tether resume`` goes on; EX_TEMPFAIL of sysexits.h."""
@@ -56,6 +59,13 @@ def check() -> None:
     """Raise :class:`Interrupted` if somebody has asked to stop."""
     if _asked.stop:
         raise Interrupted(_asked.stop)
+
+
+def stoppable(parts: Iterable[T]) -> Iterator[T]:
+    """``parts``, with a :func:`check` before each."""
+    for part in parts:
+        check()
+        yield part
 
 
 @contextlib.contextmanager

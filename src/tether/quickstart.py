@@ -27,7 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from tether import commands, config
+from tether import config, training
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
 from tether.data.records import load_pairs, load_prompts
@@ -139,14 +139,14 @@ def quickstart(out: Path, settings: Settings, *, overwrite: bool = False) -> dic
     say("1/4 sampling from the base model, and asking the annotator")
     ceiling = make_pairs(directory, settings)
     say("2/4 training the reward model on the annotator's choices")
-    commands.train_reward(reward_options(out, settings))
+    training.train_reward(reward_options(out, settings))
     judged = judge_reward_model(out)
     say("3/4 improving the base model against the reward model")
     seconds = {"base": 0.0}
     for method, train in (
-        ("rejection_sampling", lambda: commands.train_rejection_sampling(rejection_sampling_options(out, settings))),
-        ("ppo", lambda: commands.train_ppo(ppo_options(out, settings))),
-        ("grpo", lambda: commands.train_grpo(grpo_options(out, settings))),
+        ("rejection_sampling", lambda: training.train_rejection_sampling(rejection_sampling_options(out, settings))),
+        ("ppo", lambda: training.train_ppo(ppo_options(out, settings))),
+        ("grpo", lambda: training.train_grpo(grpo_options(out, settings))),
     ):
         clock = time.monotonic()
         train()

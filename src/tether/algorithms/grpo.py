@@ -27,11 +27,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import (
+    Guard,
     Optim,
+    Update,
     adamw,
+    guarded_step,
     lr_scale,
     mean_of,
-    optimiser_step,
     peak_learning_rate,
     require_finite,
 )
@@ -47,9 +49,11 @@ from tether.algorithms.rollouts import (
     rollout_metrics,
     scores_of,
 )
-from tether.data.batching import Cursor, micro_batches, minibatches
+from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
+from tether.interruption import stoppable
 from tether.models.flops import forward_flops, shape_of
+from tether.models.memory import within_memory
 from tether.models.policy import completion_logprobs, reference_of
 from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
 from tether.ops.divergence import KLEstimator, k2, kl_penalty, kl_slope
@@ -127,7 +131,10 @@ class State:
     cursor: Cursor
     seed: int
     total_steps: int
+    guard: Guard
     step: int = 0
+    update: Update[Experience] | None = None
+    """Of the step that has rolled out and not learned all of it yet; None between steps."""
 
     @staticmethod
     def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
@@ -141,6 +148,7 @@ class State:
             cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,
+            guard=Guard(token_budget=config.micro_batch_tokens),
         )
 
 
@@ -173,13 +181,19 @@ def step(
     config: Config,
     fresh: Callable[[int], Sequence[Prompt]] | None = None,
 ) -> StepResult:
-    """One GRPO step: roll out, score, compare within groups, update. ``fresh(n)`` gives n new prompts for refills."""
+    """One GRPO step: roll out, score, compare within groups, update. ``fresh(n)`` gives n new prompts for refills.
+
+    A step that was left half-way goes on where its update was, if ``generate`` and ``score`` give again what they gave
+    then.
+    """
     where = f"grpo step {state.step + 1}"
     clock = PhaseClock(state.policy.device)
     groups, sampled = roll_out(state, prompts, generate=generate, score=score, config=config, fresh=fresh, clock=clock)
-    experience, metrics = collect(state, groups, config=config, where=where, clock=clock)
+    if state.update is None:
+        state.update = collect(state, groups, config=config, where=where, clock=clock)
     with clock.phase("update"):
-        metrics |= update(state, experience, config=config, where=where)
+        metrics = state.update.metrics | learn(state, state.update, config=config, where=where)
+        state.update = None
         state.step += 1
         generate.load_weights(state.step, state.policy.named_parameters())
     metrics |= sampled | rollout_metrics(groups) | step_flops(state, groups, config) | clock.metrics()
@@ -254,13 +268,19 @@ def advantages_of(scores: Tensor, config: Config) -> Tensor:
 
 def collect(
     state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, clock: PhaseClock
-) -> tuple[Experience, Metrics]:
-    """Log-probs under the sampling policy and the reference, and an advantage for each completion."""
+) -> Update[Experience]:
+    """Log-probs under the sampling policy and the reference, and an advantage for each completion: an update that has
+    not begun."""
+    batch = batch_of(groups, state.policy.device)
+
+    def passes(budget: int) -> tuple[Tensor, Tensor]:
+        return (
+            old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
+            policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget),
+        )
+
     with clock.phase("reference"):
-        batch = batch_of(groups, state.policy.device)
-        temperature, budget = config.sampling.temperature, config.micro_batch_tokens
-        old_logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
-        ref_logp = policy_logprobs(state.reference, batch, temperature=temperature, token_budget=budget)
+        (old_logp, ref_logp), state.guard.token_budget = within_memory(passes, state.guard.token_budget)
     with clock.phase("advantage"):
         metrics = kl_metrics(old_logp, ref_logp, batch.mask, where=where)
         scores = scores_of(groups, state.policy.device)
@@ -269,7 +289,7 @@ def collect(
         if config.kl_level == "sequence":
             advantages = advantages + config.kl_coef * kl_baseline(old_logp - ref_logp, len(groups), config)
     experience = Experience(batch=batch, old_logp=old_logp, ref_logp=ref_logp, advantages=advantages.flatten())
-    return experience, metrics | {"advantage_std": float(advantages.std())}
+    return Update(experience=experience, metrics=metrics | {"advantage_std": float(advantages.std())})
 
 
 def kl_baseline(log_ratio: Tensor, groups: int, config: Config) -> Tensor:
@@ -283,41 +303,45 @@ def kl_baseline(log_ratio: Tensor, groups: int, config: Config) -> Tensor:
     return slope - relative
 
 
-def update(state: State, experience: Experience, *, config: Config, where: str) -> Metrics:
+def learn(state: State, update: Update[Experience], *, config: Config, where: str) -> Metrics:
     """``epochs_per_step`` passes of ``minibatches`` optimiser steps over the experience."""
-    rows: list[Metrics] = []
-    gap: Metrics = {}
     scale = lr_scale(config.optim, state.step, state.total_steps)
-    for epoch in range(config.epochs_per_step):
-        seed = derive_seed(state.seed, "minibatch", state.step, epoch)
-        for index in minibatches(len(experience.batch), config.minibatches, seed=seed):
-            part = experience.rows(index)
-            figures = backward(state, part, config=config, where=where)
-            if not rows and not config.sampling.truncated:
-                gap = logprob_gap(figures["logp"], part.old_logp, figures.mask)
-            norm = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
+    for index in update.remaining(
+        len(update.experience.batch),
+        epochs=config.epochs_per_step,
+        parts=config.minibatches,
+        seed=state.seed,
+        step=state.step,
+    ):
+        part = update.experience.rows(index)
+
+        def gradient(token_budget: int, part: Experience = part) -> Metrics:
+            figures = backward(state, part, config=config, token_budget=token_budget, where=where)
+            if update.passed == 0 and not config.sampling.truncated:
+                update.gap = logprob_gap(figures["logp"], part.old_logp, figures.mask)
             low, high = figures.mean("clipped_low"), figures.mean("clipped_high")
-            rows.append(
-                {
-                    "loss": float(figures["loss"].sum()),
-                    "loss/kl": figures.mean("kl_loss"),
-                    "entropy": figures.mean("entropy"),
-                    "policy/approxkl": figures.mean("approxkl"),
-                    "clip_ratio/low_mean": low,
-                    "clip_ratio/high_mean": high,
-                    "clip_ratio/region_mean": low + high,
-                    **norm,
-                }
-            )
-    return mean_of(rows) | gap
+            return {
+                "loss": float(figures["loss"].sum()),
+                "loss/kl": figures.mean("kl_loss"),
+                "entropy": figures.mean("entropy"),
+                "policy/approxkl": figures.mean("approxkl"),
+                "clip_ratio/low_mean": low,
+                "clip_ratio/high_mean": high,
+                "clip_ratio/region_mean": low + high,
+            }
+
+        taken = guarded_step(state.guard, state.optimiser, gradient, scale=scale, config=config.optim, where=where)
+        if taken:
+            update.rows.append(taken[0] | taken[1])
+    return mean_of(update.rows) | update.gap | state.guard.metrics()
 
 
-def backward(state: State, experience: Experience, *, config: Config, where: str) -> TokenFigures:
+def backward(state: State, experience: Experience, *, config: Config, token_budget: int, where: str) -> TokenFigures:
     """Accumulate the gradient of one minibatch, micro-batch by micro-batch, over one set of denominators."""
     whole = experience.batch.mask
     tokens, sequences = int(whole.sum()), len(experience.batch)
     figures = TokenFigures(whole)
-    for rows in micro_batches(experience.batch, config.micro_batch_tokens):
+    for rows in stoppable(micro_batches(experience.batch, token_budget)):
         micro = experience.rows(rows)
         mask = micro.batch.mask
         logp, entropy = completion_logprobs(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.errors import ConfigError, GuardError
+from tether.data.batching import minibatches
+from tether.errors import ConfigError, GuardError, NotFiniteError
+from tether.models.memory import within_memory
+from tether.seeds import derive_seed
 from tether.types import Metrics
+
+T = TypeVar("T")
 
 REFERENCE_PARAMETERS = 7e9
 """The size of model for which each algorithm states its usual learning rate."""
@@ -40,6 +45,8 @@ class Optim:
     """Added to the root of the second moment."""
     max_grad_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    max_skipped: int = 3
+    """Stop at this many optimiser steps in a row that were skipped because loss or gradient was not finite."""
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -50,6 +57,7 @@ class Optim:
                 "adam_beta1 and adam_beta2 must lie in [0, 1)": 0 <= self.adam_beta1 < 1 and 0 <= self.adam_beta2 < 1,
                 "adam_eps must be positive": self.adam_eps > 0,
                 "max_grad_norm must be positive": self.max_grad_norm > 0,
+                "max_skipped must be at least 1": self.max_skipped >= 1,
             }
         )
 
@@ -138,7 +146,7 @@ def optimiser_step(optimiser: torch.optim.Optimizer, *, scale: float, max_grad_n
     """Clip each group's gradient to ``max_grad_norm``, step at ``scale`` times the peak rates, clear the gradients.
 
     Gives ``grad_norm``, of the whole gradient before clipping, and the first group's ``learning_rate``. Raises
-    :class:`GuardError` where the gradient is not finite, before any weight has changed.
+    :class:`NotFiniteError` where the gradient is not finite, before any weight has changed.
     """
     norms = [
         nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
@@ -146,8 +154,7 @@ def optimiser_step(optimiser: torch.optim.Optimizer, *, scale: float, max_grad_n
     ]
     total = float(torch.stack(norms).norm())
     if not math.isfinite(total):
-        optimiser.zero_grad()
-        raise GuardError(
+        raise NotFiniteError(
             f"{where}: the gradient is not finite ({total}); lower the learning rate or the reward's scale"
         )
     for group, norm in zip(optimiser.param_groups, norms, strict=True):
@@ -159,13 +166,96 @@ def optimiser_step(optimiser: torch.optim.Optimizer, *, scale: float, max_grad_n
 
 
 def require_finite(value: Tensor, *, what: str, where: str) -> None:
-    """Raise :class:`GuardError` that names ``what`` and ``where`` unless every entry of ``value`` is finite."""
+    """Raise :class:`NotFiniteError` that names ``what`` and ``where`` unless every entry of ``value`` is finite."""
     finite = torch.isfinite(value)
     if not finite.all():
         bad = int((~finite).sum())
-        raise GuardError(f"{where}: {what} is not finite in {bad} of {value.numel()} places; the run is stopped")
+        raise NotFiniteError(f"{where}: {what} is not finite in {bad} of {value.numel()} places")
 
 
 def mean_of(rows: Sequence[Metrics]) -> Metrics:
-    """The mean of each figure over rows that all have the same figures."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
+    """The mean of each figure over rows that all have the same figures; none of no rows."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+
+@dataclass(kw_only=True)
+class Guard:
+    """What a run's optimiser steps have been through; a part of every algorithm's state."""
+
+    token_budget: int
+    """Of one forward and backward pass: ``micro_batch_tokens``, halved whenever memory ran out."""
+    taken: int = 0
+    """Optimiser steps that changed the weights."""
+    skipped: int = 0
+    """Those that did not, because loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The latest of them."""
+
+    def metrics(self) -> Metrics:
+        return {"skipped_updates": float(self.skipped)}
+
+
+def guarded_step(
+    guard: Guard,
+    optimiser: torch.optim.Optimizer,
+    gradient: Callable[[int], T],
+    *,
+    scale: float,
+    config: Optim,
+    where: str,
+) -> tuple[T, Metrics] | None:
+    """One optimiser step along ``gradient``, which accumulates it for a token budget and gives its figures; they and
+    :func:`optimiser_step`'s are the result.
+
+    Where memory runs out, the gradient is computed again in smaller pieces, which add up to the same one. Where loss or
+    gradient is not finite, the step is skipped: weights and optimiser stay as they are, and the result is None. Raises
+    :class:`GuardError` once ``max_skipped`` steps in a row were, and at the first one of a run, which is no accident.
+    """
+
+    def anew(token_budget: int) -> T:
+        optimiser.zero_grad()
+        return gradient(token_budget)
+
+    try:
+        figures, guard.token_budget = within_memory(anew, guard.token_budget)
+        moved = optimiser_step(optimiser, scale=scale, max_grad_norm=config.max_grad_norm, where=where)
+    except NotFiniteError as error:
+        optimiser.zero_grad()
+        guard.skipped += 1
+        guard.skipped_in_a_row += 1
+        if guard.taken == 0 or guard.skipped_in_a_row >= config.max_skipped:
+            count = guard.skipped_in_a_row
+            often = f"; the optimiser has skipped {count} steps in a row" if count > 1 else ""
+            raise GuardError(f"{error}{often}; the run is stopped") from error
+        return None
+    guard.taken += 1
+    guard.skipped_in_a_row = 0
+    return figures, moved
+
+
+E = TypeVar("E")
+
+
+@dataclass(kw_only=True)
+class Update(Generic[E]):
+    """A policy update under way: what it learns from, and how far it has come."""
+
+    experience: E
+    metrics: Metrics
+    """Of the experience."""
+    passed: int = 0
+    """Minibatches gone through, counted over all epochs."""
+    rows: list[Metrics] = field(default_factory=list)
+    """Of each optimiser step."""
+    gap: Metrics = field(default_factory=dict)
+    """Between the sampler's and the trainer's log-probs, at the first minibatch."""
+
+    def remaining(self, count: int, *, epochs: int, parts: int, seed: int, step: int) -> Iterator[Tensor]:
+        """The index tensors of the minibatches that are left: ``parts`` an epoch, over ``count`` rows.
+
+        One that was left half-way, by an interruption say, counts as not begun.
+        """
+        while self.passed < epochs * parts:
+            epoch, part = divmod(self.passed, parts)
+            yield minibatches(count, parts, seed=derive_seed(seed, "minibatch", step, epoch))[part]
+            self.passed += 1

@@ -20,11 +20,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import (
+    Guard,
     Optim,
+    Update,
     adamw,
+    guarded_step,
     lr_scale,
     mean_of,
-    optimiser_step,
     peak_learning_rate,
     require_finite,
 )
@@ -41,9 +43,11 @@ from tether.algorithms.rollouts import (
     policy_logprobs,
     rollout_metrics,
 )
-from tether.data.batching import Cursor, micro_batches, minibatches
+from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
+from tether.interruption import stoppable
 from tether.models.flops import forward_flops, shape_of
+from tether.models.memory import within_memory
 from tether.models.policy import Critic, completion_states, logprobs_of_states, reference_of
 from tether.ops.divergence import adapt_kl_coef, k1, k2
 from tether.ops.losses import clipped_surrogate, clipped_value
@@ -139,7 +143,10 @@ class State:
     kl_coef: float
     seed: int
     total_steps: int
+    guard: Guard
     step: int = 0
+    update: Update[Experience] | None = None
+    """Of the step that has rolled out and not learned all of it yet; None between steps."""
 
     @staticmethod
     def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
@@ -157,6 +164,7 @@ class State:
             cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,
+            guard=Guard(token_budget=config.micro_batch_tokens),
         )
 
 
@@ -183,7 +191,11 @@ class Experience:
 
 
 def step(state: State, prompts: Sequence[Prompt], *, generate: Generator, score: Scorer, config: Config) -> StepResult:
-    """One PPO step: roll out, score, estimate advantages, update."""
+    """One PPO step: roll out, score, estimate advantages, update.
+
+    A step that was left half-way goes on where its update was, if ``generate`` and ``score`` give again what they gave
+    then.
+    """
     where = f"ppo step {state.step + 1}"
     clock = PhaseClock(state.policy.device)
     with clock.phase("generate"):
@@ -195,17 +207,19 @@ def step(state: State, prompts: Sequence[Prompt], *, generate: Generator, score:
         )
     with clock.phase("score"):
         groups = tuple(score.score(rollouts))
-    experience, metrics = collect(state, groups, config=config, where=where, clock=clock)
+    if state.update is None:
+        state.update = collect(state, groups, config=config, where=where, clock=clock)
     with clock.phase("update"):
-        metrics |= update(state, experience, config=config, where=where)
+        metrics = state.update.metrics | learn(state, state.update, config=config, where=where)
     if config.kl_target is not None:
         state.kl_coef = adapt_kl_coef(
             state.kl_coef,
             metrics["kl"],
             target=config.kl_target,
-            samples=len(experience.batch),
+            samples=sum(len(group.scores) for group in groups),
             horizon=config.kl_horizon,
         )
+    state.update = None
     state.step += 1
     with clock.phase("update"):
         generate.load_weights(state.step, state.policy.named_parameters())
@@ -250,18 +264,24 @@ def token_rewards(
 
 def collect(
     state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, clock: PhaseClock
-) -> tuple[Experience, Metrics]:
-    """Log-prob, value, reward, return and advantage of every token."""
-    with clock.phase("reference"):
-        batch = batch_of(groups, state.policy.device)
-        mask, temperature, budget = batch.mask, config.sampling.temperature, config.micro_batch_tokens
-        old_logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
-        ref_logp = policy_logprobs(state.reference, batch, temperature=temperature, token_budget=budget)
-        values = per_token(
-            batch,
-            lambda part: state.critic(part, lambda: completion_states(state.policy.base_model, part)),
-            token_budget=budget,
+) -> Update[Experience]:
+    """Log-prob, value, reward, return and advantage of every token: an update that has not begun."""
+    batch = batch_of(groups, state.policy.device)
+    mask = batch.mask
+
+    def passes(budget: int) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
+            policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget),
+            per_token(
+                batch,
+                lambda part: state.critic(part, lambda: completion_states(state.policy.base_model, part)),
+                token_budget=budget,
+            ),
         )
+
+    with clock.phase("reference"):
+        (old_logp, ref_logp, values), state.guard.token_budget = within_memory(passes, state.guard.token_budget)
     with clock.phase("advantage"):
         metrics = kl_metrics(old_logp, ref_logp, mask, where=where)
         rewards = token_rewards(
@@ -286,21 +306,25 @@ def collect(
         "val/return_mean": float(masked_mean(returns, mask)),
         "val/explained_variance": 1.0 - float(unexplained),
     }
-    return experience, metrics
+    return Update(experience=experience, metrics=metrics)
 
 
-def update(state: State, experience: Experience, *, config: Config, where: str) -> Metrics:
+def learn(state: State, update: Update[Experience], *, config: Config, where: str) -> Metrics:
     """``epochs_per_step`` passes of ``minibatches`` optimiser steps over the experience, or fewer by ``target_kl``."""
-    rows: list[Metrics] = []
-    gap: Metrics = {}
     scale = lr_scale(config.optim, state.step, state.total_steps)
-    for epoch in range(config.epochs_per_step):
-        seed = derive_seed(state.seed, "minibatch", state.step, epoch)
-        for index in minibatches(len(experience.batch), config.minibatches, seed=seed):
-            part = experience.rows(index)
-            figures = backward(state, part, config=config, where=where)
-            if not rows and not config.sampling.truncated:
-                gap = logprob_gap(figures["logp"], part.old_logp, figures.mask)
+    for index in update.remaining(
+        len(update.experience.batch),
+        epochs=config.epochs_per_step,
+        parts=config.minibatches,
+        seed=state.seed,
+        step=state.step,
+    ):
+        part = update.experience.rows(index)
+
+        def gradient(token_budget: int, part: Experience = part) -> Metrics:
+            figures = backward(state, part, config=config, token_budget=token_budget, where=where)
+            if update.passed == 0 and not config.sampling.truncated:
+                update.gap = logprob_gap(figures["logp"], part.old_logp, figures.mask)
             row = {
                 "loss/policy": figures.mean("policy_loss"),
                 "loss/value": figures.mean("value_loss"),
@@ -310,19 +334,29 @@ def update(state: State, experience: Experience, *, config: Config, where: str) 
                 "val/clipfrac": figures.mean("value_clipped"),
                 "val/ratio": figures.mean("ratio"),
             }
-            if config.target_kl is not None and rows and row["policy/approxkl"] > config.target_kl:
-                state.optimiser.zero_grad()
-                return mean_of(rows) | gap | {"optimiser_steps": float(len(rows))}
-            norm = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
-            rows.append(row | norm)
-    return mean_of(rows) | gap | {"optimiser_steps": float(len(rows))}
+            if config.target_kl is not None and update.rows and row["policy/approxkl"] > config.target_kl:
+                raise FarEnough
+            return row
+
+        try:
+            taken = guarded_step(state.guard, state.optimiser, gradient, scale=scale, config=config.optim, where=where)
+        except FarEnough:
+            state.optimiser.zero_grad()
+            break
+        if taken:
+            update.rows.append(taken[0] | taken[1])
+    return mean_of(update.rows) | update.gap | state.guard.metrics() | {"optimiser_steps": float(len(update.rows))}
 
 
-def backward(state: State, experience: Experience, *, config: Config, where: str) -> TokenFigures:
+class FarEnough(Exception):  # noqa: N818 - no error
+    """The policy has moved by ``target_kl``."""
+
+
+def backward(state: State, experience: Experience, *, config: Config, token_budget: int, where: str) -> TokenFigures:
     """Accumulate the gradient of one minibatch, micro-batch by micro-batch, over one denominator."""
     tokens = int(experience.batch.mask.sum())
     figures = TokenFigures(experience.batch.mask)
-    for rows in micro_batches(experience.batch, config.micro_batch_tokens):
+    for rows in stoppable(micro_batches(experience.batch, token_budget)):
         micro = experience.rows(rows)
         states = completion_states(state.policy.base_model, micro.batch)
         logp, entropy = logprobs_of_states(

@@ -65,16 +65,33 @@ class Config:
 
 @dataclass(kw_only=True)
 class State:
-    """All that a resumed run needs; each round makes its own optimiser."""
+    """All that a resumed run needs."""
 
     policy: PreTrainedModel
     reference: PreTrainedModel
+    tuning: sft.State
+    """The round's fine-tuning; each round has its own optimiser."""
     seed: int
     round: int = 0
+    sampled: Metrics = field(default_factory=dict)
+    """What the round has sampled, once its fine-tuning has begun."""
+    rows: list[Metrics] = field(default_factory=list)
+    """Of the round's fine-tuning steps so far."""
 
     @staticmethod
-    def create(policy: PreTrainedModel, *, seed: int) -> State:
-        return State(policy=policy, reference=reference_of(policy), seed=seed)
+    def create(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int) -> State:
+        """A fresh state; the reference is the policy as it is now. ``prompts`` is how many each round samples from."""
+        return State(
+            policy=policy,
+            reference=reference_of(policy),
+            tuning=tuning_of(policy, config, prompts=prompts, seed=seed, number=0),
+            seed=seed,
+        )
+
+
+def tuning_of(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int, number: int) -> sft.State:
+    """A fresh fine-tuning for round ``number``, over the K * ``prompts`` completions that it will select."""
+    return sft.State.create(policy, config.top_k * prompts, config.sft, seed=derive_seed(seed, "sft", number))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +125,11 @@ def step(
     config: Config,
     on_step: Callable[[Metrics], None],
 ) -> RoundResult:
-    """One round: sample, score, select, imitate. ``on_step`` gets the metrics of each fine-tuning step."""
+    """One round: sample, score, select, imitate. ``on_step`` gets the metrics of each fine-tuning step.
+
+    A round that was left half-way goes on where its fine-tuning was, if ``generate`` and ``score`` give again what they
+    gave then.
+    """
     where = f"rejection-sampling round {state.round + 1}"
     clock = PhaseClock(state.policy.device)
     with clock.phase("generate"):
@@ -122,11 +143,16 @@ def step(
         groups = tuple(score.score(rollouts))
     require_finite(scores_of(groups, torch.device("cpu")), what="the reward", where=where)
     selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
-    with clock.phase("reference"):
-        metrics = round_metrics(state, groups, selected, config=config, where=where)
+    if not state.sampled:
+        with clock.phase("reference"):
+            state.sampled = round_metrics(state, groups, selected, config=config, where=where)
     with clock.phase("update"):
-        metrics |= imitate(state, [s.demonstration for s in selected], config=config.sft, on_step=on_step)
+        metrics = state.sampled | imitate(
+            state, [s.demonstration for s in selected], config=config.sft, on_step=on_step
+        )
         state.round += 1
+        state.tuning = tuning_of(state.policy, config, prompts=len(prompts), seed=state.seed, number=state.round)
+        state.sampled, state.rows = {}, []
         generate.load_weights(state.round, state.policy.named_parameters())
     forward = forward_flops(shape_of(state.policy), lengths_of(groups))
     metrics |= {"flops/generate": forward, "flops/reference": forward * (1 + config.sampling.truncated)}
@@ -182,23 +208,20 @@ def round_metrics(
 def imitate(
     state: State, demonstrations: Sequence[Demonstration], *, config: sft.Config, on_step: Callable[[Metrics], None]
 ) -> Metrics:
-    """Fine-tune on the demonstrations with a fresh optimiser; gives the mean of the steps' metrics as ``sft/...``, and
-    the ``flops/update`` of them all.
+    """Fine-tune on the demonstrations to the end of the schedule; gives the mean of the steps' metrics as ``sft/...``,
+    and the ``flops/update`` of them all.
     """
-    inner = sft.State.create(
-        state.policy, len(demonstrations), config, seed=derive_seed(state.seed, "sft", state.round)
-    )
-    rows = []
-    while inner.step < inner.total_steps:
-        rows.append(
-            sft.step(
-                inner, inner.cursor.take(demonstrations, min(config.batch_size, len(demonstrations))), config=config
-            )
-        )
-        on_step(rows[-1])
-    means = {name: value for name, value in mean_of(rows).items() if not name.startswith(("time/", "flops/"))}
+    tuning = state.tuning
+    while tuning.step < tuning.total_steps:
+        with tuning.cursor.undone_unless_done():
+            batch = tuning.cursor.take(demonstrations, min(config.batch_size, len(demonstrations)))
+            state.rows.append(sft.step(tuning, batch, config=config))
+        on_step(state.rows[-1])
+    taken = [row for row in state.rows if "loss" in row]
+    means = {name: value for name, value in mean_of(taken).items() if not name.startswith(("time/", "flops/"))}
     return {
         **{f"sft/{name}": value for name, value in means.items()},
-        "sft/final_loss": rows[-1]["loss"],
-        "flops/update": sum(row["flops/update"] for row in rows),
+        "sft/skipped_updates": float(tuning.guard.skipped),
+        "sft/final_loss": taken[-1]["loss"],
+        "flops/update": sum(row["flops/update"] for row in state.rows),
     }

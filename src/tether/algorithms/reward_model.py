@@ -18,10 +18,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
+from tether.algorithms.optimise import (
+    Guard,
+    Optim,
+    adamw,
+    guarded_step,
+    lr_scale,
+    peak_learning_rate,
+    require_finite,
+)
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, within_budget
 from tether.errors import ConfigError
+from tether.interruption import stoppable
 from tether.models.flops import forward_flops, shape_of
 from tether.models.reward import score_batch, score_sequences
 from tether.ops.losses import bradley_terry
@@ -79,8 +88,11 @@ class State:
     model: PreTrainedModel
     optimiser: torch.optim.Optimizer
     cursor: Cursor
+    guard: Guard
     total_steps: int
     step: int = 0
+    row: Metrics = field(default_factory=dict)
+    """Of the last step, as long as its evaluation is due."""
     best_accuracy: float = 0.0
     best_loss: float = float("inf")
     best_step: int = 0
@@ -96,8 +108,14 @@ class State:
             model=model,
             optimiser=adamw([(others, rate), (embedding, EMBEDDING_RATE * rate)], config.optim),
             cursor=Cursor(pairs, seed),
+            guard=Guard(token_budget=config.micro_batch_tokens),
             total_steps=config.total_steps(pairs),
         )
+
+    def over(self, config: Config) -> bool:
+        """Whether the schedule or the patience has come to its end."""
+        impatient = config.patience > 0 and self.evals_without_better >= config.patience
+        return not self.row and (impatient or self.step >= self.total_steps)
 
 
 def sides(pairs: Sequence[PreferencePair]) -> list[Row]:
@@ -128,31 +146,39 @@ def step(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Me
 
 
 def update(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
-    """Gradient and optimiser step."""
+    """Gradient and optimiser step; without ``loss`` and what belongs to it where the step was skipped."""
     where = f"reward step {state.step + 1}"
     device = state.model.device
-    chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
-    total = 0.0
-    for part in pair_batches(pairs, config.micro_batch_tokens):
-        members = [pairs[i] for i in part.tolist()]
-        r_w, r_l = score_batch(state.model, Batch.collate(sides(members), device)).chunk(2)
-        margin = torch.tensor([pair.margin for pair in members], device=device)
-        loss = bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / len(pairs)
-        require_finite(loss, what="the loss", where=where)
-        loss.backward()
-        total += loss.item()
-        chosen[part], rejected[part] = r_w.detach().cpu(), r_l.detach().cpu()
+
+    def gradient(token_budget: int) -> Metrics:
+        chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+        total = 0.0
+        for part in stoppable(pair_batches(pairs, token_budget)):
+            members = [pairs[i] for i in part.tolist()]
+            r_w, r_l = score_batch(state.model, Batch.collate(sides(members), device)).chunk(2)
+            margin = torch.tensor([pair.margin for pair in members], device=device)
+            loss = bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / len(pairs)
+            require_finite(loss, what="the loss", where=where)
+            loss.backward()
+            total += loss.item()
+            chosen[part], rejected[part] = r_w.detach().cpu(), r_l.detach().cpu()
+        return {"loss": total, **score_metrics(chosen, rejected)}
+
     scale = lr_scale(config.optim, state.step, state.total_steps)
-    metrics = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
+    taken = guarded_step(state.guard, state.optimiser, gradient, scale=scale, config=config.optim, where=where)
     state.step += 1
+    tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
+    figures = taken[0] | taken[1] if taken else {}
+    return figures | state.guard.metrics() | {"num_tokens": float(tokens)}
+
+
+def score_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
+    """What the scores [N] of both sides say of the pairs that were learned from."""
     difference = chosen - rejected
     return {
-        "loss": total,
         "accuracy": float((difference > 0).float().mean()),
         "margin": float(difference.mean()),
         "mean_reward": float(torch.cat([chosen, rejected]).mean()),
-        **metrics,
-        "num_tokens": float(sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)),
     }
 
 
@@ -227,20 +253,22 @@ def train(
     log loss (:func:`better`). ``on_step`` gets each step's metrics, with held-out figures where they were measured.
     """
     every = config.steps_between_evals(len(pairs))
-    while state.step < state.total_steps:
-        metrics = step(state, state.cursor.take(pairs, min(config.batch_size, len(pairs))), config=config)
+    while not state.over(config):
+        if not state.row:
+            with state.cursor.undone_unless_done():
+                state.row = step(state, state.cursor.take(pairs, min(config.batch_size, len(pairs))), config=config)
+        metrics = dict(state.row)
         if state.step % every == 0 or state.step == state.total_steps:
             clock = PhaseClock(state.model.device)
             with clock.phase("eval"):
-                evaluation = evaluate(state.model, held_out, token_budget=config.micro_batch_tokens)
+                evaluation = evaluate(state.model, held_out, token_budget=state.guard.token_budget)
             metrics |= evaluation.metrics() | clock.metrics()
             keep_best(state, evaluation)
+        state.row = {}
         on_step(metrics)
-        if config.patience and state.evals_without_better >= config.patience:
-            break
     state.model.load_state_dict(state.best_weights)
-    normalise(state.model, pairs, token_budget=config.micro_batch_tokens)
-    return evaluate(state.model, held_out, token_budget=config.micro_batch_tokens)
+    normalise(state.model, pairs, token_budget=state.guard.token_budget)
+    return evaluate(state.model, held_out, token_budget=state.guard.token_budget)
 
 
 def keep_best(state: State, evaluation: Evaluation) -> None:

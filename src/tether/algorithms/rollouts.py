@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import require_finite
 from tether.data.batching import micro_batches
+from tether.interruption import stoppable
 from tether.models.flops import Lengths
 from tether.models.policy import completion_logprobs
 from tether.ops.advantages import zero_variance
@@ -49,7 +50,7 @@ def sampler_logprobs(groups: Sequence[ScoredGroup], mask: Tensor) -> Tensor:
 def per_token(batch: Batch, figure: Callable[[Batch], Tensor], *, token_budget: int) -> Tensor:
     """``figure`` of every token, [B, T], 0 at padding, computed without gradient one micro-batch at a time."""
     out = torch.zeros(batch.mask.shape, device=batch.ids.device)
-    for part in micro_batches(batch, token_budget):
+    for part in stoppable(micro_batches(batch, token_budget)):
         values = figure(batch.rows(part))
         out[part, : values.size(1)] = values
     return out

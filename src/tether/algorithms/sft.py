@@ -11,10 +11,19 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Optim, adamw, lr_scale, optimiser_step, peak_learning_rate, require_finite
+from tether.algorithms.optimise import (
+    Guard,
+    Optim,
+    adamw,
+    guarded_step,
+    lr_scale,
+    peak_learning_rate,
+    require_finite,
+)
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
+from tether.interruption import stoppable
 from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import likelihood
@@ -58,8 +67,11 @@ class State:
     policy: PreTrainedModel
     optimiser: torch.optim.Optimizer
     cursor: Cursor
+    guard: Guard
     total_steps: int
     step: int = 0
+    row: Metrics = field(default_factory=dict)
+    """Of the last step, as long as its evaluation is due."""
 
     @staticmethod
     def create(policy: PreTrainedModel, demonstrations: int, config: Config, *, seed: int) -> State:
@@ -69,6 +81,7 @@ class State:
                 [(policy.parameters(), peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim
             ),
             cursor=Cursor(demonstrations, seed),
+            guard=Guard(token_budget=config.micro_batch_tokens),
             total_steps=config.total_steps(demonstrations),
         )
 
@@ -84,22 +97,27 @@ def step(state: State, demonstrations: Sequence[Demonstration], *, config: Confi
 
 
 def update(state: State, demonstrations: Sequence[Demonstration], *, config: Config) -> Metrics:
-    """Gradient and optimiser step."""
+    """Gradient and optimiser step; without ``loss`` and what belongs to it where the step was skipped."""
     where = f"sft step {state.step + 1}"
     batch = collate(demonstrations, state.policy.device)
     tokens = int(batch.mask.sum())
-    total = 0.0
-    for part in micro_batches(batch, config.micro_batch_tokens):
-        micro = batch.rows(part)
-        (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
-        loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
-        require_finite(loss, what="the loss", where=where)
-        loss.backward()
-        total += loss.item()
+
+    def gradient(token_budget: int) -> float:
+        total = 0.0
+        for part in stoppable(micro_batches(batch, token_budget)):
+            micro = batch.rows(part)
+            (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
+            loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
+            require_finite(loss, what="the loss", where=where)
+            loss.backward()
+            total += loss.item()
+        return total
+
     scale = lr_scale(config.optim, state.step, state.total_steps)
-    metrics = optimiser_step(state.optimiser, scale=scale, max_grad_norm=config.optim.max_grad_norm, where=where)
+    taken = guarded_step(state.guard, state.optimiser, gradient, scale=scale, config=config.optim, where=where)
     state.step += 1
-    return {"loss": total, **metrics, "num_tokens": float(batch.lengths.sum())}
+    figures = {"loss": taken[0], **taken[1]} if taken else {}
+    return figures | state.guard.metrics() | {"num_tokens": float(batch.lengths.sum())}
 
 
 @torch.no_grad()
@@ -107,7 +125,7 @@ def evaluate(policy: PreTrainedModel, demonstrations: Sequence[Demonstration], *
     """``eval/loss``: mean negative log-likelihood of the completion tokens, in nats."""
     batch = collate(demonstrations, policy.device)
     total = 0.0
-    for part in micro_batches(batch, token_budget):
+    for part in stoppable(micro_batches(batch, token_budget)):
         (logp,) = completion_logprobs(policy, batch.rows(part), temperature=1.0)
         total -= float(logp.sum())
     return {"eval/loss": total / int(batch.mask.sum())}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,6 +41,16 @@ class Cursor:
             taken += [rows[i] for i in order]
             self.position += len(order)
         return taken
+
+    @contextlib.contextmanager
+    def undone_unless_done(self) -> Iterator[None]:
+        """Rows taken in a block that raises count as not taken."""
+        position = self.position
+        try:
+            yield
+        except BaseException:
+            self.position = position
+            raise
 
 
 def minibatches(count: int, parts: int, *, seed: int) -> list[Tensor]:

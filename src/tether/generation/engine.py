@@ -14,7 +14,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -26,8 +26,10 @@ from tether.errors import GuardError
 from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, aligned, extent
 from tether.generation.sampling import draw, log_distribution, uniforms
 from tether.generation.stopping import finish_of, text_of
+from tether.interruption import check
 from tether.models.attention import laid_out
 from tether.models.loading import eos_ids
+from tether.models.memory import within_memory
 from tether.models.policy import project, replace_weights
 from tether.types import Budget, Completion, Metrics, Prompt, RolloutGroup, Sampling
 
@@ -93,11 +95,27 @@ class Engine:
         self.tally = Tally()
         done: dict[int, list[Completion]] = {}
         for band in bands([len(prompt.ids) for prompt in prompts], self.model.device):
-            done |= Rollout(self, {i: prompts[i] for i in band}, group_size, sampling, seed).run()
+            done |= self._roll_out({i: prompts[i] for i in band}, group_size, sampling, seed)
         return [
             RolloutGroup(prompt=prompt, completions=tuple(done[i]), weights_version=self.version)
             for i, prompt in enumerate(prompts)
         ]
+
+    def _roll_out(
+        self, prompts: dict[int, Prompt], group_size: int, sampling: Sampling, seed: int
+    ) -> dict[int, list[Completion]]:
+        """All completions of some prompts. Each time that memory runs out, half as many are in flight from then on."""
+
+        def attempt(rows: int) -> dict[int, list[Completion]]:
+            self.budget = replace(self.budget, max_rows=rows)
+            return Rollout(self, prompts, group_size, sampling, seed).run()
+
+        asked = self.budget
+        jobs = len(prompts) * group_size
+        found, rows = within_memory(attempt, min(asked.max_rows, jobs))
+        if rows == min(asked.max_rows, jobs):
+            self.budget = asked
+        return found
 
 
 def bands(lengths: Sequence[int], device: torch.device) -> list[list[int]]:
@@ -204,6 +222,7 @@ class Rollout:
     def run(self) -> dict[int, list[Completion]]:
         started, prefill = time.monotonic(), self.tally.prefill_seconds
         while self.waiting or self.rows:
+            check()
             if self.may_admit():
                 self.admit()
             else:

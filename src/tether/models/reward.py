@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from tether.data.batching import micro_batches
 from tether.errors import ModelError
+from tether.interruption import stoppable
 from tether.models.loading import (
     check_tokenizer,
     embedding_rows,
@@ -102,7 +103,7 @@ def score_sequences(model: PreTrainedModel, rows: Sequence[Row], *, token_budget
     """Raw scores [N] of (prompt ids, completion ids), in their order."""
     batch = Batch.collate(rows, model.device)
     scores = torch.zeros(len(rows))
-    for part in micro_batches(batch, token_budget):
+    for part in stoppable(micro_batches(batch, token_budget)):
         scores[part] = score_batch(model, batch.rows(part.to(model.device))).cpu()
     return scores
 

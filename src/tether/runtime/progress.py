@@ -39,6 +39,8 @@ class ProgressLine:
 
     def __init__(self, title: str, total: int, *, quiet: bool = False) -> None:
         self.title, self.total, self.done, self.quiet = title, total, 0, quiet
+        self.before = 0
+        """Steps done before this session began."""
         self.started = time.monotonic()
         self.console = Console(file=sys.stderr)
         self.bar: Progress | None = None
@@ -56,8 +58,12 @@ class ProgressLine:
                 expand=True,
             )
             self.bar.start()
-            self.task = self.bar.add_task(self.title, total=self.total, figures="")
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.done, figures="")
         return self
+
+    def start_from(self, step: int) -> None:
+        """So many steps are done already; to be said before the first one."""
+        self.done = self.before = step
 
     def advance(self, metrics: Metrics) -> None:
         """One step is done, with these figures."""
@@ -65,7 +71,7 @@ class ProgressLine:
         if self.bar is not None and self.task is not None:
             self.bar.update(self.task, completed=self.done, figures=figures(metrics))
         elif not self.quiet:
-            left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+            left = (time.monotonic() - self.started) / (self.done - self.before) * (self.total - self.done)
             print(
                 f"{self.title} {self.done}/{self.total}  {figures(metrics)}  left {left:.0f} s",
                 file=sys.stderr,

@@ -1,0 +1,183 @@
+"""An algorithm's ``State`` in files and back: tensors as safetensors, everything else as JSON.
+
+Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimiser tensors,
+float32 masters of bfloat16 weights, best-so-far weights and the experience of an update under way are in
+``tensors.safetensors``; the rest is in ``state.json``. What follows from the run's configuration is not saved: the
+frozen reference, and how many steps there are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tether.algorithms.optimise import masters
+from tether.models.loading import load_pretrained
+
+MODEL, TENSORS, PLAIN = "model", "tensors.safetensors", "state.json"
+DERIVED = ("reference", "total_steps")
+"""Fields that follow from the configuration, wherever they stand."""
+
+
+@dataclass
+class Snapshot:
+    """A state taken apart, to be written while the state itself moves on."""
+
+    model: PreTrainedModel | None = None
+    """For its class and configuration; the weights are in ``weights``."""
+    weights: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    plain: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def of(state: Any) -> Snapshot:
+        """A copy of all that a ``State`` holds, in the memory of the host."""
+        snapshot = Snapshot()
+        snapshot.plain = snapshot._fields(state, "")
+        tied: dict[int, Tensor] = {}  # stay one tensor, so that they are saved once
+        for name, weight in snapshot.weights.items():
+            if weight.data_ptr() not in tied:
+                tied[weight.data_ptr()] = host_copy(weight)
+            snapshot.weights[name] = tied[weight.data_ptr()]
+        snapshot.tensors = {name: host_copy(tensor) for name, tensor in snapshot.tensors.items()}
+        return snapshot
+
+    def write(self, directory: Path) -> None:
+        """The files, into a directory that exists."""
+        if self.model is not None:
+            self.model.save_pretrained(directory / MODEL, state_dict=dict(self.weights))
+        save_file(self.tensors, directory / TENSORS)
+        (directory / PLAIN).write_text(json.dumps(self.plain, indent=1), encoding="utf-8")
+
+    def _fields(self, value: Any, prefix: str) -> dict[str, Any]:
+        """The plain part of a dataclass; its tensors are put aside under their names."""
+        plain = {}
+        for entry in dataclasses.fields(value):
+            if entry.name in DERIVED:
+                continue
+            inner = getattr(value, entry.name)
+            if isinstance(inner, nn.Module):
+                self._module(inner, f"{prefix}{entry.name}")
+            else:
+                plain[entry.name] = self._value(inner, f"{prefix}{entry.name}")
+        return plain
+
+    def _module(self, module: nn.Module, name: str) -> None:
+        if module is self.model:  # a state within the state trains the same one
+            return
+        self.tensors |= {f"{name}.master.{key}": tensor for key, tensor in masters(module).items()}
+        if isinstance(module, PreTrainedModel):
+            assert self.model is None, "a state trains one model"
+            self.model, self.weights = module, dict(module.state_dict())
+        else:
+            self.tensors |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+
+    def _value(self, value: Any, name: str) -> Any:
+        if isinstance(value, Tensor):
+            self.tensors[name] = value
+            return None
+        if isinstance(value, torch.optim.Optimizer):
+            saved = value.state_dict()
+            for index, entries in saved["state"].items():
+                self.tensors |= {f"{name}.{index}.{key}": tensor for key, tensor in entries.items()}
+            return saved["param_groups"]
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._fields(value, f"{name}.")
+        if isinstance(value, dict):
+            return {key: self._value(inner, f"{name}.{key}") for key, inner in value.items()}
+        return value
+
+
+def restore(state: Any, directory: Path) -> None:
+    """Make ``state``, created anew from the configuration, what was saved in ``directory``."""
+    plain = json.loads((directory / PLAIN).read_text(encoding="utf-8"))
+    _fill(state, plain, "", load_file(directory / TENSORS), directory)
+
+
+def _fill(target: Any, plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor], directory: Path) -> None:
+    hints = typing.get_type_hints(type(target))
+    for entry in dataclasses.fields(target):
+        name, current = f"{prefix}{entry.name}", getattr(target, entry.name)
+        if entry.name in DERIVED:
+            continue
+        if isinstance(current, nn.Module):
+            _fill_module(current, below(tensors, name), directory, nested=bool(prefix))
+        elif isinstance(current, torch.optim.Optimizer):
+            _fill_optimiser(current, plain[entry.name], below(tensors, name))
+        elif dataclasses.is_dataclass(current) and not isinstance(current, type) and not frozen(current):
+            _fill(current, plain[entry.name], f"{name}.", tensors, directory)
+        else:
+            setattr(target, entry.name, _build(hints[entry.name], plain[entry.name], name, tensors, device_of(target)))
+
+
+def _fill_module(module: nn.Module, tensors: Mapping[str, Tensor], directory: Path, *, nested: bool) -> None:
+    if isinstance(module, PreTrainedModel):
+        if not nested:  # else it is the model of the outer state
+            saved = load_pretrained(type(module), str(directory / MODEL), dtype=module.dtype)
+            module.load_state_dict(saved.state_dict())
+    else:
+        module.load_state_dict({key: tensors[key] for key in module.state_dict()})
+    with torch.no_grad():
+        for key, master in masters(module).items():
+            master.copy_(tensors[f"master.{key}"])
+
+
+def _fill_optimiser(
+    optimiser: torch.optim.Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
+) -> None:
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        entries.setdefault(int(index), {})[key] = tensor
+    optimiser.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _build(hint: Any, plain: Any, name: str, tensors: Mapping[str, Tensor], device: torch.device | None) -> Any:
+    """A value of type ``hint`` from its plain part and the tensors whose names begin with ``name``."""
+    if hint is Tensor:
+        return tensors[name].to(device)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if isinstance(hint, types.UnionType) or origin is typing.Union:
+        inner = next(one for one in arguments if one is not types.NoneType)
+        return None if plain is None else _build(inner, plain, name, tensors, device)
+    if origin is dict:
+        return {key: _build(arguments[1], value, f"{name}.{key}", tensors, device) for key, value in plain.items()}
+    cls = origin or hint
+    if dataclasses.is_dataclass(cls):
+        given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+        hints = {key: given.get(one, one) for key, one in typing.get_type_hints(cls).items()}
+        values = {key: _build(one, plain[key], f"{name}.{key}", tensors, device) for key, one in hints.items()}
+        return typing.cast(Any, cls)(**values)
+    return plain
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``name.``, without it."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in tensors.items() if key.startswith(f"{name}.")}
+
+
+def frozen(value: Any) -> bool:
+    return bool(type(value).__dataclass_params__.frozen)
+
+
+def device_of(state: Any) -> torch.device | None:
+    """The device of the first module of a state; None where it holds none."""
+    modules = (
+        value for entry in dataclasses.fields(state) if isinstance(value := getattr(state, entry.name), nn.Module)
+    )
+    return next((next(module.parameters()).device for module in modules), None)
