@@ -2,13 +2,14 @@
 
 import gzip
 import json
+import re
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from tether.data.reading import read_rows
+from tether.data.reading import BadRow, read_rows
 from tether.errors import DataError
 
 ROWS = [{"prompt": "é\u2028x", "n": 1}, {"prompt": [{"role": "user", "content": "hi"}], "n": None}]
@@ -34,13 +35,13 @@ def test_json_lines(tmp_path, name):
     content = lines().encode()
     path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
     assert values(path) == ROWS
-    assert [row.where for row in read_rows(str(path))] == [f"{path}:1", f"{path}:2"]
+    assert [str(row.where) for row in read_rows(str(path))] == [f"{path}:1", f"{path}:2"]
 
 
 def test_blank_lines_count_but_are_no_rows(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('\n{"a": 1}\n   \n{"a": 2}')
-    assert [(row.where.split(":")[-1], row.values["a"]) for row in read_rows(str(path))] == [("2", 1), ("4", 2)]
+    assert [(row.where.number, row.values["a"]) for row in read_rows(str(path))] == [(2, 1), (4, 2)]
 
 
 def test_windows_line_ends_and_byte_order_mark(tmp_path):
@@ -54,7 +55,18 @@ def test_parquet(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": "hi"}], "margin": 0.5}, {"prompt": None, "margin": None}]
     pa.parquet.write_table(pa.Table.from_pylist(rows), path)
     assert values(path) == rows
-    assert read_rows(str(path))[1].where == f"{path}:row 2"
+    assert str(read_rows(str(path))[1].where) == f"{path}:row 2"
+
+
+def test_parquet_rows_that_python_cannot_hold(tmp_path):
+    path = tmp_path / "a.parquet"
+    text = pa.array([b"a", b"b", b"c\xff", b"d"]).view(pa.string())
+    year_10000 = pa.array([0, 253402300800, 0, 0], pa.timestamp("s"))
+    pa.parquet.write_table(pa.table({"prompt": text, "at": year_10000}), path)
+    first, late, torn, last = read_rows(str(path))
+    assert (first.values["prompt"], last.values["prompt"], str(last.where)) == ("a", "d", f"{path}:row 4")
+    assert (late.kind, torn.kind) == ("wrong type", "not valid UTF-8")
+    assert r"c\xff" in torn.content
 
 
 def test_directory_of_files_with_splits(tmp_path):
@@ -105,15 +117,47 @@ def test_directory_with_a_colon_in_its_name(tmp_path):
         (b'{"a": 1}\n[1, 2]\n', r"a.jsonl:2: a row is one JSON object on one line, found a list"),
         (b'{"a": 1}\n"text"\n', r"a.jsonl:2: .*found a str"),
         (b'{"a": 1}\n' * 40 + b'{"a": "\xff"}\n', r"a.jsonl:41: not valid UTF-8"),
-        (b"", r"a.jsonl: holds no rows"),
-        (b"\n \n", r"a.jsonl: holds no rows"),
+        (b'{"a": 1}\n{"a": "x\x00"}\n', r"a.jsonl:2: not valid JSON \(Invalid control character"),
+        (b'{"a": 1}\n\x00\n', r"a.jsonl:2: not valid JSON"),
+        ('{"a": 1}\n{"a": 2}\n'.encode("utf-16"), r"a.jsonl:1: not valid UTF-8"),
+        (b'{"a": ' + b"1" * 5000 + b"}\n", r"a.jsonl:1: holds an integer of thousands of digits"),
+        (b"[" * 200_000 + b"\n", r"a.jsonl:1: nested deeper than 100"),
+        (b'{"a": ' * 101 + b"1" + b"}" * 101, r"a.jsonl:1: nested deeper than 100"),
+        (b'{"a": "x", "b": ["\\ud83d"]}\n', r"a.jsonl:1: b holds half a character"),
+        (b'{"a": "x", "\\uDC00": 1}\n', r"a.jsonl:1: \\udc00 holds half a character"),
     ],
 )
-def test_malformed(tmp_path, content, message):
+def test_malformed_lines_are_bad_rows(tmp_path, content, message):
     path = tmp_path / "a.jsonl"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_rows(str(path))
+    bad = next(row for row in read_rows(str(path)) if isinstance(row, BadRow))
+    assert re.search(message, f"{bad.where}: {bad.reason}")
+    assert bad.content == content.splitlines()[bad.where.number - 1].decode("utf-8", "backslashreplace").strip()
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (b'{"a": "\\ud83d\\ude00"}', {"a": "\U0001f600"}),
+        (b'{"a": "x\\u0000"}', {"a": "x\x00"}),
+        (b'{"a": ' * 100 + b"1" + b"}" * 100, None),
+        (b'{"a": "' + b"x" * 10_000_000 + b'"}', {"a": "x" * 10_000_000}),
+        (b'{"a": ' + b"1" * 4000 + b"}", {"a": int("1" * 4000)}),
+    ],
+    ids=["emoji in two halves", "escaped NUL", "as deep as allowed", "10 MB", "4000 digits"],
+)
+def test_odd_lines_that_can_be_read(tmp_path, line, expected):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(line)
+    (row,) = read_rows(str(path))
+    assert row.values == (json.loads(line) if expected is None else expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_a_file_without_rows(tmp_path, content):
+    (tmp_path / "a.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=r"a.jsonl: holds no rows"):
+        read_rows(str(tmp_path / "a.jsonl"))
 
 
 def test_damaged_archives(tmp_path):

@@ -9,30 +9,64 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tether.errors import DataError
 from tether.hub import settle_for_the_cache_when_offline
 
+DEEPEST = 100
+"""Lists and objects inside one another that a row may hold."""
+
+
+class RowError(DataError):
+    """What is wrong with one row; ``kind`` is what such rows are counted under."""
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a row stands; as text ``pairs.jsonl:17`` or ``pairs.parquet:row 17``. ``number`` counts from 1."""
+
+    source: str
+    number: int
+    unit: Literal["line", "row"]
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.number}" if self.unit == "line" else f"{self.source}:row {self.number}"
+
 
 @dataclass(frozen=True)
 class Row:
-    """One data row. ``where`` names it for a person: ``pairs.jsonl:17`` (lines count from 1)."""
+    """One data row."""
 
-    where: str
+    where: Place
     values: dict[str, Any]
 
 
-def read_rows(source: str) -> list[Row]:
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used: ``content`` is its columns, or its raw text where it could not be read."""
+
+    where: Place
+    kind: str
+    reason: str
+    content: dict[str, Any] | str
+
+
+def read_rows(source: str) -> list[Row | BadRow]:
     """All rows of ``source``: ``*.jsonl``, ``*.json`` (one object a line), either gzipped, ``*.parquet``, or a
     directory or hub id that ``datasets`` can load.
 
     A data set is ``name``, ``name:split`` (``train`` unless given; ``train[:1000]`` works) or ``name:subset:split``.
-    Raises :class:`DataError` that names the file, and the line where there is one.
+    A row that is not valid UTF-8 or not one JSON object is a :class:`BadRow`. Raises :class:`DataError` that names the
+    source where all of it is missing, unreadable or empty.
     """
     path = Path(source)
     if dataset := _dataset(source):
-        rows = list(_read_dataset(source, *dataset))
+        rows: list[Row | BadRow] = list(_read_dataset(source, *dataset))
     elif not path.exists():
         raise DataError(
             f"{source}: no such file (a local path ends in .jsonl, .json.gz or .parquet; a hub id is owner/name)"
@@ -66,32 +100,74 @@ def _dataset(source: str) -> tuple[str, str | None, str] | None:
     return None
 
 
-def _read_json_lines(path: Path) -> Iterator[Row]:
+def _read_json_lines(path: Path) -> Iterator[Row | BadRow]:
     opener = gzip.open if path.name.endswith(".gz") else open
     try:
         with opener(path, "rb") as lines:  # bytes, so that a line that is not UTF-8 can be named
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield Row(f"{path}:{number}", _parse_line(line, f"{path}:{number}"))
+                    yield _read_line(line, Place(str(path), number, "line"))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
-def _parse_line(line: bytes, where: str) -> dict[str, Any]:
+def _read_line(line: bytes, where: Place) -> Row | BadRow:
+    try:
+        return Row(where, _parse_line(line))
+    except RowError as error:
+        return BadRow(where, error.kind, str(error), line.decode("utf-8", "backslashreplace").strip())
+
+
+def _parse_line(line: bytes) -> dict[str, Any]:
     try:
         values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not valid UTF-8 ({error.reason})") from None
+        raise RowError("not valid UTF-8", f"not valid UTF-8 ({error.reason})") from None
     except json.JSONDecodeError as error:
-        raise DataError(
-            f"{where}: not valid JSON ({error.msg} at column {error.colno}); a row is one JSON object on one line"
+        raise RowError(
+            "not valid JSON",
+            f"not valid JSON ({error.msg} at column {error.colno}); a row is one JSON object on one line",
         ) from None
+    except RecursionError:
+        raise RowError("nested too deep", f"nested deeper than {DEEPEST} lists and objects") from None
+    except ValueError:  # of all that JSON allows, Python refuses this alone
+        raise RowError("not valid JSON", "holds an integer of thousands of digits") from None
     if not isinstance(values, dict):
-        raise DataError(f"{where}: a row is one JSON object on one line, found a {type(values).__name__}")
+        raise RowError("wrong type", f"a row is one JSON object on one line, found a {type(values).__name__}")
+    if line.count(b"[") + line.count(b"{") > DEEPEST and _deeper(values, DEEPEST):
+        raise RowError("nested too deep", f"nested deeper than {DEEPEST} lists and objects")
+    if b"\\u" in line:  # the one way in which JSON in UTF-8 can spell half a character
+        for name, value in values.items():
+            if not _encodable([name, value]):
+                raise RowError(
+                    "half a character",
+                    f"{ascii(name)[1:-1]} holds half a character (a lone surrogate), which no tokenizer can read",
+                )
     return values
 
 
-def _read_parquet(path: Path) -> Iterator[Row]:
+def _deeper(value: Any, depth: int) -> bool:
+    """Whether lists and objects stand in one another more than ``depth`` times. Walks level by level."""
+    level = [value]
+    for _ in range(depth + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
+
+
+def _encodable(value: Any) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
     import pyarrow
     import pyarrow.parquet
 
@@ -99,8 +175,29 @@ def _read_parquet(path: Path) -> Iterator[Row]:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
-    for number, values in enumerate(table.to_pylist(), 1):
-        yield Row(f"{path}:row {number}", values)
+    number = 0
+    for batch in table.to_batches(max_chunksize=1024):
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError, pyarrow.ArrowException):  # text not in UTF-8, dates outside of Python's
+            rows = [_row_of(batch, i) for i in range(batch.num_rows)]
+        for values in rows:
+            number += 1
+            where = Place(str(path), number, "row")
+            yield Row(where, values) if isinstance(values, dict) else BadRow(where, *values)
+
+
+def _row_of(batch: Any, i: int) -> dict[str, Any] | tuple[str, str, str]:
+    """Row ``i`` of an Arrow batch, or kind, reason and raw content where Python cannot hold it."""
+    import pyarrow
+
+    try:
+        values: dict[str, Any] = batch.slice(i, 1).to_pylist()[0]
+    except UnicodeDecodeError as error:
+        return "not valid UTF-8", f"not valid UTF-8 ({error.reason})", ascii(error.object)
+    except (ValueError, OverflowError, pyarrow.ArrowException) as error:
+        return "wrong type", f"holds a value that cannot be read ({' '.join(str(error).split())})", ""
+    return values
 
 
 def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Iterator[Row]:
@@ -119,5 +216,14 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
     except Exception as error:  # the hub client raises many unrelated types; all of them mean the same to the caller
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: not loadable as a data set ({reason})") from error
-    for number, values in enumerate(dataset, 1):
-        yield Row(f"{source}:row {number}", dict(values))
+    rows, number = iter(dataset), 0
+    while True:
+        number += 1
+        try:
+            values = dict(next(rows))
+        except StopIteration:
+            return
+        except Exception as error:  # a column that its decoder cannot read: an image, a sound, text not in UTF-8
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{source}:row {number}: cannot be read ({reason})") from error
+        yield Row(Place(source, number, "row"), values)

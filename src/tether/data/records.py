@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from tether.data.reading import Row, read_rows
+from tether.data.checks import (
+    DROPPED,
+    OVERLONG,
+    TRUNCATED,
+    UNCUT,
+    DataReport,
+    OnBadRows,
+    SourceReport,
+    refusal,
+)
+from tether.data.reading import BadRow, Row, RowError, read_rows
 from tether.data.tokenise import (
     Text,
+    cut_left,
     encode_continuation,
     encode_prompt,
     encode_whole,
     is_conversation,
     render,
+    special_front,
 )
 from tether.errors import DataError
 from tether.types import Demonstration, PreferencePair, Prompt
 
-Overlong = Literal["fail", "drop"]
-"""What happens to a row that does not fit the model's context."""
+Overlong = Literal["fail", "drop", "truncate"]
+"""What happens to a row that does not fit the model's context; ``truncate`` cuts its prompt on the left."""
 
 Record = TypeVar("Record", Prompt, PreferencePair, Demonstration)
 
 
 def load_prompts(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, context: int, max_new_tokens: int, overlong: Overlong = "fail"
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    max_new_tokens: int,
+    overlong: Overlong = "fail",
+    on_bad_rows: OnBadRows = "fail",
+    report: DataReport | None = None,
 ) -> list[Prompt]:
     """Rows with a ``prompt`` (text or conversation); the other columns go to the reward functions.
 
-    A prompt and its ``max_new_tokens`` have to fit the ``context`` of the model, in tokens.
+    A prompt and its ``max_new_tokens`` have to fit the ``context`` of the model, in tokens. A prompt cut on the left
+    keeps its first special token (BOS); its ``text`` is that of the tokens kept, its ``messages`` are whole.
+
+    What is found goes to ``report``. Raises :class:`DataError` that names the first row that cannot be used and counts
+    the others; for ``skip`` and ``drop``, if no row is left.
     """
 
     def parse(row: Row) -> Prompt:
@@ -43,27 +68,45 @@ def load_prompts(
         text = render(tokenizer, prompt, open_turn=True)
         return Prompt(ids=ids, text=text, messages=tuple(prompt), columns=columns)
 
-    def length(prompt: Prompt) -> int:
-        return len(prompt.ids) + max_new_tokens
+    def cut(prompt: Prompt, room: int) -> Prompt | None:
+        ids = cut_left(tokenizer, prompt.ids, room)
+        if ids is None:
+            return None
+        begin = special_front(tokenizer, ids) if prompt.messages is None else 0  # as in a prompt that is whole
+        return replace(prompt, ids=ids, text=str(tokenizer.decode(list(ids[begin:]))))
 
     return _load(
-        source, parse, length, context=context, overlong=overlong, of=f"prompt and {max_new_tokens} new tokens"
+        source,
+        parse,
+        lambda prompt: len(prompt.ids) + max_new_tokens,
+        lambda prompt: cut(prompt, context - max_new_tokens),
+        of=f"prompt and {max_new_tokens} new tokens",
+        context=context,
+        overlong=overlong,
+        on_bad_rows=on_bad_rows,
+        report=report,
     )
 
 
 def load_pairs(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, context: int, overlong: Overlong = "fail"
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    overlong: Overlong = "fail",
+    on_bad_rows: OnBadRows = "fail",
+    report: DataReport | None = None,
 ) -> list[PreferencePair]:
     """Rows with ``chosen`` and ``rejected``, a ``prompt`` or none, and a ``margin`` or none.
 
     Without a ``prompt``, or with one in text that the sides, being conversations, hold as a turn, it is implicit: the
-    token ids that both sides begin with.
+    token ids that both sides begin with. The rest is as for :func:`load_prompts`; the sides are never cut.
     """
 
     def parse(row: Row) -> PreferencePair:
         chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
         if chosen == rejected:
-            raise DataError("chosen and rejected are equal, so the pair states no preference")
+            raise RowError("equal sides", "chosen and rejected are equal, so the pair states no preference")
         prompt = _text(row, "prompt") if row.values.get("prompt") is not None else None
         if prompt is not None and not (_holds(chosen, prompt) and _holds(rejected, prompt)):
             prompt_ids, chosen_ids = encode_continuation(tokenizer, prompt, chosen)
@@ -73,7 +116,9 @@ def load_pairs(
                 encode_whole(tokenizer, chosen), encode_whole(tokenizer, rejected)
             )
         if chosen_ids == rejected_ids:
-            raise DataError("chosen and rejected have the same token ids, so no model can tell them apart")
+            raise RowError(
+                "equal sides", "chosen and rejected have the same token ids, so no model can tell them apart"
+            )
         return PreferencePair(
             prompt_ids=tuple(prompt_ids),
             chosen_ids=tuple(chosen_ids),
@@ -81,16 +126,39 @@ def load_pairs(
             margin=_margin(row),
         )
 
-    def length(pair: PreferencePair) -> int:
-        return len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+    def sides(pair: PreferencePair) -> int:
+        return max(len(pair.chosen_ids), len(pair.rejected_ids))
 
-    return _load(source, parse, length, context=context, overlong=overlong, of="longer side")
+    def cut(pair: PreferencePair) -> PreferencePair | None:
+        ids = cut_left(tokenizer, pair.prompt_ids, context - sides(pair))
+        return None if ids is None else replace(pair, prompt_ids=ids)
+
+    return _load(
+        source,
+        parse,
+        lambda pair: len(pair.prompt_ids) + sides(pair),
+        cut,
+        of="prompt and longer side",
+        context=context,
+        overlong=overlong,
+        on_bad_rows=on_bad_rows,
+        report=report,
+    )
 
 
 def load_demonstrations(
-    source: str, tokenizer: PreTrainedTokenizerBase, *, context: int, overlong: Overlong = "fail"
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    context: int,
+    overlong: Overlong = "fail",
+    on_bad_rows: OnBadRows = "fail",
+    report: DataReport | None = None,
 ) -> list[Demonstration]:
-    """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``."""
+    """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``.
+
+    The rest is as for :func:`load_prompts`; a completion, or a text, is never cut.
+    """
 
     def parse(row: Row) -> Demonstration:
         if "prompt" in row.values or "completion" in row.values:
@@ -98,65 +166,105 @@ def load_demonstrations(
         elif "messages" in row.values:
             messages = _text(row, "messages")
             if isinstance(messages, str) or len(messages) < 2:
-                raise DataError("messages must hold at least two turns, the last one to imitate")
+                raise RowError("wrong type", "messages must hold at least two turns, the last one to imitate")
             prompt_ids, completion_ids = encode_continuation(tokenizer, messages[:-1], messages[-1:])
         else:
             whole = encode_whole(tokenizer, _text(row, "text", instead="'text', or 'prompt' and 'completion'"))
             prompt_ids, completion_ids = whole[:1], whole[1:]
         return Demonstration(prompt_ids=tuple(prompt_ids), completion_ids=tuple(completion_ids))
 
-    def length(demonstration: Demonstration) -> int:
-        return len(demonstration.prompt_ids) + len(demonstration.completion_ids)
+    def cut(one: Demonstration) -> Demonstration | None:
+        ids = cut_left(tokenizer, one.prompt_ids, context - len(one.completion_ids))
+        return None if ids is None else replace(one, prompt_ids=ids)
 
-    return _load(source, parse, length, context=context, overlong=overlong, of="text")
+    return _load(
+        source,
+        parse,
+        lambda one: len(one.prompt_ids) + len(one.completion_ids),
+        cut,
+        of="prompt and completion",
+        context=context,
+        overlong=overlong,
+        on_bad_rows=on_bad_rows,
+        report=report,
+    )
 
 
 def _load(
     source: str,
     parse: Callable[[Row], Record],
     length: Callable[[Record], int],
+    cut: Callable[[Record], Record | None],
     *,
+    of: str,
     context: int,
     overlong: Overlong,
-    of: str,
+    on_bad_rows: OnBadRows,
+    report: DataReport | None,
 ) -> list[Record]:
-    kept: list[Record] = []
-    for row in read_rows(source):
+    """Look at every row, then raise or return: ``of`` names what ``length`` counts."""
+
+    rows = read_rows(source)
+    report = DataReport() if report is None else report
+    found = SourceReport(source, len(rows))
+    report.sources.append(found)
+
+    def examine(row: Row) -> Record | BadRow:
         try:
             record = parse(row)
-        except DataError as error:
-            raise DataError(f"{row.where}: {error}") from error
+        except RowError as error:
+            return BadRow(row.where, error.kind, str(error), row.values)
         if length(record) <= context:
-            kept.append(record)
-        elif overlong == "fail":
-            raise DataError(
-                f"{row.where}: {of} take {length(record)} tokens and the model's context is {context}; "
-                "shorten it, or leave such rows out with --overlong drop"
-            )
-    if not kept:
+            return record
+        shorter = cut(record) if overlong == "truncate" else None
+        if shorter is not None:
+            found.find(TRUNCATED, row.where)
+            return shorter
+        reason = f"{of} take {length(record)} tokens and the model's context is {context}"
+        if overlong == "truncate":
+            return BadRow(row.where, UNCUT, f"{reason}, which cutting the prompt cannot mend", row.values)
+        kind = OVERLONG if overlong == "fail" else DROPPED
+        return BadRow(row.where, kind, reason, row.values)
+
+    kept: list[Record] = []
+    refused: list[BadRow] = []
+    for row in rows:
+        record = row if isinstance(row, BadRow) else examine(row)
+        if isinstance(record, BadRow):
+            if record.kind == OVERLONG or (record.kind != DROPPED and on_bad_rows == "fail"):
+                refused.append(record)
+            else:
+                found.skip(record)
+            continue
+        assert isinstance(row, Row)  # a row that could not be read has become no record
+        report.keep(record, row, found)
+        kept.append(record)
+    if refused:
+        raise refusal(refused, len(rows))
+    if not kept and set(found.findings) == {DROPPED}:
         raise DataError(f"{source}: every row is longer than the model's context of {context} tokens")
+    if not kept:
+        raise DataError(f"{source}: no row can be used: {found}; the first: {found.skipped[0].reason}")
     return kept
 
 
 def _text(row: Row, column: str, *, instead: str | None = None) -> Text:
     """The column's text or conversation, or an error that says what is wrong with it."""
     if column not in row.values:
-        found = ", ".join(repr(name) for name in row.values) or "no columns"
-        raise DataError(f"column {instead or repr(column)} is missing; the row has {found}")
+        names = [reprlib.repr(name) for name in list(row.values)[:8]] + ["..."] * (len(row.values) > 8)
+        found = ", ".join(names) or "no columns"
+        raise RowError("missing column", f"column {instead or repr(column)} is missing; the row has {found}")
     value = row.values[column]
     if isinstance(value, str):
-        turns = [value]
         if not value.strip():
-            raise DataError(f"{column} is empty")
-    elif is_conversation(value):
-        turns = [message["content"] for message in value]
-        if not all(turn.strip() for turn in turns):
-            raise DataError(f"{column} holds a turn without content")
-    else:
-        raise DataError(f"{column} must be text or a list of {{role, content}}, found {type(value).__name__}")
-    if any("\ud800" <= character <= "\udfff" for turn in turns for character in turn):
-        raise DataError(f"{column} holds half a character (a lone surrogate), which no tokenizer can read")
-    return value if isinstance(value, str) else list(value)
+            raise RowError("empty", f"{column} is empty")
+        return value
+    if not is_conversation(value):
+        found = type(value).__name__
+        raise RowError("wrong type", f"{column} must be text or a list of {{role, content}}, found {found}")
+    if not all(message["content"].strip() for message in value):
+        raise RowError("empty", f"{column} holds a turn without content")
+    return list(value)
 
 
 def _margin(row: Row) -> float:
@@ -164,9 +272,16 @@ def _margin(row: Row) -> float:
     margin = row.values.get("margin")
     if margin is None:
         return 0.0
-    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise DataError(f"margin must be a finite number, found {margin!r}")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not _finite(margin):
+        raise RowError("wrong type", f"margin must be a finite number, found {reprlib.repr(margin)}")
     return float(margin)
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _holds(side: Text, prompt: Text) -> bool:

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from tether.errors import DataError, ModelError
+from tether.data.reading import RowError
+from tether.errors import ModelError
 from tether.types import Message
 
 Text = str | Sequence[Message]
@@ -63,15 +63,37 @@ def encode_whole(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool) -> str:
     """A conversation as the model's chat template writes it; ``open_turn`` ends it where the assistant is to speak."""
     if not tokenizer.chat_template:
-        raise DataError(
+        raise RowError(
+            "no chat template",
             f"the data holds conversations and the tokenizer of {tokenizer.name_or_path} has no chat template; "
-            "give plain text, or a model with a template"
+            "give plain text, or a model with a template",
         )
     turns = [dict(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
-    except TemplateError as error:  # templates refuse what they cannot write: roles out of order, system turns
-        raise DataError(f"the chat template of {tokenizer.name_or_path} refuses the conversation ({error})") from error
+    except Exception as error:  # templates are programs: they refuse roles out of order, and stumble over odd values
+        reason = " ".join(str(error).split())
+        raise RowError(
+            "refused by the chat template",
+            f"the chat template of {tokenizer.name_or_path} refuses the conversation ({reason})",
+        ) from error
+
+
+def special_front(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int:
+    """How many of ``ids`` are special tokens that the tokenizer puts first (BOS)."""
+    front = tokenizer("")["input_ids"]
+    return next((i for i, (a, b) in enumerate(zip(front, ids, strict=False)) if a != b), min(len(front), len(ids)))
+
+
+def cut_left(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], room: int) -> tuple[int, ...] | None:
+    """``room`` of the ``ids``: the special tokens in front, and the last ones behind these.
+
+    None where there is no room for one token behind them, or nothing to cut.
+    """
+    front = special_front(tokenizer, ids)
+    if not front < room < len(ids):
+        return None
+    return (*ids[:front], *ids[len(ids) - room + front :])
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
@@ -92,13 +114,14 @@ def encode_continuation(
         opened = render(tokenizer, prompt, open_turn=True)
         closed = render(tokenizer, [*prompt, *completion], open_turn=False)
         if not closed.startswith(opened):
-            raise DataError(
+            raise RowError(
+                "refused by the chat template",
                 f"the chat template of {tokenizer.name_or_path} does not extend a prompt when a turn is added, "
-                "so prompt and completion cannot be told apart; give plain text"
+                "so prompt and completion cannot be told apart; give plain text",
             )
         whole, tail = _encode_rendered(tokenizer, closed), closed[len(opened) :]
     else:
-        raise DataError("prompt and completion must both be text or both be conversations")
+        raise RowError("wrong type", "prompt and completion must both be text or both be conversations")
     unmerged = whole[: len(prompt_ids)] == prompt_ids
     completion_ids = whole[len(prompt_ids) :] if unmerged else _encode_tail(tokenizer, tail)
     return prompt_ids, end_with_eos(tokenizer, completion_ids)

@@ -1,0 +1,177 @@
+"""What was found in the rows of a command's data: how many, of what kind, on which lines, and what became of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from tether.data.fingerprint import digest, tokens_digest
+from tether.data.reading import BadRow, Place, Row
+from tether.errors import DataError
+from tether.types import Demonstration, PreferencePair, Prompt
+
+OnBadRows = Literal["fail", "skip"]
+"""What happens to a row that cannot be used: it stops the command, or is left out and written down."""
+
+Record = TypeVar("Record", Prompt, PreferencePair, Demonstration)
+
+OVERLONG = "over-long"
+DROPPED, TRUNCATED, UNCUT = "over-long: dropped", "over-long: truncated", "over-long: cannot be truncated"
+DUPLICATE, HELD_OUT = "duplicates", "held out too"
+NAMED, LISTED = 3, 20
+"""Line numbers of one kind that a sentence names, and that :meth:`DataReport.as_dict` lists."""
+
+
+@dataclass
+class SourceReport:
+    """One source: rows read, records kept, the places of what was found, and the rows that were left out."""
+
+    source: str
+    rows: int
+    kept: int = 0
+    findings: dict[str, list[Place]] = field(default_factory=dict)
+    skipped: list[BadRow] = field(default_factory=list)
+    _seen: set[bytes] = field(default_factory=set, repr=False)
+
+    def find(self, kind: str, where: Place) -> None:
+        self.findings.setdefault(kind, []).append(where)
+
+    def skip(self, bad: BadRow) -> None:
+        self.find(bad.kind, bad.where)
+        self.skipped.append(bad)
+
+    def __str__(self) -> str:
+        """``4966 of 5000 rows; equal sides 34 (lines 17, 90, 131, ...)``."""
+        found = [f"{kind} {len(places)} ({name_places(places)})" for kind, places in self.findings.items()]
+        return "; ".join([f"{self.kept} of {self.rows} rows", *found])
+
+
+@dataclass
+class DataReport:
+    """What was found in all sources of a command. Each call of a loader adds a source to it."""
+
+    sources: list[SourceReport] = field(default_factory=list)
+    _origins: dict[int, tuple[Any, Row, SourceReport]] = field(default_factory=dict, repr=False)
+    """By the ``id`` of each record, which is kept here so that no other object takes it."""
+
+    def keep(self, record: Any, row: Row, source: SourceReport) -> None:
+        """Remember where a record came from, and note whether its source held the same before."""
+        content = digest(record)
+        if content in source._seen:
+            source.find(DUPLICATE, row.where)
+        source._seen.add(content)
+        self._origins[id(record)] = record, row, source
+        source.kept += 1
+
+    def origin(self, record: Any) -> tuple[Row, SourceReport]:
+        """The row that a record was made of, and its source. The record is one that a loader gave this report."""
+        _, row, source = self._origins[id(record)]
+        return row, source
+
+    def lines(self) -> list[str]:
+        """One line for each source in which something was found."""
+        return [f"{source.source}: {source}" for source in self.sources if source.findings]
+
+    def as_dict(self) -> list[dict[str, Any]]:
+        """Counts, and the first lines or rows, for JSON: ``{source, rows, kept, findings: {kind: {count, at}}}``."""
+        return [
+            {
+                "source": source.source,
+                "rows": source.rows,
+                "kept": source.kept,
+                "findings": {
+                    kind: {"count": len(places), "at": [place.number for place in places[:LISTED]]}
+                    for kind, places in source.findings.items()
+                },
+            }
+            for source in self.sources
+        ]
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """The rows that were left out, for JSON: ``{where, kind, reason, row}``; a row is raw text if unreadable."""
+        return [
+            {"where": str(bad.where), "kind": bad.kind, "reason": bad.reason, "row": _plain(bad.content)}
+            for source in self.sources
+            for bad in source.skipped
+        ]
+
+
+def leaks(training: Sequence[Record], held_out: Sequence[Record]) -> dict[int, int]:
+    """Index of each training record that is held out too, to the index of the first held-out record like it.
+
+    Records are alike if their tokens are: those of a prompt, of prompt and completion together, or of both sides of a
+    pair in either order.
+    """
+    known: dict[frozenset[bytes], int] = {}
+    for index, record in enumerate(held_out):
+        known.setdefault(_content(record), index)
+    return {i: known[content] for i, content in enumerate(map(_content, training)) if content in known}
+
+
+def keep_apart(
+    training: Sequence[Record], held_out: Sequence[Record], *, report: DataReport, on_bad_rows: OnBadRows = "fail"
+) -> list[Record]:
+    """The training records that are not held out too; both kinds were loaded with this ``report``.
+
+    Raises :class:`DataError` with the lines of both for ``fail``, and where no training record is left.
+    """
+    found: list[BadRow] = []
+    leaked = leaks(training, held_out)
+    for index, other in leaked.items():
+        (row, source), (twin, _) = report.origin(training[index]), report.origin(held_out[other])
+        bad = BadRow(row.where, HELD_OUT, f"is held out too ({twin.where})", row.values)
+        found.append(bad)
+        if on_bad_rows == "skip":
+            source.skip(bad)
+            source.kept -= 1
+    if found and (on_bad_rows == "fail" or len(leaked) == len(training)):
+        raise refusal(found, len(training))
+    return [record for index, record in enumerate(training) if index not in leaked]
+
+
+def refusal(bad: Sequence[BadRow], rows: int) -> DataError:
+    """The error for rows that cannot be used, of ``rows`` in all: the first one, how many more, and the way out."""
+    first, *more = bad
+    message = f"{first.where}: {first.reason}"
+    every = len(bad) == rows
+    if every and more:
+        message += f"; nor can any other of the {rows} rows be used"
+    elif more:
+        places = name_places([row.where for row in more])
+        message += f"; {len(more)} more row{'s' * (len(more) > 1)} cannot be used ({places})"
+    overlong = [row.kind == OVERLONG for row in bad]
+    flags = ["--overlong drop"] * any(overlong) + ["--on-bad-rows skip"] * (not every and not all(overlong))
+    if flags:
+        message += f"; leave {'them' if more else 'it'} out with {' and '.join(flags)}"
+    if all(overlong):
+        message += f", or cut {'their prompts' if more else 'its prompt'} with --overlong truncate"
+    return DataError(message)
+
+
+def name_places(places: Sequence[Place]) -> str:
+    """``lines 17, 90, 131, ...``."""
+    numbers = [str(place.number) for place in places[:NAMED]] + ["..."] * (len(places) > NAMED)
+    return f"{places[0].unit}{'s' * (len(places) > 1)} {', '.join(numbers)}"
+
+
+def _content(record: Prompt | PreferencePair | Demonstration) -> frozenset[bytes]:
+    return frozenset(tokens_digest(tokens) for tokens in _sequences(record))
+
+
+def _sequences(record: Prompt | PreferencePair | Demonstration) -> Iterator[tuple[int, ...]]:
+    """All that a model would read of a record."""
+    if isinstance(record, Prompt):
+        yield record.ids
+    elif isinstance(record, PreferencePair):
+        yield record.prompt_ids + record.chosen_ids
+        yield record.prompt_ids + record.rejected_ids
+    else:
+        yield record.prompt_ids + record.completion_ids
+
+
+def _plain(content: Mapping[str, Any] | str) -> Any:
+    """A row as JSON can hold it: a date, or bytes, by their ``repr``."""
+    return content if isinstance(content, str) else json.loads(json.dumps(content, default=repr))

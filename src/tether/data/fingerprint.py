@@ -1,0 +1,61 @@
+"""What a run was given, as one short number: the same on every machine, another where a token, margin or column is.
+
+fingerprint = blake2b_16(digest(r_1) digest(r_2) ... digest(r_N))
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any
+
+from tether.types import Demonstration, PreferencePair, Prompt
+
+Record = Prompt | PreferencePair | Demonstration
+
+
+def fingerprint(records: Iterable[Record]) -> str:
+    """32 hexadecimal digits that depend on all of the records and their order, and on nothing else."""
+    whole = blake2b(digest_size=16)
+    for record in records:
+        whole.update(digest(record))
+    return whole.hexdigest()
+
+
+def digest(record: Record) -> bytes:
+    """16 bytes that two records share if they are equal, and otherwise never in practice."""
+    if isinstance(record, Prompt):
+        turns = None if record.messages is None else [dict(turn) for turn in record.messages]
+        return _digest(b"prompt", [record.ids], _json([record.text, turns, record.columns]))
+    if isinstance(record, PreferencePair):
+        sides = [record.prompt_ids, record.chosen_ids, record.rejected_ids]
+        return _digest(b"pair", sides, struct.pack("<d", record.margin))
+    return _digest(b"demonstration", [record.prompt_ids, record.completion_ids])
+
+
+def tokens_digest(*sequences: Sequence[int]) -> bytes:
+    """16 bytes that stand for sequences of token ids."""
+    return _digest(b"tokens", sequences)
+
+
+def _digest(kind: bytes, sequences: Iterable[Sequence[int]], about: bytes = b"") -> bytes:
+    ids = [array("q", sequence) for sequence in sequences]
+    if sys.byteorder == "big":
+        for one in ids:
+            one.byteswap()
+    # the lengths tell where one part ends, so that no two records are made of the same bytes
+    lengths = struct.pack(f"<{len(ids)}Q", *map(len, ids))
+    return blake2b(b"".join([lengths, *ids, about]), digest_size=16, person=kind).digest()
+
+
+def _json(value: Any) -> bytes:
+    """A value of a data row as bytes; what JSON does not know, such as a date, by its ``repr``."""
+    return json.dumps(value, sort_keys=True, default=_plain).encode()
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else repr(value)
