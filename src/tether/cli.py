@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -95,7 +97,7 @@ def tell(arguments: Sequence[str], message: object) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The entry point. Exit codes: 0 done, 2 wrong input, 3 stopped by a guard, 75 interrupted."""
+    """A command line. Exit codes: 0 done, 2 wrong input, 3 stopped by a guard, 75 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         dispatch(arguments)
@@ -113,5 +115,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def run() -> None:
+    """The process's entry point: :func:`main`, and then the end."""
+    code = main()
+    if code and any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
+        # a reward's own threads may hang, and Python would wait for them
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import TypeVar
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 EXIT_CODE = 75
 """Interrupted, and ``tether resume`` goes on; EX_TEMPFAIL of sysexits.h."""
+REMINDER = 1.0
+"""Seconds after which a clock that has run out says so again."""
 WAKE = signal.SIGURG
 """Tells the main thread that a clock has run out. It is ignored unless handled, and neither reward functions nor
 schedulers have a use for it."""
@@ -92,19 +94,14 @@ def deadline(seconds: float | None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError("a deadline can be kept in the main thread only; call from there, or set none")
 
-    def expire() -> None:
+    def expired() -> None:
         _asked.expired = True
-        signal.pthread_kill(main, WAKE)
 
-    main = threading.get_ident()
-    timer = threading.Timer(seconds, expire)
-    timer.daemon = True
-    with _handled({WAKE: _on_wake}):
+    _asked.expired = False
+    with _handled({WAKE: _on_wake}), _after(seconds, expired):
         try:
-            timer.start()
             yield
         finally:
-            timer.cancel()
             _asked.expired = False
 
 
@@ -113,24 +110,49 @@ def heeded(stop_after: float | None = None) -> Iterator[None]:
     """Within the block, take SIGTERM, SIGINT and the end of ``stop_after`` seconds as requests to stop.
 
     A second signal ends the process at once with code 75, which loses nothing but the work since the last checkpoint:
-    files appear whole or not at all. Has to be called in the main thread.
+    files appear whole or not at all. In another thread than the main one nothing is heeded: signals are not its own.
     """
 
     def time_is_up() -> None:
         _asked.stop = _asked.stop or "its time limit"
-        signal.pthread_kill(main, WAKE)
 
-    main = threading.get_ident()
-    timer = threading.Timer(stop_after or 0.0, time_is_up)
-    timer.daemon = True
-    with _handled({signal.SIGTERM: _on_signal, signal.SIGINT: _on_signal, WAKE: _on_wake}):
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with (
+        _handled({signal.SIGTERM: _on_signal, signal.SIGINT: _on_signal, WAKE: _on_wake}),
+        _after(stop_after, time_is_up),
+    ):
         try:
-            if stop_after is not None:
-                timer.start()
             yield
         finally:
-            timer.cancel()
             _asked.stop = ""
+
+
+@contextlib.contextmanager
+def _after(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` and wake the main thread if the block takes longer than ``seconds``; and wake it again and again,
+    because the first exception may be spent on a wait that the code under way begins anew, such as a pool's for its
+    threads.
+    """
+
+    def watch() -> None:
+        wait = seconds
+        while not over.wait(wait):
+            act()
+            signal.pthread_kill(main, WAKE)
+            wait = REMINDER
+
+    main, over = threading.get_ident(), threading.Event()
+    watcher = threading.Thread(target=watch, daemon=True)
+    if seconds is not None:
+        watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if seconds is not None:
+            watcher.join()  # or it might wake somebody else
 
 
 @contextlib.contextmanager
@@ -157,7 +179,6 @@ def _on_wake(_: int, __: FrameType | None) -> None:
     if _asked.stop and _asked.at_once:
         raise Interrupted(_asked.stop)
     if _asked.expired:
-        _asked.expired = False
         raise DeadlineError
 
 
