@@ -355,14 +355,13 @@ def test_a_chat_template_stays_in_its_sandbox(template, model, capfd):
     assert "unsafe" in said
 
 
-@pytest.mark.xfail(strict=True, reason="data.tokenise.render lets errors through that are not jinja's")
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        ("{{ 1 / 0 }}", "ZeroDivisionError"),
-        ("{% for i in range(99999999) %}x{% endfor %}", "OverflowError"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% for i in range(99999999) %}x{% endfor %}", "Range too big"),
         ("{% include '/etc/passwd' %}", "no loader"),
-        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
     ],
 )
 def test_a_chat_template_that_fails_is_one_line(template, says, model, capfd):
@@ -471,6 +470,12 @@ def linked(here: Path, name: str) -> Path:
     return work
 
 
+def replace(path: Path) -> None:
+    """A directory in the place of ``path``."""
+    with whole(path) as partial:
+        partial.mkdir()
+
+
 def test_a_run_is_replaced_and_what_its_links_point_to_is_not(here, tiny):
     assert tether(f"{TASK} --out out --quiet --model", tiny) == 0
     for name in ("model", "checkpoints"):
@@ -482,25 +487,25 @@ def test_a_run_is_replaced_and_what_its_links_point_to_is_not(here, tiny):
     assert not (here / "out" / "model").is_symlink()
 
 
-@pytest.mark.xfail(strict=True, reason="runtime.files follows links to directories")
-def test_a_link_is_replaced_and_what_it_points_to_is_not(here):
+@pytest.mark.parametrize(
+    "take", [remove, pytest.param(replace, marks=pytest.mark.xfail(strict=True, reason="whole follows it"))]
+)
+def test_a_link_goes_and_what_it_points_to_stays(take, here):
     work = linked(here, "model")
-    with whole(here / "model") as partial:
-        partial.mkdir()
+    take(here / "model")
     assert not (here / "model").is_symlink()
-    (here / "again").symlink_to(work.parent)
-    remove(here / "again")
-    assert not os.path.lexists(here / "again")
     assert work.read_text() == "a year"
 
 
-@pytest.mark.xfail(strict=True, reason="runtime.directory finds out when the first step is over")
-@pytest.mark.parametrize("more", ["", " --overwrite"])
-def test_a_link_as_the_run_directory_is_refused(more, here, tiny, capfd):
+def test_a_link_as_the_run_directory_is_the_directory_it_points_to(here, tiny, capfd):
+    """The user names it, so it is followed; and what is not a run is left alone behind a link too."""
     work = linked(here, "out")
-    work.with_name("config.yaml").write_text("command: grpo\n")
-    assert "is a link" in complaint(f"{TASK} --out out{more} --model", capfd, tiny)
-    assert work.is_file()
+    assert "not a run" in complaint(f"{TASK} --out out --overwrite --model", capfd, tiny)
+    assert work.read_text() == "a year"
+    work.unlink()
+    assert tether(f"{TASK} --out out --quiet --model", tiny) == 0
+    assert (work.parent / "config.yaml").is_file()
+    assert (here / "out").is_symlink()
 
 
 @pytest.mark.xfail(strict=True, reason="pyarrow takes these names for addresses")
@@ -549,9 +554,10 @@ def test_hostile_names_and_texts_stay_text_and_in_the_run_directory(here, tiny, 
         "globals()['$y_{$'] = fn\n"
     )
     write_rows(here / "p.jsonl", [{"prompt": f"{i} {HOSTILE}", HOSTILE: HOSTILE, "../x": "/etc/x"} for i in range(3)])
-    before = contents(here.parent)
     rewards = ("--reward", f"r.py:{HOSTILE}", "r.py:$y_{$")
-    line = f"{GRPO} --prompts p.jsonl --eval-prompts p.jsonl --out out --model"
+    write_rows(here / "e.jsonl", [{"prompt": f"held out {HOSTILE}"}])
+    line = f"{GRPO} --prompts p.jsonl --eval-prompts e.jsonl --out out --model"
+    before = contents(here.parent)
     capfd.readouterr()
     assert tether(line, tiny, *rewards) == 0
     assert tether("report out") == 0
@@ -609,14 +615,13 @@ ORDER = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e"
 """What a terminal obeys."""
 
 
-@pytest.mark.xfail(strict=True, reason="cli.main prints an error as it is")
 @pytest.mark.parametrize(
     "line",
     [
         ["grpo", "--reward", ORDER, "--model", "base", "--prompts", "p.jsonl", "--out", "out"],
         ["grpo", "--reward", "r.py:fn", "--model", ORDER, "--prompts", "p.jsonl", "--out", "out"],
         ["report", ORDER],
-        [ORDER],
+        pytest.param([ORDER], marks=pytest.mark.xfail(strict=True, reason="cli.tell prints the command as it is")),
     ],
 )
 def test_an_error_gives_no_orders_to_the_terminal(line, here, capfd):
@@ -624,6 +629,26 @@ def test_an_error_gives_no_orders_to_the_terminal(line, here, capfd):
     (said,) = capfd.readouterr().err.splitlines()
     assert said.isprintable()
     assert r"\u001b]0;owned" in said
+
+
+@pytest.mark.xfail(strict=True, reason="rewards.supervision and training print what they were given")
+def test_a_run_gives_no_orders_to_the_terminal(here, tiny, capfd, monkeypatch):
+    """A reward that fails at first and a data file with a row twice are told of while the run goes on."""
+    monkeypatch.setattr("tether.rewards.supervision.FIRST_PAUSE", 0.0)
+    (here / "r.py").write_text(
+        "calls = []\n"
+        "def fn(completions, **_):\n"
+        "    calls.append(1)\n"
+        "    if not calls[1:]:\n"
+        f"        raise OSError({ORDER!r})\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    write_rows(here / f"{ORDER}.jsonl", [{"prompt": "a"}] * 2)
+    line = [*GRPO.split(), "--reward", "r.py:fn", "--reward-retries", "1", "--prompts", f"{ORDER}.jsonl"]
+    assert main([*line, "--out", "out", "--model", tiny]) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert sum(r"\u001b]0;owned" in one for one in said) == 2
+    assert all(one.isprintable() for one in said)
 
 
 @pytest.mark.xfail(strict=True, reason="commands.generate prints a completion as it is")
@@ -643,7 +668,8 @@ KEYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "OPENAI_API_KEY",
 def test_no_secret_of_the_environment_is_written_or_printed(here, tiny, capfd, monkeypatch):
     for key in KEYS:
         monkeypatch.setenv(key, f"hf_marker{key}")
-    assert tether(f"{TASK} --eval-prompts p.jsonl --out out --save-every 1 --model", tiny) == 0
+    write_rows(here / "e.jsonl", [{"prompt": "held out"}])
+    assert tether(f"{TASK} --eval-prompts e.jsonl --out out --save-every 1 --model", tiny) == 0
     assert tether("report out") == 0
     assert tether(f"{TASK} --out other --model nope") == 2
     tether("doctor")
@@ -674,20 +700,25 @@ def test_an_address_is_shown_without_its_secrets(text, shown):
 ADDRESS = "https://me:secret@host/x?token=secret"
 
 
-@pytest.mark.xfail(strict=True, reason="cli.main prints an error as it is")
 @pytest.mark.parametrize(
     "line",
     [
         f"{TASK} --out out --model {ADDRESS}",
         f"{GRPO} --model base --out out --prompts {ADDRESS} --reward r.py:fn",
-        f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}",
+        pytest.param(
+            f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}",
+            marks=pytest.mark.xfail(strict=True, reason="rewards.resolve takes the address apart"),
+        ),
         f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}:fn=2",
-        f"{TASK} --model base --out {ADDRESS}",
+        pytest.param(
+            f"{TASK} --model base --out {ADDRESS}",
+            marks=pytest.mark.xfail(strict=True, reason="config takes an address for a directory"),
+        ),
         f"{TASK} --model base --out out --config {ADDRESS}",
         f"{TASK} --model base --out out --kl-coef {ADDRESS}",
         f"report {ADDRESS}",
         f"report run {ADDRESS}",
-        ADDRESS,
+        pytest.param(ADDRESS, marks=pytest.mark.xfail(strict=True, reason="cli.tell prints the command as it is")),
     ],
 )
 def test_no_error_repeats_the_secrets_of_an_address(line, here, capfd):

@@ -90,7 +90,9 @@ def judge_panels(rows: list[Metrics], judge: dict[str, Any]) -> list[Panel]:
 
 def before_and_after(path: Path, prompts: int = 6) -> str:
     """The first completion of every method for some held-out prompts: not chosen, the first ones."""
-    rows = [json.loads(line) for line in (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()
+    ]  # of text there are more ends
     seen = list(dict.fromkeys(row["prompt"] for row in rows))[:prompts]
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
