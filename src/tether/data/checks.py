@@ -33,7 +33,8 @@ class SourceReport:
     kept: int = 0
     findings: dict[str, list[Place]] = field(default_factory=dict)
     skipped: list[BadRow] = field(default_factory=list)
-    _seen: set[bytes] = field(default_factory=set, repr=False)
+    seen: set[bytes] = field(default_factory=set, repr=False)
+    """Digests of the records."""
 
     def find(self, kind: str, where: Place) -> None:
         self.findings.setdefault(kind, []).append(where)
@@ -59,9 +60,9 @@ class DataReport:
     def keep(self, record: Any, row: Row, source: SourceReport) -> None:
         """Remember where a record came from, and note whether its source held the same before."""
         content = digest(record)
-        if content in source._seen:
+        if content in source.seen:
             source.find(DUPLICATE, row.where)
-        source._seen.add(content)
+        source.seen.add(content)
         self._origins[id(record)] = record, row, source
         source.kept += 1
 

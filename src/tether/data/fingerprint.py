@@ -30,7 +30,7 @@ def digest(record: Record) -> bytes:
     """16 bytes that two records share if they are equal, and otherwise never in practice."""
     if isinstance(record, Prompt):
         turns = None if record.messages is None else [dict(turn) for turn in record.messages]
-        return _digest(b"prompt", [record.ids], _json([record.text, turns, record.columns]))
+        return _digest(b"prompt", [record.ids], _JSON.encode([record.text, turns, record.columns]).encode())
     if isinstance(record, PreferencePair):
         sides = [record.prompt_ids, record.chosen_ids, record.rejected_ids]
         return _digest(b"pair", sides, struct.pack("<d", record.margin))
@@ -52,10 +52,9 @@ def _digest(kind: bytes, sequences: Iterable[Sequence[int]], about: bytes = b"")
     return blake2b(b"".join([lengths, *ids, about]), digest_size=16, person=kind).digest()
 
 
-def _json(value: Any) -> bytes:
-    """A value of a data row as bytes; what JSON does not know, such as a date, by its ``repr``."""
-    return json.dumps(value, sort_keys=True, default=_plain).encode()
-
-
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else repr(value)
+
+
+_JSON = json.JSONEncoder(sort_keys=True, default=_plain)
+"""Writes a value of a data row; what JSON does not know, such as a date, by its ``repr``."""

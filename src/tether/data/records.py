@@ -203,7 +203,6 @@ def _load(
     report: DataReport | None,
 ) -> list[Record]:
     """Look at every row, then raise or return: ``of`` names what ``length`` counts."""
-
     rows = read_rows(source)
     report = DataReport() if report is None else report
     found = SourceReport(source, len(rows))
