@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import pickle
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -138,6 +139,21 @@ def test_no_source_can_be_made_to_run_what_it_reads(path):
     """Scripts and benchmarks load models that they wrote themselves, so they need not say how."""
     explicit = path.relative_to(ROOT).parts[0] in ("src", "examples")
     assert list(unsafe(path.read_text(encoding="utf-8"), explicit=explicit)) == []
+
+
+def test_the_package_starts_no_other_program():
+    """So it cannot run what a model wrote either; a reward function that does so is the user's."""
+    for path in (ROOT / "src").rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        found = [name for node in ast.walk(tree) for name in imported(node, aliases(tree))]
+        assert not [name for name in found if within(name, ("subprocess", "multiprocessing", "pty", "code", "runpy"))]
+
+
+def test_the_threat_model_names_tests_that_are_here():
+    page = (ROOT / "docs" / "threat_model.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 10
+    assert named <= globals().keys()
 
 
 LOAD = "AutoModel.from_pretrained(n, trust_remote_code=False, use_safetensors=True)"

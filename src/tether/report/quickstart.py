@@ -90,9 +90,8 @@ def judge_panels(rows: list[Metrics], judge: dict[str, Any]) -> list[Panel]:
 
 def before_and_after(path: Path, prompts: int = 6) -> str:
     """The first completion of every method for some held-out prompts: not chosen, the first ones."""
-    rows = [
-        json.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()
-    ]  # of text there are more ends
+    # as bytes: in text, characters that a completion may hold end a line too
+    rows = [json.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()]
     seen = list(dict.fromkeys(row["prompt"] for row in rows))[:prompts]
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
