@@ -25,11 +25,13 @@ def read_rows(path: Path) -> list[dict]:
 
 
 def workspace(directory: Path) -> None:
-    """Prompts, pairs, demonstrations and a reward function."""
+    """Prompts, pairs and demonstrations, some of them held out, and a reward function."""
     write_rows(directory / "p.jsonl", [{"prompt": f"Word {i} is", "answer": str(i)} for i in range(5)])
     pairs = [{"prompt": f"Q{i}", "chosen": f" yes {i}", "rejected": f" no {i}"} for i in range(20)]
     write_rows(directory / "pairs.jsonl", pairs)
     write_rows(directory / "texts.jsonl", [{"prompt": f"One {i}", "completion": " two"} for i in range(8)])
+    write_rows(directory / "held_prompts.jsonl", [{"prompt": f"Sentence {i} is", "answer": str(i)} for i in range(3)])
+    write_rows(directory / "held_texts.jsonl", [{"prompt": f"Two {i}", "completion": " three"} for i in range(3)])
     (directory / "r.py").write_text(REWARD)
 
 

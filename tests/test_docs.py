@@ -181,7 +181,7 @@ def test_metrics_of_rejection_sampling(tiny):
     model, tokenizer = load_policy(tiny)
     chosen = rejection_sampling.Config(samples_per_prompt=2, sampling=SAMPLING)
     result = rejection_sampling.step(
-        rejection_sampling.State.create(model, seed=0),
+        rejection_sampling.State.create(model, chosen, prompts=len(PROMPTS), seed=0),
         PROMPTS,
         generate=Engine(model, tokenizer),
         score=FunctionScorer(lambda _, completion: completion.ids[0]),

@@ -14,10 +14,10 @@ from tether.report.run import last_samples, panels_of
 
 TASK = "--prompts p.jsonl --reward r.py:fn --reward length:3=0.5 --max-new-tokens 4 --quiet"
 TRAINING = {
-    "sft": "sft --data texts.jsonl --eval-data texts.jsonl --batch-size 4 --quiet",
+    "sft": "sft --data texts.jsonl --eval-data held_texts.jsonl --batch-size 4 --quiet",
     "reward": "reward --pairs pairs.jsonl --batch-size 8 --quiet",
     "rejection-sampling": f"rejection-sampling {TASK} --samples-per-prompt 3",
-    "grpo": f"grpo {TASK} --group-size 2 --steps 3 --prompts-per-step 2 --eval-prompts p.jsonl",
+    "grpo": f"grpo {TASK} --group-size 2 --steps 3 --prompts-per-step 2 --eval-prompts held_prompts.jsonl",
 }
 SHOWS = {
     "sft": ("Loss", "Gradient norm"),

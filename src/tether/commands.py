@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tether import config as options
 from tether.algorithms import reward_model
+from tether.data.checks import DataReport
 from tether.data.records import load_pairs, load_prompts
 from tether.errors import ConfigError
 from tether.evaluation import evaluate_policy, sample_and_score
@@ -28,13 +29,17 @@ def generate(command: options.Generate) -> None:
         require_file(Path(command.out))
     model, tokenizer = load_policy(command.model, dtype=pick_dtype(command.dtype), device=pick_device(command.device))
     settle_products(command.products, model)
+    report = DataReport()
     prompts = load_prompts(
         command.prompts,
         tokenizer,
         context=context_length(model),
         max_new_tokens=command.sampling.max_new_tokens,
         overlong=command.overlong,
+        on_bad_rows=command.on_bad_rows,
+        report=report,
     )
+    report.tell()
     groups = Engine(model, tokenizer, budget=command.budget).generate(
         prompts, group_size=command.group_size, sampling=command.sampling, seed=command.seed
     )
@@ -48,6 +53,7 @@ def generate(command: options.Generate) -> None:
                 "tokens": len(completion.ids),
             },
             ensure_ascii=False,
+            default=repr,  # a column of dates, say
         )
         for group in groups
         for completion in group.completions
@@ -60,11 +66,19 @@ def generate(command: options.Generate) -> None:
 
 
 def evaluate(command: options.Eval) -> None:
-    device, dtype = pick_device(command.device), pick_dtype(command.dtype)
+    device, dtype, report = pick_device(command.device), pick_dtype(command.dtype), DataReport()
     if command.reward_model is not None and command.pairs is not None:
         judge, tokenizer = load_reward_model(command.reward_model, dtype=dtype, device=device)
         settle_products(command.products, judge)
-        pairs = load_pairs(command.pairs, tokenizer, context=context_length(judge), overlong=command.overlong)
+        pairs = load_pairs(
+            command.pairs,
+            tokenizer,
+            context=context_length(judge),
+            overlong=command.overlong,
+            on_bad_rows=command.on_bad_rows,
+            report=report,
+        )
+        report.tell()
         evaluation = reward_model.evaluate(judge, pairs, token_budget=16384)
         print(json.dumps({"reward_model": command.reward_model, **vars(evaluation)}, indent=2))
         return
@@ -73,14 +87,16 @@ def evaluate(command: options.Eval) -> None:
     model, tokenizer = load_policy(command.model, dtype=dtype, device=device)
     products = settle_products(command.products, model)
     score = resolve_scorer(command.reward, tokenizer, dtype=dtype, device=device, rounded=products == "bfloat16")
-    limit = context_length(model)
     prompts = load_prompts(
         command.prompts,
         tokenizer,
-        context=limit,
+        context=context_length(model),
         max_new_tokens=command.sampling.max_new_tokens,
         overlong=command.overlong,
+        on_bad_rows=command.on_bad_rows,
+        report=report,
     )
+    report.tell()
     reference, own = (
         load_policy(command.reference, dtype=dtype, device=device) if command.reference else (model, tokenizer)
     )

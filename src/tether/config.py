@@ -36,7 +36,7 @@ class RunOptions:
     keep_last: int = 2
     """How many of the newest checkpoints are kept."""
     keep_best: str | None = None
-    """Keep the checkpoint with the highest value of this metric too, such as reward; the lowest with a minus before."""
+    """Keep the checkpoint with the highest value of this metric too: reward; or the lowest: =-eval/loss."""
     stop_after: str | None = None
     """Save and stop after this time, such as 3h55m; tether resume goes on."""
     quiet: bool = False

@@ -161,8 +161,7 @@ def open_run(
         resumed=start.resumed,
     )
     if not run.quiet:
-        for line in loaded.report.lines():
-            print(line, file=sys.stderr)
+        loaded.report.tell()
     dtype = pick_dtype("bfloat16" if run.dtype == "bfloat16" else loaded.products)
     return Recorder(
         directory=directory,

@@ -148,11 +148,12 @@ def test_on_policy_the_sequence_ratio_has_the_gradient_of_the_token_ratio(tiny):
     batch = batch_of(groups, torch.device("cpu"))
     logp = grpo.policy_logprobs(model, batch, temperature=1.0, token_budget=1000)
     experience = grpo.Experience(batch=batch, old_logp=logp, ref_logp=logp, advantages=torch.randn(6))
-    state = grpo.State(policy=model, reference=model, optimiser=None, cursor=None, seed=0, total_steps=1)
+    state = grpo.State.create(model, grpo.Config(), prompts=1, total_steps=1, seed=0)
     found = []
     for level in ("token", "sequence"):
         model.zero_grad()
-        grpo.backward(state, experience, config=grpo.Config(ratio_level=level, kl_coef=0.0), where="test")
+        config = grpo.Config(ratio_level=level, kl_coef=0.0)
+        grpo.backward(state, experience, config=config, token_budget=1000, where="test")
         found.append(model.lm_head.weight.grad.clone())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 

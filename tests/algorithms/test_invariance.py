@@ -7,6 +7,7 @@ import torch
 
 from helpers import gradient, random_groups, relative_error
 from tether.algorithms import grpo, ppo, reward_model, sft
+from tether.algorithms.optimise import Guard
 from tether.algorithms.rollouts import batch_of
 from tether.data.batching import minibatches
 from tether.models.loading import load_policy
@@ -56,8 +57,10 @@ def test_sft(policy):
 
     def run(order, budget):
         def step(optimiser):
-            state = sft.State(policy=policy, optimiser=optimiser, cursor=None, total_steps=1)
-            config = sft.Config(micro_batch_tokens=budget, optim=sft.Optim(max_grad_norm=1e9))
+            state = sft.State(
+                policy=policy, optimiser=optimiser, cursor=None, guard=Guard(token_budget=budget), total_steps=1
+            )
+            config = sft.Config(optim=sft.Optim(max_grad_norm=1e9))
             sft.step(state, [data[i] for i in order], config=config)
 
         return step_gradient(policy, step)
@@ -74,8 +77,10 @@ def test_reward_model(tiny):
 
     def run(order, budget):
         def step(optimiser):
-            state = reward_model.State(model=model, optimiser=optimiser, cursor=None, total_steps=1)
-            config = reward_model.Config(micro_batch_tokens=budget, optim=sft.Optim(max_grad_norm=1e9))
+            state = reward_model.State(
+                model=model, optimiser=optimiser, cursor=None, guard=Guard(token_budget=budget), total_steps=1
+            )
+            config = reward_model.Config(optim=sft.Optim(max_grad_norm=1e9))
             reward_model.step(state, [pairs[i] for i in order], config=config)
 
         return step_gradient(model, step)
@@ -99,7 +104,15 @@ def grpo_experience(groups, policy):
 @pytest.mark.parametrize(("ratio_level", "kl_level"), [("token", "sequence"), ("sequence", "token")])
 def test_grpo(policy, reduction, ratio_level, kl_level):
     experience = grpo_experience(random_groups(4, 3), policy)
-    state = grpo.State(policy=policy, reference=policy, optimiser=None, cursor=None, seed=0, total_steps=1)
+    state = grpo.State(
+        policy=policy,
+        reference=policy,
+        optimiser=None,
+        cursor=None,
+        guard=Guard(token_budget=1),
+        seed=0,
+        total_steps=1,
+    )
 
     def run(order, budget):
         policy.zero_grad()
@@ -108,10 +121,9 @@ def test_grpo(policy, reduction, ratio_level, kl_level):
             ratio_level=ratio_level,
             kl_level=kl_level,
             kl_estimator="k3_corrected",
-            micro_batch_tokens=budget,
             sampling=SAMPLING,
         )
-        grpo.backward(state, experience.rows(torch.tensor(order)), config=config, where="test")
+        grpo.backward(state, experience.rows(torch.tensor(order)), config=config, token_budget=budget, where="test")
         return gradient(policy).clone()
 
     whole = list(range(12))
@@ -133,8 +145,7 @@ def test_ppo(policy, own_trunk):
     def run(order, budget):
         policy.zero_grad()
         state.critic.zero_grad()
-        cut = ppo.Config(critic_trunk=own_trunk, sampling=SAMPLING, entropy_coef=0.1, micro_batch_tokens=budget)
-        ppo.backward(state, experience.rows(torch.tensor(order)), config=cut, where="test")
+        ppo.backward(state, experience.rows(torch.tensor(order)), config=config, token_budget=budget, where="test")
         return torch.cat([gradient(policy), gradient(state.critic)]).clone()
 
     whole = list(range(12))

@@ -14,7 +14,7 @@ from tether.algorithms import grpo, ppo, sft
 from tether.algorithms.optimise import Optim, adamw, masters, optimiser_step, peak_learning_rate
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
-from tether.runtime.checkpoint import write_state
+from tether.runtime.state import Snapshot
 from tether.types import Demonstration, Prompt, Sampling
 
 DATA = [
@@ -98,7 +98,7 @@ def test_a_ppo_step_in_bfloat16_and_its_checkpoint(tiny, tmp_path):
         config=config,
     )
     assert result.metrics["sampling/logprob_gap_max"] < 0.1
-    write_state(tmp_path, state, tokenizer)
+    Snapshot.of(state).write(tmp_path)
     saved = load_file(tmp_path / "tensors.safetensors")
     for field, module in (("policy", state.policy), ("critic", state.critic)):
         for name, weight in module.named_parameters():

@@ -111,9 +111,9 @@ def test_policy_and_critic_are_clipped_apart(tiny):
         config = ppo.Config(
             group_size=4, sampling=SAMPLING, epochs_per_step=1, value_coef=scale, optim=Optim(learning_rate=1e-3)
         )
-        experience, _ = ppo.collect(state, groups, config=config, where="test", clock=PhaseClock(state.policy.device))
+        update = ppo.collect(state, groups, config=config, where="test", clock=PhaseClock(state.policy.device))
         before = torch.cat([p.detach().flatten().clone() for p in state.policy.parameters()])
-        ppo.update(state, experience, config=config, where="test")
+        ppo.learn(state, update, config=config, where="test")
         moved.append(torch.cat([p.detach().flatten() for p in state.policy.parameters()]) - before)
     torch.testing.assert_close(moved[0], moved[1])
 

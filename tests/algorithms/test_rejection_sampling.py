@@ -49,7 +49,8 @@ def test_a_tie_is_broken_by_lot_and_the_lot_by_the_seed():
 
 def test_a_reward_that_is_not_finite_stops_the_round_before_any_weight_moves(tiny):
     model, tokenizer = load_policy(tiny)
-    state = rs.State.create(model, seed=0)
+    config = rs.Config(samples_per_prompt=4, sampling=Sampling(max_new_tokens=2))
+    state = rs.State.create(model, config, prompts=1, seed=0)
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(GuardError, match="rejection-sampling round 1: the reward is not finite in 4 of 4"):
         rs.step(
@@ -57,7 +58,7 @@ def test_a_reward_that_is_not_finite_stops_the_round_before_any_weight_moves(tin
             [Prompt(ids=(0, 70), text="a")],
             generate=Engine(model, tokenizer),
             score=FunctionScorer(lambda *_: float("nan")),
-            config=rs.Config(samples_per_prompt=4, sampling=Sampling(max_new_tokens=2)),
+            config=config,
             on_step=lambda _: None,
         )
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -90,7 +91,7 @@ def run(tiny, **options):
         sft=sft.Config(epochs=3, batch_size=4, optim=Optim(learning_rate=1e-2)),
         **options,
     )
-    state = rs.State.create(model, seed=0)
+    state = rs.State.create(model, config, prompts=8, seed=0)
     engine = Engine(model, tokenizer)
     prompts = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(8)]
     steps = []

@@ -8,7 +8,10 @@ import torch
 from commandline import read_rows, tether, workspace
 from tether.algorithms import grpo, ppo
 
-RUN = "--prompts p.jsonl --reward r.py:fn --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --steps 4 --out out"
+RUN = (
+    "--prompts p.jsonl --reward r.py:fn --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --steps 4 "
+    "--max-skipped 1 --out out"
+)
 DIVERGE = "--learning-rate 1e30 --lr-schedule constant --max-grad-norm 1e9"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -11,6 +12,7 @@ from tether.data.fingerprint import digest, tokens_digest
 from tether.data.reading import BadRow, Place, Row
 from tether.errors import DataError
 from tether.types import Demonstration, PreferencePair, Prompt
+from tether.untrusted import printable
 
 OnBadRows = Literal["fail", "skip"]
 """What happens to a row that cannot be used: it stops the command, or is left out and written down."""
@@ -74,6 +76,11 @@ class DataReport:
     def lines(self) -> list[str]:
         """One line for each source in which something was found."""
         return [f"{source.source}: {source}" for source in self.sources if source.findings]
+
+    def tell(self) -> None:
+        """Print these lines to the standard error."""
+        for line in self.lines():
+            print(printable(line), file=sys.stderr)
 
     def as_dict(self) -> list[dict[str, Any]]:
         """Counts, and the first lines or rows, for JSON: ``{source, rows, kept, findings: {kind: {count, at}}}``."""
