@@ -18,7 +18,9 @@ from tether.evaluation import PolicyEvaluation
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reward import new_reward_model
+from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.directory import RunDirectory, read_metrics
+from tether.runtime.journal import Journal
 from tether.runtime.loops import TIMINGS, Recorder
 from tether.runtime.progress import ProgressLine
 from tether.types import Budget, Demonstration, PreferencePair, Prompt, Sampling
@@ -154,7 +156,12 @@ def test_what_the_recorder_adds_to_a_row(tmp_path):
     directory = RunDirectory(tmp_path / "run", {})
     progress = ProgressLine("ppo", 1, quiet=True)
     recorder = Recorder(
-        directory=directory, tokenizer=None, progress=progress, device=torch.device("cpu"), matrix_rate=1e9
+        directory=directory,
+        checkpoints=Checkpoints(directory.path, None, Kept(last=1, best=None)),
+        journal=Journal(directory),
+        progress=progress,
+        device=torch.device("cpu"),
+        matrix_rate=1e9,
     )
     recorder.start()
     given = {"num_tokens": 4.0, "flops/update": 1e3, "time/update": 0.1}

@@ -61,11 +61,6 @@ def dispatch(arguments: Sequence[str]) -> None:
         from tether.flags import nearest
 
         raise ConfigError(f"unknown command {name!r}{nearest(name, known)} ('tether --help' lists them)")
-    if name == "resume":  # takes the options of the run's command too
-        from tether import resume
-
-        resume.main(rest)
-        return
     cls, body = bodies()[name]
     from tether.flags import parse
 
@@ -73,8 +68,8 @@ def dispatch(arguments: Sequence[str]) -> None:
 
 
 def bodies() -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The options and the function of every command but resume."""
-    from tether import commands, config, doctor, quickstart, training
+    """The options and the function of every command."""
+    from tether import commands, config, doctor, quickstart, resume, training
 
     return {
         "quickstart": (config.Quickstart, quickstart.main),
@@ -84,6 +79,7 @@ def bodies() -> dict[str, tuple[type, Callable[[Any], None]]]:
         "rejection-sampling": (config.RejectionSampling, training.train_rejection_sampling),
         "ppo": (config.PPO, training.train_ppo),
         "grpo": (config.GRPO, training.train_grpo),
+        "resume": (config.Resume, resume.resume),
         "generate": (config.Generate, commands.generate),
         "eval": (config.Eval, commands.evaluate),
         "report": (config.Report, commands.report),

@@ -286,9 +286,11 @@ class Resume:
     """Go on with a training run that was interrupted: with the same numbers, as if nothing had happened."""
 
     directory: str = field(metadata={"positional": True})
-    """The run directory; any option of the run's command may follow it."""
+    """The run directory; options of the run's own command may follow it."""
     allow: bool = False
     """Accept options that differ from the run's, where they are safe to change, such as steps."""
+    options: tuple[str, ...] = field(default=(), metadata={"rest": True})
+    """Of the run's own command, as they were given."""
 
 
 @dataclass(frozen=True, kw_only=True)

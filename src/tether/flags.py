@@ -28,6 +28,9 @@ from tether.untrusted import read_flat_yaml
 
 Command = TypeVar("Command")
 
+REST = "rest"
+"""Marks the field of a command that takes the arguments which it does not know, for another command."""
+
 
 @dataclass(frozen=True)
 class Option:
@@ -70,7 +73,7 @@ def options_of(cls: type, defaults: Any = MISSING) -> Iterator[Option]:
     for entry, hint, default in fields_of(cls, defaults):
         if dataclasses.is_dataclass(hint):
             yield from options_of(typing.cast(type, hint), default)
-        else:
+        elif REST not in entry.metadata:
             yield Option(entry.name, hint, default, cls, "positional" in entry.metadata)
 
 
@@ -142,7 +145,8 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
     """A command from its command line. What is wrong is one line in a :class:`ConfigError`; ``--help`` exits with 0."""
     options = list(options_of(cls))
     given, unknown = parser(name, cls, options).parse_known_args(arguments)
-    if unknown:
+    rest = next((entry.name for entry in dataclasses.fields(cls) if REST in entry.metadata), None)  # type: ignore[arg-type]
+    if unknown and rest is None:
         flags = [option.flag for option in options if not option.positional]
         what = unknown[0].split("=")[0]
         kind = "option" if what.startswith("-") else "argument"
@@ -155,6 +159,8 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
             values[option.name] = (
                 None if option.optional and text == "none" else coerce(option, text, where=option.flag)
             )
+    if rest is not None:
+        values[rest] = tuple(unknown)
     lacking = [option.flag for option in options if option.default is MISSING and option.name not in values]
     if lacking:
         raise ConfigError(f"missing: {', '.join(lacking)} ('tether {name} --help' explains)")

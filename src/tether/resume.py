@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,8 @@ COMMANDS: dict[str, tuple[type, Callable[..., None]]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """``DIR``, ``--allow``, and any options of the run's own command."""
-    rest = [argument for argument in arguments if argument != "--allow"]
-    own = rest[:1] + ["--allow"] * (len(rest) < len(arguments))
-    resume(parse("resume", options.Resume, own), rest[1:])
-
-
-def resume(command: options.Resume, more: Sequence[str] = ()) -> None:
-    """Go on with the run in ``command.directory``; ``more`` are options of the run's own command."""
+def resume(command: options.Resume) -> None:
+    """Go on with the run in ``command.directory``."""
     path = Path(command.directory)
     if not (path / CONFIG).is_file():
         raise RunError(
@@ -46,7 +39,7 @@ def resume(command: options.Resume, more: Sequence[str] = ()) -> None:
     if name not in COMMANDS:
         raise RunError(f"{path}: a run of 'tether {name}' cannot be resumed; those of {', '.join(COMMANDS)} can")
     cls, train = COMMANDS[name]
-    asked: Any = parse(name, cls, ["--config", str(path / CONFIG), *more])
+    asked: Any = parse(name, cls, ["--config", str(path / CONFIG), *command.options])
     asked = replace(asked, run=replace(asked.run, out=str(path), overwrite=False))
     new = {"command": name, **flatten(asked)}
     changed = changes(saved, new)
