@@ -18,8 +18,14 @@ from benchmarks.worker import Spec, serve
 
 
 def load(spec: Spec):
-    model = AutoModelForCausalLM.from_pretrained(spec.model, dtype=getattr(torch, spec.dtype)).to(spec.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(spec.model)
+    model = (
+        AutoModelForCausalLM.from_pretrained(
+            spec.model, dtype=getattr(torch, spec.dtype), trust_remote_code=False, use_safetensors=True
+        )
+        .to(spec.device)
+        .eval()
+    )
+    tokenizer = AutoTokenizer.from_pretrained(spec.model, trust_remote_code=False)
     prompts = [tokenizer(row["prompt"])["input_ids"] for row in spec.rows("prompts")]
     return model, tokenizer, [prompt for prompt in prompts for _ in range(spec.group_size)]
 

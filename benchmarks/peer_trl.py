@@ -90,7 +90,7 @@ def grpo_step(spec: Spec):
         reward_funcs=sevens,
         args=config,
         train_dataset=Dataset.from_list(spec.rows("prompts") * 1000),  # the same prompts each step; epochs end seldom
-        processing_class=AutoTokenizer.from_pretrained(spec.model, padding_side="left"),
+        processing_class=AutoTokenizer.from_pretrained(spec.model, padding_side="left", trust_remote_code=False),
         callbacks=[TakeTurns(spec)],
     )
 
@@ -98,7 +98,7 @@ def grpo_step(spec: Spec):
 def ppo_step(spec: Spec):
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
-    tokenizer = AutoTokenizer.from_pretrained(spec.model, padding_side="left")
+    tokenizer = AutoTokenizer.from_pretrained(spec.model, padding_side="left", trust_remote_code=False)
     prompts = Dataset.from_list([{"input_ids": tokenizer(row["prompt"])["input_ids"]} for row in spec.rows("prompts")])
     config = PPOConfig(
         **common(spec),
@@ -113,9 +113,17 @@ def ppo_step(spec: Spec):
         kl_coef=spec.kl_coef,
         num_sample_generations=0,
     )
-    policy, reference = (AutoModelForCausalLM.from_pretrained(spec.model, dtype=torch.float32) for _ in range(2))
+    policy, reference = (
+        AutoModelForCausalLM.from_pretrained(
+            spec.model, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+        for _ in range(2)
+    )
     reward, value = (
-        AutoModelForSequenceClassification.from_pretrained(spec.reward_model, dtype=torch.float32) for _ in range(2)
+        AutoModelForSequenceClassification.from_pretrained(
+            spec.reward_model, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
+        for _ in range(2)
     )
     trainer = PPOTrainer(
         args=config,
@@ -142,12 +150,14 @@ def reward_epoch(spec: Spec):
         gradient_accumulation_steps=spec.pairs_per_step // spec.peer_rows,
         max_length=spec.max_length,
     )
-    model = AutoModelForSequenceClassification.from_pretrained(spec.reward_model, dtype=torch.float32)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        spec.reward_model, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     return RewardTrainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(spec.rows("pairs")),
-        processing_class=AutoTokenizer.from_pretrained(spec.reward_model),
+        processing_class=AutoTokenizer.from_pretrained(spec.reward_model, trust_remote_code=False),
         callbacks=[TakeTurns(spec)],
     )
 

@@ -41,7 +41,7 @@ def config_of(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedCon
 
 def write_models(folder: Path, shape: Shape) -> tuple[str, str, PreTrainedTokenizerBase]:
     """A policy and a reward model of ``shape``, with the tokenizer of the embedded model: ``(policy, reward, it)``."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve(BASE), model_max_length=shape.context)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(BASE), model_max_length=shape.context, trust_remote_code=False)
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_config(config_of(shape, tokenizer), dtype=torch.float32)
     config = config_of(shape, tokenizer)

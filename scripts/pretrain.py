@@ -156,7 +156,9 @@ def main() -> None:
         )
     )
     if args.init:
-        earlier = LlamaForCausalLM.from_pretrained(args.init, dtype=torch.float32)
+        earlier = LlamaForCausalLM.from_pretrained(
+            args.init, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+        )
         model.load_state_dict(earlier.state_dict())
     model.config.use_cache = False
     round_products(model)
@@ -198,7 +200,9 @@ def main() -> None:
     model.config.use_cache = True
     save(model, tokenizer, args.out)
     shutil.rmtree(args.out / "partial", ignore_errors=True)
-    shipped = LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32)
+    shipped = LlamaForCausalLM.from_pretrained(
+        args.out, dtype=torch.float32, trust_remote_code=False, use_safetensors=True
+    )
     heldout, characters = load_texts(args.corpus / "heldout.jsonl", tokenizer)
     report = {
         "parameters": sum(p.numel() for p in shipped.parameters()),

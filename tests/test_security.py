@@ -103,11 +103,8 @@ def settings(node: ast.AST) -> dict[str, ast.expr]:
     return {}
 
 
-def unsafe(source: str, *, explicit: bool = True) -> Iterator[str]:
-    """What could run code that comes from a file, one text each.
-
-    With ``explicit``, a from_pretrained that does not itself say that it reads safetensors and runs no code is unsafe.
-    """
+def unsafe(source: str) -> Iterator[str]:
+    """What could run code that comes from a file, one text each."""
     tree = ast.parse(source)
     names = aliases(tree)
     for node in ast.walk(tree):
@@ -126,7 +123,9 @@ def unsafe(source: str, *, explicit: bool = True) -> Iterator[str]:
             yield f"{called} without SafeLoader"
         elif "Loader" in given and dotted(given["Loader"], names) not in SAFE_LOADERS:
             yield f"Loader={ast.unparse(given['Loader'])}"
-        if explicit and (owner := called.removesuffix(".from_pretrained")) != called:
+        if called.endswith("load_dataset") and "trust_remote_code" not in given:
+            yield f"{called} without trust_remote_code"
+        if (owner := called.removesuffix(".from_pretrained")) != called:
             needed = ["trust_remote_code", *([] if owner.endswith(NO_WEIGHTS) else ["use_safetensors"])]
             yield from (f"{called} without {option}" for option in needed if option not in given)
 
@@ -136,9 +135,7 @@ FILES = sorted(path for part in SOURCES for path in (ROOT / part).rglob("*.py"))
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(ROOT)) for path in FILES])
 def test_no_source_can_be_made_to_run_what_it_reads(path):
-    """Scripts and benchmarks load models that they wrote themselves, so they need not say how."""
-    explicit = path.relative_to(ROOT).parts[0] in ("src", "examples")
-    assert list(unsafe(path.read_text(encoding="utf-8"), explicit=explicit)) == []
+    assert list(unsafe(path.read_text(encoding="utf-8"))) == []
 
 
 def test_the_package_starts_no_other_program():
@@ -192,6 +189,7 @@ RULES = {
     "trust_remote_code, a variable": ("f(trust_remote_code=options.trust)", "trust = False"),
     "trust_remote_code, in a dict": ("f(**{'trust_remote_code': True})", "f(**{'trust_remote_code': False})"),
     "from_pretrained": ("AutoModel.from_pretrained(n)", LOAD),
+    "load_dataset": ("datasets.load_dataset(n)", "datasets.load_dataset(n, trust_remote_code=False)"),
     "from_pretrained, safetensors": ("auto.from_pretrained(n, trust_remote_code=False)", LOAD),
     "from_pretrained, tokenizer": (
         "AutoTokenizer.from_pretrained(n)",
@@ -337,7 +335,6 @@ def test_a_model_that_needs_code_or_a_pickle_is_refused(kind, model, capfd, monk
     assert not Path("out").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="models.loading leaves these to transformers")
 @pytest.mark.parametrize("kind", WITHHELD)
 def test_what_a_model_asks_for_elsewhere_is_withheld(kind, model, capfd, monkeypatch):
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("torch.load was called"))
@@ -469,7 +466,6 @@ METRICS = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="runtime.directory.read_metrics takes any JSON")
 @pytest.mark.parametrize("kind", METRICS)
 def test_metrics_are_objects_of_numbers(kind, here, capfd):
     run = run_directory("metrics.jsonl", b'{"step": 0.0}\n' + METRICS[kind])
@@ -503,9 +499,7 @@ def test_a_run_is_replaced_and_what_its_links_point_to_is_not(here, tiny):
     assert not (here / "out" / "model").is_symlink()
 
 
-@pytest.mark.parametrize(
-    "take", [remove, pytest.param(replace, marks=pytest.mark.xfail(strict=True, reason="whole follows it"))]
-)
+@pytest.mark.parametrize("take", [remove, replace])
 def test_a_link_goes_and_what_it_points_to_stays(take, here):
     work = linked(here, "model")
     take(here / "model")
@@ -524,7 +518,6 @@ def test_a_link_as_the_run_directory_is_the_directory_it_points_to(here, tiny, c
     assert (here / "out").is_symlink()
 
 
-@pytest.mark.xfail(strict=True, reason="pyarrow takes these names for addresses")
 def test_a_run_directory_that_reads_as_an_address_is_a_directory(here, tiny):
     write_rows(here / "p.jsonl", [{"prompt": "a"}])
     assert tether(f"{TASK} --out mock:/out --quiet --model", tiny) == 0
@@ -637,7 +630,7 @@ ORDER = "\x1b]0;owned\x07\x1b[31m\x9b2J\u202e"
         ["grpo", "--reward", ORDER, "--model", "base", "--prompts", "p.jsonl", "--out", "out"],
         ["grpo", "--reward", "r.py:fn", "--model", ORDER, "--prompts", "p.jsonl", "--out", "out"],
         ["report", ORDER],
-        pytest.param([ORDER], marks=pytest.mark.xfail(strict=True, reason="cli.tell prints the command as it is")),
+        [ORDER],
     ],
 )
 def test_an_error_gives_no_orders_to_the_terminal(line, here, capfd):
@@ -647,7 +640,6 @@ def test_an_error_gives_no_orders_to_the_terminal(line, here, capfd):
     assert r"\u001b]0;owned" in said
 
 
-@pytest.mark.xfail(strict=True, reason="rewards.supervision and training print what they were given")
 def test_a_run_gives_no_orders_to_the_terminal(here, tiny, capfd, monkeypatch):
     """A reward that fails at first and a data file with a row twice are told of while the run goes on."""
     monkeypatch.setattr("tether.rewards.supervision.FIRST_PAUSE", 0.0)
@@ -667,7 +659,6 @@ def test_a_run_gives_no_orders_to_the_terminal(here, tiny, capfd, monkeypatch):
     assert all(one.isprintable() for one in said)
 
 
-@pytest.mark.xfail(strict=True, reason="commands.generate prints a completion as it is")
 def test_samples_give_no_orders_to_the_terminal(here, tiny, capfd):
     write_rows(here / "p.jsonl", [{"prompt": f"a {ORDER}"}])
     assert tether("generate --prompts p.jsonl --max-new-tokens 30 --group-size 8 --model", tiny) == 0
@@ -721,20 +712,14 @@ ADDRESS = "https://me:secret@host/x?token=secret"
     [
         f"{TASK} --out out --model {ADDRESS}",
         f"{GRPO} --model base --out out --prompts {ADDRESS} --reward r.py:fn",
-        pytest.param(
-            f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}",
-            marks=pytest.mark.xfail(strict=True, reason="rewards.resolve takes the address apart"),
-        ),
+        f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}",
         f"{GRPO} --model base --out out --prompts p.jsonl --reward {ADDRESS}:fn=2",
-        pytest.param(
-            f"{TASK} --model base --out {ADDRESS}",
-            marks=pytest.mark.xfail(strict=True, reason="config takes an address for a directory"),
-        ),
+        f"{TASK} --model base --out {ADDRESS}",
         f"{TASK} --model base --out out --config {ADDRESS}",
         f"{TASK} --model base --out out --kl-coef {ADDRESS}",
         f"report {ADDRESS}",
         f"report run {ADDRESS}",
-        pytest.param(ADDRESS, marks=pytest.mark.xfail(strict=True, reason="cli.tell prints the command as it is")),
+        ADDRESS,
     ],
 )
 def test_no_error_repeats_the_secrets_of_an_address(line, here, capfd):

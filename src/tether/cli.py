@@ -89,7 +89,7 @@ def bodies() -> dict[str, tuple[type, Callable[[Any], None]]]:
 def tell(arguments: Sequence[str], message: object) -> None:
     """One line that says what went wrong."""
     command = " ".join(["tether", *arguments[:1]])
-    print(f"{command}: {one_line(str(message))}", file=sys.stderr)
+    print(one_line(f"{command}: {message}"), file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

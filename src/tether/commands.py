@@ -22,6 +22,7 @@ from tether.runtime.directory import read_metrics
 from tether.runtime.files import require_file, whole
 from tether.seeds import derive_seed
 from tether.training import EVAL_SEED, settle_products
+from tether.untrusted import printable
 
 
 def generate(command: options.Generate) -> None:
@@ -59,7 +60,7 @@ def generate(command: options.Generate) -> None:
         for completion in group.completions
     ]
     if command.out is None:
-        print("\n".join(lines))
+        print("\n".join(map(printable, lines)))
         return
     with whole(Path(command.out)) as unfinished:
         unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -45,6 +45,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         ConfigError.unless(
             {
+                f"out must be a directory on this machine, found {self.out}": "://" not in self.out,
                 "save_every must be 0 or more": self.save_every >= 0,
                 "keep_last must be at least 1": self.keep_last >= 1,
             }

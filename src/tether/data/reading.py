@@ -172,7 +172,8 @@ def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
+        with path.open("rb") as file:  # pyarrow takes some names for addresses
+            table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
     number = 0
@@ -212,7 +213,7 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
         if (Path(name) / "state.json").is_file():  # written by Dataset.save_to_disk, which has no splits
             dataset = datasets.load_from_disk(name)
         else:
-            dataset = datasets.load_dataset(name, subset, split=split)
+            dataset = datasets.load_dataset(name, subset, split=split, trust_remote_code=False)
     except Exception as error:  # the hub client raises many unrelated types; all of them mean the same to the caller
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: not loadable as a data set ({reason})") from error

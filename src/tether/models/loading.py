@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from tether.errors import ModelError
 from tether.hub import settle_for_the_cache_when_offline
@@ -43,6 +45,22 @@ def resolve(name: str) -> str:
     return name
 
 
+def refuse_code(name: str, source: str) -> None:
+    """Raise where a model asks for code from the hub, or for weights that would be unpickled or lie elsewhere."""
+    config = model_config(name)
+    for attention in {part._attn_implementation for part in (config, config.get_text_config())} - {None}:
+        if "/" in attention:
+            raise ModelError(f"{name}: config.json asks for {attention}: code from the hub, which is not run")
+    index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    if index is None or (Path(index).parent / "model.safetensors").is_file():
+        return
+    for file in set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise ModelError(
+                f"{name}: model.safetensors.index.json names {file!r}, which is no safetensors file beside it"
+            )
+
+
 def load_pretrained(
     auto_class: Any, name: str, *, dtype: torch.dtype, allow_missing: str = "", **kwargs: Any
 ) -> PreTrainedModel:
@@ -52,6 +70,7 @@ def load_pretrained(
     """
     source = resolve(name)
     try:
+        refuse_code(name, source)
         model, info = auto_class.from_pretrained(
             source,
             dtype=dtype,
@@ -61,6 +80,8 @@ def load_pretrained(
             ignore_mismatched_sizes=True,  # refused below, with their names
             **kwargs,
         )
+    except ModelError:
+        raise
     except Exception as error:  # config, network, safetensors and architecture errors share no base class
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{name}: the model cannot be loaded ({reason})") from error

@@ -51,6 +51,8 @@ def resolve_reward(
     rule, colon, argument = spec.partition(":")
     if rule in RULES:
         return FunctionReward(rule, RULES[rule](argument if colon else None))
+    if "://" in spec:
+        raise RewardError(f"{spec}: a reward is a rule, a local file or module, or a model, not an address")
     if ":" in spec:
         return load_function(spec, deadline=deadline, retries=retries)
     if spec.endswith(".py"):

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from tether import interruption
 from tether.errors import RewardError
+from tether.untrusted import one_line
 
 T = TypeVar("T")
 
@@ -36,7 +37,7 @@ def supervised(name: str, call: Callable[[], T], *, deadline: float | None, retr
                 if retries:
                     raise RewardError(f"{error}; tried {tries} times") from error
                 raise
-            what = " ".join(str(error).split())
+            what = one_line(str(error))
         tries += 1
         print(f"tether: {what}; try {tries} of {retries + 1} in {wait:g} s", file=sys.stderr, flush=True)
         pause(wait)

@@ -186,8 +186,8 @@ class RunDirectory:
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
         with writing(target):
             target.parent.mkdir(exist_ok=True)
-        with whole(target) as partial:
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), partial)
+        with whole(target) as partial, partial.open("wb") as out:  # pyarrow takes some names for addresses
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A jsonl file beside the metrics, replaced whole."""
@@ -238,9 +238,13 @@ def read_metrics(path: Path) -> list[Metrics]:
     if not file.is_file():
         return []
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # of text there are more ends of lines
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise RunError(f"{file}:{number}: not valid JSON ({error.msg}); was the run killed here?") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", None) or error
+            raise RunError(f"{file}:{number}: not valid JSON ({reason}); was the run killed here?") from None
+        if not isinstance(row, dict) or not all(isinstance(value, int | float) for value in row.values()):
+            raise RunError(f"{file}:{number}: a row of metrics is one JSON object of numbers")
+        rows.append(row)
     return rows

@@ -56,7 +56,7 @@ def whole(target: Path, *, durable: bool = False) -> Iterator[Path]:
             if durable:
                 sync(partial)
             if target.is_dir():
-                shutil.rmtree(target)
+                remove(target)
             os.replace(partial, target)
             if durable:
                 sync_one(target.parent)
