@@ -82,6 +82,8 @@ class Settings:
     steps: int = 28
     """Of PPO and of GRPO."""
     prompts_per_step: int = 16
+    save_every: int = 10
+    """Steps between checkpoints."""
     ppo: ppo.Config = field(
         default_factory=lambda: ppo.Config(
             group_size=4,
@@ -206,7 +208,7 @@ def judge_reward_model(out: Path) -> reward_model.Evaluation:
 
 
 def _run(out: Path, name: str, settings: Settings) -> config.RunOptions:
-    return config.RunOptions(out=str(out / name), seed=settings.seed)
+    return config.RunOptions(out=str(out / name), seed=settings.seed, save_every=settings.save_every)
 
 
 def _task(out: Path) -> config.PromptOptions:

@@ -37,7 +37,7 @@ from tether.rewards.resolve import resolve_scorer
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import Dtype, Products, matrix_rate, pick_device, pick_dtype, pick_products
 from tether.runtime.directory import RunDirectory, refuse_if_taken
-from tether.runtime.files import whole
+from tether.runtime.files import whole, writing
 from tether.runtime.journal import Journal, PaidGenerator, PaidScorer
 from tether.runtime.loops import Recorder, run_policy, run_rejection_sampling, run_reward_model, run_sft
 from tether.runtime.progress import ProgressLine
@@ -212,7 +212,7 @@ def finish(recorder: Recorder, summary: dict[str, Any], *, quiet: bool) -> None:
     seconds = round(recorder.seconds, 3)
     recorder.directory.summary({**summary, "seconds": seconds})
     recorder.tidy()
-    recorder.journal.forget(up_to=recorder.recorded)
+    recorder.journal.remove()
     if not quiet:
         print(f"done in {seconds:.0f} s: {recorder.directory.path}", file=sys.stderr)
 
@@ -276,7 +276,9 @@ def train_reward(command: options.Reward, start: Start = NEW) -> None:
     with recorder.session(state, stop_after=run.stop_after_seconds):
         evaluation = run_reward_model(state, pairs, held_out, config=command.reward, recorder=recorder)
         probes = reward_model.sides(held_out[:8])
-        save_reward_model(model, loaded.tokenizer, recorder.directory.path / "model", probes)
+        target = recorder.directory.path / "model"
+        with writing(target):
+            save_reward_model(model, loaded.tokenizer, target, probes)
         summary = {
             "pairs": len(pairs),
             "held_out_pairs": len(held_out),

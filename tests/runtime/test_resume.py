@@ -105,6 +105,21 @@ def test_a_signal_within_a_step_is_75_and_the_run_goes_on_as_if_nothing_had_happ
     assert "finished" in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize("name", LINES)
+def test_the_same_seed_gives_the_same_numbers_however_often_it_saves(name, here, tiny):
+    budget = "" if name in ("sft", "reward") else "--max-rows 3"
+    assert tether(f"{LINES[name]} --quiet --save-every 0 --model {tiny} --out one") == 0
+    assert tether(f"{LINES[name]} --quiet --save-every 1 --model {tiny} --out other {budget}") == 0
+    one, other = result(here / "one"), result(here / "other")
+    for rows in (one, other):  # of the engine's places, which --max-rows decides
+        for row in [*rows["metrics.jsonl"], *rows["summary"]["last"]] if rows["summary"]["last"] else []:
+            for figure in ("sampling/slot_occupancy", "sampling/cache_gib"):
+                row.pop(figure, None)
+    assert one == other
+    weights, others = (load_file(here / path / "model" / "model.safetensors") for path in ("one", "other"))
+    assert all(torch.equal(weight, others[key]) for key, weight in weights.items())
+
+
 def test_rollouts_that_were_paid_for_are_not_sampled_or_scored_again(here, tiny, stop_at, capfd):
     (here / "counted.py").write_text(
         "def fn(completions, **_):\n"

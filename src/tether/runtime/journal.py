@@ -70,6 +70,11 @@ class Journal:
             for file in [file for step, file in self._steps() if step <= up_to] + list(self.path.glob(".*.partial")):
                 remove(file)
 
+    def remove(self) -> None:
+        """The run is finished: nothing is done again."""
+        with writing(self.path):
+            remove(self.path)
+
     def _steps(self) -> Iterator[tuple[int, Path]]:
         for file in sorted(self.path.glob("step_*")):
             if match := re.fullmatch(r"step_(\d+)\.\d+\.(rollouts|scores)", file.name):
