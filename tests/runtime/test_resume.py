@@ -105,6 +105,23 @@ def test_a_signal_within_a_step_is_75_and_the_run_goes_on_as_if_nothing_had_happ
     assert "finished" in capfd.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--dtype bfloat16",  # whose optimiser moves float32 masters
+        "--products bfloat16 --checkpoint-activations",  # whose layers keep rounded copies of their weights
+        "--top-k-tokens 20 --target-kl 0.001 --epochs-per-step 3 --whiten-rewards",
+    ],
+)
+def test_other_kinds_of_weights_and_updates_go_on_as_well(options, here, tiny, stop_at):
+    line = f"{LINES['ppo']} {options} --quiet --save-every 2 --model {tiny}"
+    assert tether(f"{line} --out whole") == 0
+    stop_at(6)
+    assert tether(f"{line} --out cut") == 75
+    assert tether("resume cut") == 0
+    assert_same_run(here / "whole", here / "cut")
+
+
 @pytest.mark.parametrize("name", LINES)
 def test_the_same_seed_gives_the_same_numbers_however_often_it_saves(name, here, tiny):
     budget = "" if name in ("sft", "reward") else "--max-rows 3"
