@@ -195,7 +195,17 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Weights (safetensors), configuration and tokenizer, as ``from_pretrained`` reads them."""
     model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
+    save_tokenizer(tokenizer, directory)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """The files of a tokenizer; raises :class:`OSError` where they cannot be written."""
+    try:
+        tokenizer.save_pretrained(directory)
+    except OSError:
+        raise
+    except Exception as error:  # the tokenizers package has no other for a disk that is full
+        raise OSError(str(error)) from error
 
 
 def is_classifier(config: Any) -> bool:

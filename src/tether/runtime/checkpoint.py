@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tether.errors import RunError
+from tether.models.loading import save_tokenizer
 from tether.runtime.files import remove, whole, writing
 from tether.runtime.state import MODEL, Snapshot
 from tether.types import Metrics
@@ -95,7 +96,7 @@ class Checkpoints:
     def _files_of_tokenizer(self) -> dict[str, bytes]:
         """Its files, asked for once: a tokenizer must not be used in two threads at a time."""
         with tempfile.TemporaryDirectory(prefix=".tokenizer", dir=self.directory) as scratch:
-            self.tokenizer.save_pretrained(scratch)
+            save_tokenizer(self.tokenizer, Path(scratch))
             return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
 
     def _name(self, step: int, within_step: bool) -> str:

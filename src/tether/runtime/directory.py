@@ -117,11 +117,18 @@ class RunDirectory:
             for old in sorted(contents(self.path), key=lambda path: path.name == CONFIG):
                 remove(old)  # config.yaml last: as long as it is there, the rest may be replaced
         self.made = True
-        if self.skipped:
-            self.write_rows("skipped.jsonl", self.skipped)
-        if self.data:
-            self.write_json("data.json", self.data)
-        self.describe()
+        try:
+            if self.skipped:
+                self.write_rows("skipped.jsonl", self.skipped)
+            if self.data:
+                self.write_json("data.json", self.data)
+            self.describe()
+        except RunError:
+            self.made = False
+            with writing(self.path):
+                for file in contents(self.path):  # without config.yaml it is no run, and would only be in the way
+                    remove(file)
+            raise
 
     def describe(self) -> None:
         """``fingerprints.json`` and ``config.yaml``, which makes the directory a run's."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
 
 from tether.errors import RunError
+from tether.runtime.files import writing
 
 NAME = ".lock"
 
@@ -18,7 +20,8 @@ class Lock:
         """Take the lock, or raise :class:`RunError` that names who has it."""
         self.path = directory / NAME
         while True:
-            self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            with writing(self.path):
+                self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -30,8 +33,13 @@ class Lock:
             if self._in_place():
                 break
             os.close(self.descriptor)  # another process has removed the file between our two calls
-        os.ftruncate(self.descriptor, 0)
-        os.write(self.descriptor, f"{os.getpid()}\n".encode())
+        try:
+            with writing(self.path):
+                os.ftruncate(self.descriptor, 0)
+                os.write(self.descriptor, f"{os.getpid()}\n".encode())
+        except RunError:
+            self.release()
+            raise
 
     def _in_place(self) -> bool:
         """Whether the file that is locked is the one with the name."""
@@ -42,5 +50,6 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock up, and remove its file."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk may be read-only by now, and a file without an owner locks nothing
+            self.path.unlink(missing_ok=True)
         os.close(self.descriptor)

@@ -145,23 +145,31 @@ class Recorder:
         Whatever ends it leaves a run that can go on. A request to stop, a reward that failed and memory that is short
         leave the state whole, so it is saved; after anything else the last checkpoint stands.
         """
-        with self.directory, contextlib.closing(self.checkpoints), heeded(stop_after):
-            resumed = self.directory.made
-            if resumed:
+        with self.directory, heeded(stop_after):
+            if self.directory.made:
                 self.pick_up(state)
-            try:
-                with self.progress:
-                    yield
-                self.tidy()
-            except Interrupted as stop:
-                self.save_now(state)
-                raise Interrupted(f"stopped by {stop} in step {self.recorded + 1}; {self.way_on}") from stop
-            except TetherError as error:
-                if not self.directory.made:
-                    raise
-                if isinstance(error, RewardError | MemoryShortError):
+            with self.signposted(), contextlib.closing(self.checkpoints):
+                try:
+                    with self.progress:
+                        yield
+                    self.tidy()
+                except Interrupted as stop:
                     self.save_now(state)
-                raise type(error)(f"{error}; {self.way_on}") from error
+                    raise Interrupted(f"stopped by {stop} in step {self.recorded + 1}; {self.way_on}") from stop
+                except (RewardError, MemoryShortError):
+                    if self.directory.made:
+                        self.save_now(state)
+                    raise
+
+    @contextlib.contextmanager
+    def signposted(self) -> Iterator[None]:
+        """Errors say how to go on, once there is a run to go on with."""
+        try:
+            yield
+        except TetherError as error:
+            if not self.directory.made:
+                raise
+            raise type(error)(f"{error}; {self.way_on}") from error
 
     def save_now(self, state: Any) -> None:
         """Save a step as far as it has come, and wait until it is on the disk."""
