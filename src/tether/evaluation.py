@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms.rollouts import batch_of, flat, policy_logprobs
+from tether.models.memory import within_memory
 from tether.ops.divergence import k3
 from tether.ops.masked import masked_sum
 from tether.rewards.rules import distinct
@@ -93,10 +95,13 @@ def policy_kl(
     if policy is reference:
         return 0.0
     batch = batch_of(groups, policy.device)
-    logp, ref_logp = (
-        policy_logprobs(model, batch, temperature=temperature, token_budget=token_budget)
-        for model in (policy, reference)
-    )
+
+    def passes(budget: int) -> list[Tensor]:
+        return [
+            policy_logprobs(model, batch, temperature=temperature, token_budget=budget) for model in (policy, reference)
+        ]
+
+    (logp, ref_logp), _ = within_memory(passes, token_budget)
     return float(masked_sum(k3(logp - ref_logp), batch.mask, dim=1).mean())
 
 

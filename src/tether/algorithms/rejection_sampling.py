@@ -8,10 +8,11 @@ built in, and later rounds add to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms import sft
@@ -28,6 +29,7 @@ from tether.algorithms.rollouts import (
 )
 from tether.errors import ConfigError
 from tether.models.flops import forward_flops, shape_of
+from tether.models.memory import within_memory
 from tether.models.policy import reference_of
 from tether.ops.divergence import top_k_of_n_kl
 from tether.seeds import derive_seed, generator
@@ -70,7 +72,7 @@ class State:
     policy: PreTrainedModel
     reference: PreTrainedModel
     tuning: sft.State
-    """The round's fine-tuning; each round has its own optimiser."""
+    """The round's fine-tuning; each round has its own optimiser, and all have one guard."""
     seed: int
     round: int = 0
     sampled: Metrics = field(default_factory=dict)
@@ -151,7 +153,9 @@ def step(
             state, [s.demonstration for s in selected], config=config.sft, on_step=on_step
         )
         state.round += 1
+        guard = replace(state.tuning.guard, skipped=0)
         state.tuning = tuning_of(state.policy, config, prompts=len(prompts), seed=state.seed, number=state.round)
+        state.tuning.guard = guard
         state.sampled, state.rows = {}, []
         generate.load_weights(state.round, state.policy.named_parameters())
     forward = forward_flops(shape_of(state.policy), lengths_of(groups))
@@ -194,9 +198,15 @@ def round_metrics(
     for K of N a prompt and no ties; ``reward/selected`` and ``reward/gain`` what it was for.
     """
     batch = batch_of(groups, state.policy.device)
-    budget = config.sft.micro_batch_tokens
-    logp = old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget)
-    ref_logp = policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget)
+    guard = state.tuning.guard
+
+    def passes(budget: int) -> tuple[Tensor, Tensor]:
+        return (
+            old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
+            policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget),
+        )
+
+    (logp, ref_logp), guard.token_budget = within_memory(passes, guard.token_budget)
     metrics = rollout_metrics(groups) | kl_metrics(logp, ref_logp, batch.mask, where=where)
     kept = sum(one.score.total for one in selected) / len(selected)
     metrics |= {"reward/selected": kept, "reward/gain": kept - metrics["reward"], "selected": float(len(selected))}
@@ -222,6 +232,6 @@ def imitate(
     return {
         **{f"sft/{name}": value for name, value in means.items()},
         "sft/skipped_updates": float(tuning.guard.skipped),
-        "sft/final_loss": taken[-1]["loss"],
+        **({"sft/final_loss": taken[-1]["loss"]} if taken else {}),
         "flops/update": sum(row["flops/update"] for row in state.rows),
     }

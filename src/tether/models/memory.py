@@ -12,10 +12,14 @@ from tether.errors import MemoryShortError
 T = TypeVar("T")
 
 
+UNTYPED = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
+"""What torch's CPU allocator and oneDNN, which multiplies bfloat16 on a CPU, say in a plain RuntimeError."""
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on CUDA, in Python or in torch's CPU allocator, whose error has no type."""
+    """Whether an allocation failed, on CUDA, in Python or on a CPU."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in UNTYPED)
     )
 
 

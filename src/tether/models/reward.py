@@ -29,12 +29,15 @@ from tether.models.loading import (
     place,
     save_model,
 )
+from tether.models.memory import within_memory
 from tether.models.policy import final_states
 from tether.models.precision import has_rounded_products, round_products
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
 from tether.types import Batch, Row
 
+TOKEN_BUDGET = 16384
+"""Tokens of a forward pass that scores, unless said otherwise."""
 RELOAD_TOLERANCE = {True: (1e-4, 1e-5), False: (0.05, 0.02)}
 """Largest difference of a score that a save and reload may make, in full precision or not: a share of the spread of
 scores, and what rounding does to a score of size 1 when rows are batched otherwise."""
@@ -99,7 +102,7 @@ def score_batch(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def score_sequences(model: PreTrainedModel, rows: Sequence[Row], *, token_budget: int = 16384) -> Tensor:
+def score_sequences(model: PreTrainedModel, rows: Sequence[Row], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
     """Raw scores [N] of (prompt ids, completion ids), in their order."""
     batch = Batch.collate(rows, model.device)
     scores = torch.zeros(len(rows))
@@ -122,7 +125,7 @@ def save_reward_model(
     Heads that are lost, renamed or newly initialised on the way are common; a model whose own pooling or reloaded
     weights give other scores is refused, and nothing is left behind.
     """
-    expected = score_sequences(model, probes)
+    expected, _ = within_memory(lambda budget: score_sequences(model, probes, token_budget=budget), TOKEN_BUDGET)
     if not torch.isfinite(expected).all():
         raise ModelError(f"{directory}: not saved: the model's scores are not finite")
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -135,10 +138,17 @@ def save_reward_model(
             round_products(reloaded)
         batch = Batch.collate(probes, model.device)
         mask = length_mask(batch.lengths, batch.ids.size(1))
-        with torch.no_grad():
-            ids = batch.ids.masked_fill(~mask, tokenizer.pad_token_id)
-            found = reloaded(input_ids=ids, attention_mask=mask.long()).logits
-        difference = float((found.squeeze(-1).float().cpu() - expected).abs().max())
+        ids = batch.ids.masked_fill(~mask, tokenizer.pad_token_id)
+
+        @torch.no_grad()
+        def own_scores(rows: int) -> Tensor:
+            parts = zip(ids.split(rows), mask.long().split(rows), strict=True)
+            return torch.cat(
+                [reloaded(input_ids=i, attention_mask=m).logits.squeeze(-1).float().cpu() for i, m in parts]
+            )
+
+        found, _ = within_memory(own_scores, len(probes))
+        difference = float((found - expected).abs().max())
         full_precision = model.dtype == torch.float32 and not has_rounded_products(model)
         share, rounding = RELOAD_TOLERANCE[full_precision]
         allowed = share * float(expected.std(unbiased=False)) + rounding * (1.0 + float(expected.abs().max()))

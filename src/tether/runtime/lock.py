@@ -50,6 +50,6 @@ class Lock:
 
     def release(self) -> None:
         """Give the lock up, and remove its file."""
-        with contextlib.suppress(OSError):  # the disk may be read-only by now, and a file without an owner locks nothing
+        with contextlib.suppress(OSError):  # of a disk that is read-only by now; a file without an owner locks nothing
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)
