@@ -7,6 +7,7 @@ after an interruption takes the same way, and finds its state again just before 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +67,8 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     products: Dtype
+    began: float
+    """When loading did, by the monotonic clock."""
     report: DataReport = field(default_factory=DataReport)
     fingerprints: dict[str, str] = field(default_factory=dict)
 
@@ -92,6 +95,7 @@ def load(
     run: options.RunOptions, start: Start, read: Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 ) -> Loaded:
     """The model that ``read`` finds, ready to be trained."""
+    began = time.monotonic()
     torch.manual_seed(run.seed)
     if not start.resumed:
         refuse_if_taken(Path(run.out), overwrite=run.overwrite)
@@ -100,7 +104,7 @@ def load(
     products = settle_products(run.products, model)
     if run.checkpoint_activations:
         checkpoint_activations(model)
-    return Loaded(model, tokenizer, products, fingerprints={"model": found})
+    return Loaded(model, tokenizer, products, began, fingerprints={"model": found})
 
 
 def load_task(task: options.PromptOptions, loaded: Loaded, sampling: Sampling) -> Task:
@@ -173,6 +177,7 @@ def open_run(
         save_every=run.save_every,
         rollouts_every=rollouts_every,
         allowed=start.allowed,
+        started=loaded.began,
     )
 
 

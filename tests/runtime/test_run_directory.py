@@ -135,6 +135,16 @@ def test_a_directory_is_made_with_its_first_row(tmp_path):
     assert (directory.path / "config.yaml").read_text() == "command: test\nseed: 1\n"
 
 
+def test_what_a_run_left_that_was_killed_while_it_made_its_directory_is_in_nobodys_way(tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("data.json", ".fingerprints.json.partial", ".lock"):
+        (tmp_path / "run" / name).write_text("half")
+    directory = RunDirectory(tmp_path / "run", {}, data=[{"rows": 1}])
+    directory.log({"step": 1.0})
+    assert json.loads((tmp_path / "run" / "data.json").read_text()) == [{"rows": 1}]
+    assert not (tmp_path / "run" / ".fingerprints.json.partial").exists()
+
+
 def test_a_place_taken_meanwhile_is_left_alone(tmp_path):
     directory = RunDirectory(tmp_path / "run", {})
     (tmp_path / "run").mkdir()

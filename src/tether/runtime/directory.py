@@ -30,9 +30,19 @@ GROWING = (ROWS, "sft.jsonl", "selected.jsonl")
 """The files that grow with the run. What they hold past a checkpoint is cut off when a run goes on from there."""
 
 
+SKIPPED, DATA = "skipped.jsonl", "data.json"
+BEFORE_CONFIG = (SKIPPED, DATA, FINGERPRINTS)
+"""What a new run writes before the file that makes its directory a run's."""
+
+
 def contents(path: Path) -> list[Path]:
     """What is in a directory, the lock aside; nothing where there is none."""
     return [inner for inner in path.iterdir() if inner.name != lock.NAME] if path.is_dir() else []
+
+
+def left_by_a_kill(path: Path) -> bool:
+    """Whether a file can only be what a run has left that was killed while it made its directory."""
+    return path.name in BEFORE_CONFIG or path.name in {f".{name}.partial" for name in (*BEFORE_CONFIG, CONFIG)}
 
 
 def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
@@ -40,7 +50,9 @@ def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
     require_writable(path)
     if path.is_file():
         raise RunError(f"{path}: is a file; --out must name a directory")
-    if contents(path):
+    if found := contents(path):
+        if not (path / CONFIG).is_file() and all(map(left_by_a_kill, found)):
+            return
         if not (path / CONFIG).is_file():
             raise RunError(f"{path}: is not empty and not a run, so it is left alone; choose another --out")
         if not overwrite:
@@ -119,9 +131,9 @@ class RunDirectory:
         self.made = True
         try:
             if self.skipped:
-                self.write_rows("skipped.jsonl", self.skipped)
+                self.write_rows(SKIPPED, self.skipped)
             if self.data:
-                self.write_json("data.json", self.data)
+                self.write_json(DATA, self.data)
             self.describe()
         except RunError:
             self.made = False

@@ -10,7 +10,8 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +48,32 @@ class Journal:
         self.path = directory.path / "journal"
         self.step, self.calls = 0, 0
         self.began = time.monotonic()
+        self.held: list[Callable[[], None]] = []
+        """What is not written down yet, because the run may still leave nothing behind."""
 
     def begin(self, step: int) -> None:
         """What is generated and scored from now on belongs to ``step``."""
         self.step, self.calls, self.began = step, 0, time.monotonic()
+        self.held = []
 
     def file(self, kind: str) -> Path:
         """Where the rollouts or the scores of the present call lie."""
         return self.path / f"step_{self.step:06d}.{self.calls:02d}.{kind}"
 
-    def keeps(self) -> bool:
-        """Whether what there is now is written down."""
-        return self.directory.made or time.monotonic() - self.began > WORTH_KEEPING
+    def keep(self, write: Callable[[], None]) -> None:
+        """Write something down: now, or where the run has not made its directory, once it is worth that."""
+        self.held.append(write)
+        if self.directory.made or time.monotonic() - self.began > WORTH_KEEPING:
+            self.write()
+
+    def write(self) -> None:
+        """Write down what is held."""
+        self.directory.make()
+        with writing(self.path):
+            self.path.mkdir(exist_ok=True)
+        for write in self.held:
+            write()
+        self.held = []
 
     def files(self, *, after: int) -> list[Path]:
         """The files of the steps after ``after``."""
@@ -99,9 +114,7 @@ class PaidGenerator:
             return groups
         groups = self.inner.generate(prompts, group_size=group_size, sampling=sampling, seed=seed)
         self.of_last_call = self.inner.figures()
-        if self.journal.keeps():
-            self.journal.directory.make()
-            write_rollouts(self.journal.file("rollouts"), groups, asked, self.of_last_call)
+        self.journal.keep(partial(write_rollouts, self.journal.file("rollouts"), groups, asked, self.of_last_call))
         return groups
 
     def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
@@ -123,9 +136,7 @@ class PaidScorer:
         if found is not None:
             return found
         scored = self.inner.score(groups)
-        if self.journal.keeps():
-            self.journal.directory.make()
-            write_scores(file, scored, asked)
+        self.journal.keep(partial(write_scores, file, scored, asked))
         return scored
 
 
@@ -158,10 +169,8 @@ def write_rollouts(file: Path, groups: Sequence[RolloutGroup], asked: str, figur
         "logprobs": torch.tensor([p for completion in completions for p in completion.logprobs], dtype=torch.float64),
         "lengths": torch.tensor([len(completion.ids) for completion in completions], dtype=torch.int64),
     }
-    with writing(file):
-        file.parent.mkdir(exist_ok=True)
-    with whole(file) as partial:
-        save_file(tensors, partial, metadata={"rollouts": json.dumps(rest)})
+    with whole(file) as unfinished:
+        save_file(tensors, unfinished, metadata={"rollouts": json.dumps(rest)})
 
 
 def read_rollouts(file: Path, prompts: Sequence[Prompt], asked: str) -> tuple[list[RolloutGroup], Metrics] | None:
@@ -198,10 +207,8 @@ def read_rollouts(file: Path, prompts: Sequence[Prompt], asked: str) -> tuple[li
 def write_scores(file: Path, groups: Sequence[ScoredGroup], asked: str) -> None:
     """Scores as JSON, whose numbers are read back as they were."""
     scores = [[[one.total, dict(one.parts), one.token_rewards] for one in group.scores] for group in groups]
-    with writing(file):
-        file.parent.mkdir(exist_ok=True)
-    with whole(file) as partial:
-        partial.write_text(json.dumps({"asked": asked, "scores": scores}), encoding="utf-8")
+    with whole(file) as unfinished:
+        unfinished.write_text(json.dumps({"asked": asked, "scores": scores}), encoding="utf-8")
 
 
 def read_scores(file: Path, groups: Sequence[RolloutGroup], asked: str) -> list[ScoredGroup] | None:

@@ -59,6 +59,7 @@ class Recorder:
     seconds_before: float = 0.0
     """What the run took before it was interrupted."""
     started: float = field(default_factory=time.monotonic)
+    """When this session began, the time for loading included."""
     clock: float = 0.0
 
     def start(self) -> None:
@@ -103,6 +104,8 @@ class Recorder:
         """Begin to write a checkpoint: after the last recorded step, or ``within_step`` of the next one."""
         self.tidy()
         self.directory.make()
+        if within_step:
+            self.journal.write()
         needs = self.journal.files(after=self.recorded) if within_step else []
         place = Place(
             step=self.recorded,
@@ -145,7 +148,8 @@ class Recorder:
         Whatever ends it leaves a run that can go on. A request to stop, a reward that failed and memory that is short
         leave the state whole, so it is saved; after anything else the last checkpoint stands.
         """
-        with self.directory, heeded(stop_after):
+        left = None if stop_after is None else max(0.0, self.started + stop_after - time.monotonic())
+        with self.directory, heeded(left):
             if self.directory.made:
                 self.pick_up(state)
             with self.signposted(), contextlib.closing(self.checkpoints):
