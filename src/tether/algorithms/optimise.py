@@ -194,6 +194,15 @@ class Guard:
     def metrics(self) -> Metrics:
         return {"skipped_updates": float(self.skipped)}
 
+    def require_sound_end(self, where: str) -> None:
+        """Raise :class:`GuardError` where the latest steps were skipped: there is no later one to show that the weights
+        are sound."""
+        if self.skipped_in_a_row:
+            raise GuardError(
+                f"{where}: the run ended on {self.skipped_in_a_row} skipped optimiser steps, whose loss or gradient "
+                "was not finite, so its weights are not to be trusted; lower the learning rate"
+            )
+
 
 def guarded_step(
     guard: Guard,

@@ -222,6 +222,7 @@ def run_sft(
             metrics |= clock.metrics()
         state.row = {}
         recorder.record(state.step, metrics, state, last=state.step == state.total_steps)
+    state.guard.require_sound_end("sft")
 
 
 def run_reward_model(
@@ -268,6 +269,7 @@ def run_rejection_sampling(
             )
         recorder.directory.append("selected.jsonl", [as_row(number, one) for one in result.selected])
         recorder.record(number, result.metrics, state, groups=result.groups, last=True)
+    state.tuning.guard.require_sound_end("rejection-sampling")
 
 
 def as_row(number: int, one: rejection_sampling.Selected) -> dict[str, Any]:
@@ -298,6 +300,7 @@ def run_policy(
         with located(f"{recorder.progress.title} step {state.step + 1}"), state.cursor.undone_unless_done():
             result = step(state.cursor.take(prompts, prompts_per_step))
         recorder.record(state.step, result.metrics, state, groups=result.groups, last=state.step == state.total_steps)
+    state.guard.require_sound_end(recorder.progress.title)
 
 
 @contextlib.contextmanager
