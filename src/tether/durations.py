@@ -6,6 +6,9 @@ import re
 
 from tether.errors import ConfigError
 
+LONGEST = 100 * 365 * 86400.0
+"""Seconds; clocks do not count to three centuries."""
+
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(
     r"(?:(?P<d>\d+(?:\.\d+)?)d)?(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?"
@@ -21,6 +24,9 @@ def seconds(text: str, *, name: str) -> float:
     match = _DURATION.fullmatch(text.strip())
     found = {unit: number for unit, number in match.groupdict().items() if number} if match else {}
     total = sum(float(number) * _UNITS[unit] for unit, number in found.items())
-    if total <= 0:
-        raise ConfigError(f"{name} must be a time above 0, such as 3h55m, 90s or a number of seconds, found {text!r}")
+    if not 0 < total <= LONGEST:
+        bound = "above 0" if total <= 0 else "of at most a century"
+        raise ConfigError(
+            f"{name} must be a time {bound}, such as 3h55m, 90s or a number of seconds, found {text[:80]!r}"
+        )
     return total

@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import os
 import textwrap
 import types
 import typing
@@ -24,7 +25,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import pydantic
 
 from tether.errors import ConfigError
-from tether.untrusted import read_flat_yaml
+from tether.untrusted import read_flat_yaml, shown
 
 Command = TypeVar("Command")
 
@@ -108,14 +109,28 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 
 def coerce(option: Option, value: Any, *, where: str) -> Any:
-    """``value`` as the option's type; numbers have to be finite."""
+    """``value`` as the option's type; numbers have to be finite, and integers to have 64 bits."""
     if option.repeatable and isinstance(value, str):
         value = [value]
     try:
-        return pydantic.TypeAdapter(option.type, config=pydantic.ConfigDict(allow_inf_nan=False)).validate_python(value)
+        made = pydantic.TypeAdapter(option.type, config=pydantic.ConfigDict(allow_inf_nan=False)).validate_python(value)
     except pydantic.ValidationError as error:
         message = error.errors()[0]["msg"]
-        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}, found {value!r}") from None
+        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}, found {shown(value)}") from None
+    if isinstance(made, int) and not -(2**63) <= made < 2**63:
+        raise ConfigError(f"{where}: input should be an integer of at most 64 bits, found {shown(value)}")
+    if isinstance(made, str) and not _a_name(made):
+        raise ConfigError(f"{where}: input should be text that a file can have for a name, found {shown(value)}")
+    return made
+
+
+def _a_name(text: str) -> bool:
+    """Whether a system takes ``text`` for a path: without NUL and half characters, and not too long."""
+    try:
+        path = os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return b"\0" not in path and len(path) < 4096 and all(len(part) < 256 for part in path.split(b"/"))
 
 
 def read_yaml(path: str, name: str, options: Sequence[Option]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from tether.errors import ConfigError
 
 _USER = re.compile(r"(?<=:/)(/?)[^/\s'\"]*@")
 _QUERY = re.compile(r"(:/[^\s'\"?]*\?)[^\s'\"]*[^\s'\":]")
+
+LONGEST_LINE, LONGEST_VALUE = 2000, 500
+"""Characters of an error, and of one value in it, of which what is longer loses the middle."""
 
 
 def printable(text: str) -> str:
@@ -26,8 +30,28 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` as the one line that an error is: printable, and without the secrets in its addresses."""
-    return printable(redacted(" ".join(text.split())))
+    """``text`` as the one line that an error is: printable, of bearable length, and without the secrets in its
+    addresses."""
+    return shortened(printable(redacted(" ".join(text.split()))), LONGEST_LINE)
+
+
+def shortened(text: str, longest: int) -> str:
+    """``text`` with dots in place of its middle where it has more than ``longest`` characters.
+
+    >>> shortened("abcdefghijkl", 9)
+    'abc...jkl'
+    """
+    end = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[: longest - 3 - end]}...{text[-end:]}"
+
+
+def shown(value: object, form: Callable[[Any], str] = repr) -> str:
+    """``value`` as an error shows it: its ``repr``, or ``form``, of bearable length, and its type where that raises."""
+    try:
+        text = form(value)
+    except Exception:  # an integer of five thousand digits, an error that cannot say what it is
+        text = f"<{type(value).__name__}>"
+    return shortened(text, LONGEST_VALUE)
 
 
 def redacted(text: str) -> str:
@@ -42,7 +66,8 @@ def redacted(text: str) -> str:
 def read_flat_yaml(path: Path) -> dict[str, Any]:
     """The ``name: value`` lines of a YAML file; a value is a scalar or a flat collection of them.
 
-    References are not followed: a few lines of them can stand for gigabytes. Raises :class:`ConfigError`.
+    References are refused, because a few lines of them can stand for gigabytes, and so are tags: an option has a type
+    of its own. Raises :class:`ConfigError`.
     """
     import yaml
 
@@ -51,11 +76,14 @@ def read_flat_yaml(path: Path) -> dict[str, Any]:
         depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            line = event.start_mark.line + 1 if event.start_mark else 1
             if depth > 2 or isinstance(event, yaml.AliasEvent):
                 what = "a reference" if isinstance(event, yaml.AliasEvent) else "a collection in a collection"
-                line = event.start_mark.line + 1 if event.start_mark else 1
                 raise ConfigError(f"{path}:{line}: {what}, and options are 'name: value' lines")
+            if tag := getattr(event, "tag", None):
+                raise ConfigError(f"{path}:{line}: not valid YAML for options (the tag {shown(tag)})")
         loaded = yaml.safe_load(text)
+        str(loaded)  # Python reads longer integers than it writes, if they are not decimal
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -64,7 +92,7 @@ def read_flat_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    except ValueError as error:  # a 31st of June, a number of five thousand digits
+    except (ValueError, OverflowError) as error:  # a 31st of June, a number of five thousand digits
         raise ConfigError(f"{path}: not valid YAML ({error})") from None
     if loaded is None:
         return {}

@@ -50,6 +50,20 @@ def test_rewards_a_token_add_up_token_by_token():
         assert score.total == pytest.approx(sum(score.token_rewards))
 
 
+@pytest.mark.parametrize(
+    "weighted",
+    [
+        [(reward("a", 1e308, 1.0), 1.0), (reward("b", 1e308, 1.0), 1.0)],
+        [(reward("a", 1e308, 1.0), 10.0)],
+        [(reward("a", [1e308, 0.0, 1e308], 1.0), 1.0)],
+        [(reward("a", [1e308, -1e308, 0.0], 1.0), 10.0)],
+    ],
+)
+def test_finite_rewards_whose_sum_is_not_are_refused(weighted):
+    with pytest.raises(RewardError, match="'a question' add up to more than a float can hold"):
+        scores(*weighted)
+
+
 def test_a_weight_of_zero_reports_and_does_not_count():
     assert scores((reward("a", 1.0, 1.0), 1.0), (reward("b", 9.0, 9.0), 0.0))[0].total == 1.0
 

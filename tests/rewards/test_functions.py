@@ -1,6 +1,7 @@
 """Python functions as rewards: where they come from, what they are given, and what they may give back."""
 
 import asyncio
+import itertools
 import sys
 
 import numpy as np
@@ -115,11 +116,14 @@ def test_one_reward_a_token():
     [
         ([1, 2, 3], "'mine' returned 3 values for 4 completions"),
         ([], "'mine' returned 0 values for 4 completions"),
+        (itertools.repeat(1.0), "'mine' returned more than 4 values for 4 completions"),
         (1.0, "'mine' must return a list of values; it returned float"),
         (None, "'mine' must return a list of values; it returned NoneType"),
         ([1, float("nan"), 1, 1], "'mine' returned nan for completion 1; a reward must be finite"),
         ([1, 1, float("-inf"), 1], "'mine' returned -inf for completion 2"),
         ([1, 1, 1, torch.tensor(float("nan"))], "'mine' returned nan for completion 3"),
+        ([1, -(10**400), 1, 1], "'mine' returned -10+ for completion 1; a reward must be finite"),
+        ([1, 10**5000, 1, 1], "'mine' returned <int> for completion 1; a reward must be finite"),
         ([1, "2", 1, 1], "'mine' returned '2' for completion 1; it must be a number or None"),
         ("abcd", "'mine' returned 'a' for completion 0"),
         ([1, {"score": 2}, 1, 1], "'mine' returned {'score': 2} for completion 1"),
@@ -131,6 +135,20 @@ def test_one_reward_a_token():
 def test_what_a_function_may_not_give_back(returned, message):
     with pytest.raises(RewardError, match=message):
         values(lambda completions: returned)
+
+
+def test_an_error_without_words_is_named():
+    class SpeechlessError(Exception):
+        def __str__(self):
+            raise ValueError
+
+    def reward(completions):
+        raise SpeechlessError
+
+    with pytest.raises(
+        RewardError, match=r"'mine' raised SpeechlessError: <SpeechlessError> \(test_functions.py:\d+\)"
+    ):
+        values(reward)
 
 
 def test_a_function_that_raises_says_where():

@@ -72,4 +72,12 @@ class WeightedSum:
                 per_token[-1] += weight * value
         if all(part is None for part in parts.values()):
             raise RewardError(f"no reward applies to a completion of the prompt {prompt[:60]!r}: all gave None")
-        return Score(total=math.fsum(per_token), parts=parts, token_rewards=tuple(per_token) if dense else None)
+        try:
+            total = math.fsum(per_token)
+        except (OverflowError, ValueError):  # finite numbers with an infinite sum, and infinities of either sign
+            total = math.inf
+        if not math.isfinite(total):
+            raise RewardError(
+                f"the rewards of a completion of the prompt {prompt[:60]!r} add up to more than a float can hold"
+            )
+        return Score(total=total, parts=parts, token_rewards=tuple(per_token) if dense else None)

@@ -16,7 +16,9 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import itertools
 import math
+import os
 import sys
 import threading
 import traceback
@@ -32,6 +34,7 @@ from tether.interruption import DeadlineError, Interrupted
 from tether.rewards.combine import RewardValue
 from tether.rewards.supervision import supervised
 from tether.types import Completion, Prompt, RolloutGroup
+from tether.untrusted import shown
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ class FunctionReward:
         except (RewardError, DeadlineError, Interrupted, KeyboardInterrupt):  # a RewardError says itself what is wrong
             raise
         except BaseException as error:  # SystemExit and a panic of Rust code too: one line, with the cause chained
-            raise RewardError(f"reward {self.name!r} raised {type(error).__name__}: {error}{_place(error)}") from error
+            raise RewardError(
+                f"reward {self.name!r} raised {type(error).__name__}: {shown(error, str)}{_place(error)}"
+            ) from error
 
     def _check(self, returned: Any, completions: Sequence[Completion]) -> list[RewardValue]:
         try:
@@ -77,9 +82,10 @@ class FunctionReward:
             raise RewardError(
                 f"reward {self.name!r} must return a list of values; it returned {type(returned).__name__}"
             ) from None
-        values = list(rows)
+        values = list(itertools.islice(rows, len(completions) + 1))  # a generator may go on for ever
         if len(values) != len(completions):
-            raise RewardError(f"reward {self.name!r} returned {len(values)} values for {len(completions)} completions")
+            count = len(values) if len(values) < len(completions) else f"more than {len(completions)}"
+            raise RewardError(f"reward {self.name!r} returned {count} values for {len(completions)} completions")
         return [
             self._value(value, i, completion)
             for i, (value, completion) in enumerate(zip(values, completions, strict=True))
@@ -102,11 +108,17 @@ class FunctionReward:
     def _number(self, value: Any, index: int) -> float:
         if not isinstance(value, int | float):
             raise RewardError(
-                f"reward {self.name!r} returned {value!r} for completion {index}; it must be a number or None"
+                f"reward {self.name!r} returned {shown(value)} for completion {index}; it must be a number or None"
             )
-        if not math.isfinite(value):
-            raise RewardError(f"reward {self.name!r} returned {value} for completion {index}; a reward must be finite")
-        return float(value)
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond all floats
+            number = math.inf
+        if not math.isfinite(number):
+            raise RewardError(
+                f"reward {self.name!r} returned {shown(value)} for completion {index}; a reward must be finite"
+            )
+        return number
 
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
@@ -190,7 +202,9 @@ def load_function(spec: str, *, deadline: float | None = None, retries: int = 0)
             raise RewardError(
                 f"{spec}: no built-in reward has this name, and there is no module {source!r} to take {name!r} from"
             ) from error
-        raise RewardError(f"{spec}: importing it raised {type(error).__name__}: {error}{_place(error)}") from error
+        raise RewardError(
+            f"{spec}: importing it raised {type(error).__name__}: {shown(error, str)}{_place(error)}"
+        ) from error
     function = getattr(module, name, None)
     if not callable(function):
         names = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
@@ -204,7 +218,7 @@ def _join_path(directory: Path) -> None:
 
 
 def _module_from_file(path: Path) -> Any:
-    if not path.is_file():
+    if not os.path.isfile(path):  # which, unlike the path, takes a name that is too long for one of no file
         raise RewardError(f"{path}: no such file to take a reward function from")
     spec = importlib.util.spec_from_file_location(f"tether_reward_{path.stem}", path)
     assert spec is not None

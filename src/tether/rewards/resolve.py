@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -57,7 +58,7 @@ def resolve_reward(
         return load_function(spec, deadline=deadline, retries=retries)
     if spec.endswith(".py"):
         raise RewardError(f"{spec}: name the function too, as in {spec}:FUNCTION")
-    if not Path(spec).exists() and spec.count("/") != 1 and spec != BASE:
+    if not os.path.exists(spec) and spec.count("/") != 1 and spec != BASE:
         raise RewardError(
             f"{spec}: no such reward; give a reward-model directory or hub id, file.py:function, module:function, "
             f"or one of {', '.join(RULES)}"

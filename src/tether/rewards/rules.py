@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tether.errors import RewardError
+from tether.untrusted import shown
 
 Rule = Callable[..., list[float]]
 
@@ -16,11 +17,16 @@ def text_of(completion: Any) -> str:
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
+def _count(text: str) -> int | None:
+    """The positive number of at most nine digits that ``text`` is, or None."""
+    return int(text) if re.fullmatch("[0-9]{1,9}", text) and int(text) > 0 else None
+
+
 def length(argument: str | None) -> Rule:
     """``length:N``: -|tokens - N| / N, so 0 at N tokens and -1 for an empty or a doubled completion."""
-    if argument is None or not argument.isdigit() or int(argument) == 0:
+    target = _count(argument or "")
+    if target is None:
         raise RewardError("reward 'length' needs a target in tokens, such as length:40")
-    target = int(argument)
 
     def rule(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
         return [-abs(len(ids) - target) / target for ids in completion_ids]
@@ -30,9 +36,9 @@ def length(argument: str | None) -> Rule:
 
 def repetition(argument: str | None) -> Rule:
     """``repetition`` or ``repetition:n``: minus the share of repeated word n-grams (n = 3): 0 where none repeats."""
-    if argument is not None and (not argument.isdigit() or int(argument) == 0):
+    n = 3 if argument is None else _count(argument)
+    if n is None:
         raise RewardError("reward 'repetition' takes the length of its word n-grams, such as repetition:2")
-    n = int(argument or 3)
 
     def rule(completions: Sequence[Any], **_: Any) -> list[float]:
         return [distinct(text_of(completion), n) - 1.0 for completion in completions]
@@ -53,8 +59,8 @@ def format_(argument: str | None) -> Rule:
         raise RewardError("reward 'format' needs a regular expression, such as 'format:<think>.*</think>.*'")
     try:
         pattern = re.compile(argument, re.DOTALL)
-    except re.error as error:
-        raise RewardError(f"reward 'format': {argument!r} is not a regular expression ({error})") from None
+    except (re.error, OverflowError, RecursionError) as error:
+        raise RewardError(f"reward 'format': {shown(argument)} is not a regular expression ({error})") from None
 
     def rule(completions: Sequence[Any], **_: Any) -> list[float]:
         return [float(bool(pattern.fullmatch(text_of(completion).strip()))) for completion in completions]
