@@ -11,6 +11,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import os
@@ -213,7 +214,8 @@ def parser(name: str, cls: type, options: Sequence[Option]) -> Parser:
     return made
 
 
-def documented(cls: type) -> dict[str, str]:
+@functools.cache
+def documented(cls: type) -> Mapping[str, str]:
     """The text under each field of a dataclass, from its source."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
