@@ -1,12 +1,14 @@
 """Whatever a person hands in: an exit code and one line, never a traceback, and a whole run or none.
 
-``fuzz.py`` draws what is handed in. All of it runs as it does for a person, on the smallest model there is; nothing is
-replaced but the network, which is not there. ``python -m tests.fuzz`` draws more, and others every time.
+``fuzz.py`` draws what is handed in. All of it runs as it does for a person, on the smallest model there is, save that
+there is no network and that the machine's speed is measured once. ``python -m tests.fuzz`` draws more, and others every
+time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import math
@@ -25,6 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import fuzz
 from commandline import contents, read_rows, tether, workspace
 from conftest import byte_tokenizer
+from tether import training
 from tether.data.checks import DataReport, keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
@@ -69,6 +72,7 @@ def here(tmp_path_factory, tokenizer):
         patch.chdir(folder)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr("sys.dont_write_bytecode", True)
+        patch.setattr(training, "matrix_rate", functools.cache(training.matrix_rate))
         yield folder
 
 
