@@ -127,8 +127,8 @@ class Harness:
             elif code == -signal.SIGTERM and not (directory / LOCK).exists():
                 continue  # not yet at work, or no more: there is nothing to lose
             elif code != 0:
-                ending = f"ends with {code} ({number.name} {when}, {taken:.1f} s before)"
-                raise RunFailedError(f"{directory}: {ending}: {log.read_text()[-1000:]}")
+                after = f"{taken:.1f} s after {number.name} {when}" if again or taken else "unstruck"
+                raise RunFailedError(f"{directory}: ends with {code}, {after}: {log.read_text()[-1000:]}")
         if found := difference(directory, Path("untouched", command)):
             raise RunFailedError(f"{directory}: {found}")
         tally.equal += strikes
