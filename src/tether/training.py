@@ -215,9 +215,9 @@ def held_out_comparison(
 def finish(recorder: Recorder, summary: dict[str, Any], *, quiet: bool) -> None:
     """``summary.json``, and one line that says where things are."""
     seconds = round(recorder.seconds, 3)
-    recorder.directory.summary({**summary, "seconds": seconds})
     recorder.tidy()
-    recorder.journal.remove()
+    recorder.journal.remove()  # before the summary: with one, nobody comes back to it
+    recorder.directory.summary({**summary, "seconds": seconds})
     if not quiet:
         print(f"done in {seconds:.0f} s: {recorder.directory.path}", file=sys.stderr)
 

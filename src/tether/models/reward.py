@@ -129,7 +129,10 @@ def save_reward_model(
     if not torch.isfinite(expected).all():
         raise ModelError(f"{directory}: not saved: the model's scores are not finite")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".saving-") as temporary:
+    prefix = f".{directory.name}.saving-"
+    for left in directory.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left)  # by a process that was killed
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
         candidate = Path(temporary) / "model"
         save_model(model, tokenizer, candidate)
         reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)

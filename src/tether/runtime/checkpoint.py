@@ -171,6 +171,8 @@ class Checkpoints:
         with writing(self.directory):
             for path in paths[paths.index(checkpoint.path) + 1 if checkpoint else 0 :]:
                 remove(path)
+            if self.directory.is_dir():
+                self._prune()  # the process may have been killed before it did
 
     def verified(self, path: Path) -> Checkpoint:
         """Read every byte; raise :class:`RunError` where one is missing or another."""

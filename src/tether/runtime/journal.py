@@ -82,7 +82,7 @@ class Journal:
     def forget(self, *, up_to: int) -> None:
         """Remove the files of the steps up to ``up_to``, and what a killed process left behind."""
         with writing(self.path):
-            for file in [file for step, file in self._steps() if step <= up_to] + list(self.path.glob(".*.partial")):
+            for file in [file for step, file in self._steps() if step <= up_to] + list(self.path.glob(".*")):
                 remove(file)
 
     def remove(self) -> None:

@@ -8,6 +8,7 @@ frozen reference, and how many steps there are.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import types
@@ -44,7 +45,7 @@ class Snapshot:
     def of(state: Any) -> Snapshot:
         """A copy of all that a ``State`` holds, in the memory of the host."""
         snapshot = Snapshot()
-        snapshot.plain = snapshot._fields(state, "")
+        snapshot.plain = copy.deepcopy(snapshot._fields(state, ""))
         tied: dict[int, Tensor] = {}  # stay one tensor, so that they are saved once
         for name, weight in snapshot.weights.items():
             if weight.data_ptr() not in tied:
@@ -122,10 +123,11 @@ def _fill(target: Any, plain: Mapping[str, Any], prefix: str, tensors: Mapping[s
 
 
 def _fill_module(module: nn.Module, tensors: Mapping[str, Tensor], directory: Path, *, nested: bool) -> None:
+    if nested and isinstance(module, PreTrainedModel):  # it is the model of the outer state, with its masters
+        return
     if isinstance(module, PreTrainedModel):
-        if not nested:  # else it is the model of the outer state
-            saved = load_pretrained(type(module), str(directory / MODEL), dtype=module.dtype)
-            module.load_state_dict(saved.state_dict())
+        saved = load_pretrained(type(module), str(directory / MODEL), dtype=module.dtype)
+        module.load_state_dict(saved.state_dict())
     else:
         module.load_state_dict({key: tensors[key] for key in module.state_dict()})
     with torch.no_grad():
