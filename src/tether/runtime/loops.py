@@ -159,7 +159,9 @@ class Recorder:
                     self.tidy()
                 except Interrupted as stop:
                     self.save_now(state)
-                    raise Interrupted(f"stopped by {stop} in step {self.recorded + 1}; {self.way_on}") from stop
+                    over = self.recorded >= self.progress.total
+                    where = "after its last step" if over else f"in step {self.recorded + 1}"
+                    raise Interrupted(f"stopped by {stop} {where}; {self.way_on}") from stop
                 except (RewardError, MemoryShortError):
                     if self.directory.made:
                         self.save_now(state)
