@@ -257,12 +257,11 @@ ACTS: st.SearchStrategy[Act] = st.one_of(
     st.sampled_from(ERRORS).map(raises),
 )
 PLAN: dict[int, Act] = {}
-"""What :func:`reward` does in each of its next calls, from 1; in any other it gives the completions' lengths."""
+"""What :func:`reward` does in its next calls, one after the other; after them it gives the completions' lengths."""
 
 
 def reward(completion_ids: list[list[int]], **_: Any) -> Any:
-    number = min(PLAN, default=0)
-    act = PLAN.pop(number, None)
+    act = PLAN.pop(min(PLAN, default=0), None)
     return act(completion_ids) if act else [float(len(ids)) for ids in completion_ids]
 
 
