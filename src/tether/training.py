@@ -38,7 +38,7 @@ from tether.rewards.resolve import resolve_scorer
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import Dtype, Products, matrix_rate, pick_device, pick_dtype, pick_products
 from tether.runtime.directory import RunDirectory, refuse_if_taken
-from tether.runtime.files import whole, writing
+from tether.runtime.files import whole
 from tether.runtime.journal import Journal, PaidGenerator, PaidScorer
 from tether.runtime.loops import Recorder, run_policy, run_rejection_sampling, run_reward_model, run_sft
 from tether.runtime.progress import ProgressLine
@@ -281,9 +281,8 @@ def train_reward(command: options.Reward, start: Start = NEW) -> None:
     with recorder.session(state, stop_after=run.stop_after_seconds):
         evaluation = run_reward_model(state, pairs, held_out, config=command.reward, recorder=recorder)
         probes = reward_model.sides(held_out[:8])
-        target = recorder.directory.path / "model"
-        with writing(target):
-            save_reward_model(model, loaded.tokenizer, target, probes)
+        with whole(recorder.directory.path / "model", durable=True) as unfinished:
+            save_reward_model(model, loaded.tokenizer, unfinished, probes)
         summary = {
             "pairs": len(pairs),
             "held_out_pairs": len(held_out),

@@ -53,7 +53,6 @@ from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
 from tether.interruption import stoppable
 from tether.models.flops import forward_flops, shape_of
-from tether.models.memory import within_memory
 from tether.models.policy import completion_logprobs, reference_of
 from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
 from tether.ops.divergence import KLEstimator, k2, kl_penalty, kl_slope
@@ -280,7 +279,7 @@ def collect(
         )
 
     with clock.phase("reference"):
-        (old_logp, ref_logp), state.guard.token_budget = within_memory(passes, state.guard.token_budget)
+        old_logp, ref_logp = state.guard.fit(passes)
     with clock.phase("advantage"):
         metrics = kl_metrics(old_logp, ref_logp, batch.mask, where=where)
         scores = scores_of(groups, state.policy.device)

@@ -191,6 +191,11 @@ class Guard:
     skipped_in_a_row: int = 0
     """The latest of them."""
 
+    def fit(self, attempt: Callable[[int], T]) -> T:
+        """``attempt(token_budget)``, which begins anew with half the budget each time that memory runs out."""
+        found, self.token_budget = within_memory(attempt, self.token_budget)
+        return found
+
     def metrics(self) -> Metrics:
         return {"skipped_updates": float(self.skipped)}
 
@@ -200,7 +205,8 @@ class Guard:
         if self.skipped_in_a_row:
             raise GuardError(
                 f"{where}: the run ended on {self.skipped_in_a_row} skipped optimiser steps, whose loss or gradient "
-                "was not finite, so its weights are not to be trusted; lower the learning rate"
+                "was not finite, so its weights are not to be trusted; begin anew with a lower learning rate, or take "
+                "more steps (--steps, --epochs or --rounds, with --allow)"
             )
 
 
@@ -226,7 +232,7 @@ def guarded_step(
         return gradient(token_budget)
 
     try:
-        figures, guard.token_budget = within_memory(anew, guard.token_budget)
+        figures = guard.fit(anew)
         moved = optimiser_step(optimiser, scale=scale, max_grad_norm=config.max_grad_norm, where=where)
     except NotFiniteError as error:
         optimiser.zero_grad()

@@ -47,7 +47,6 @@ from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
 from tether.interruption import stoppable
 from tether.models.flops import forward_flops, shape_of
-from tether.models.memory import within_memory
 from tether.models.policy import Critic, completion_states, logprobs_of_states, reference_of
 from tether.ops.divergence import adapt_kl_coef, k1, k2
 from tether.ops.losses import clipped_surrogate, clipped_value
@@ -281,7 +280,7 @@ def collect(
         )
 
     with clock.phase("reference"):
-        (old_logp, ref_logp, values), state.guard.token_budget = within_memory(passes, state.guard.token_budget)
+        old_logp, ref_logp, values = state.guard.fit(passes)
     with clock.phase("advantage"):
         metrics = kl_metrics(old_logp, ref_logp, mask, where=where)
         rewards = token_rewards(

@@ -29,7 +29,6 @@ from tether.algorithms.rollouts import (
 )
 from tether.errors import ConfigError
 from tether.models.flops import forward_flops, shape_of
-from tether.models.memory import within_memory
 from tether.models.policy import reference_of
 from tether.ops.divergence import top_k_of_n_kl
 from tether.seeds import derive_seed, generator
@@ -198,7 +197,6 @@ def round_metrics(
     for K of N a prompt and no ties; ``reward/selected`` and ``reward/gain`` what it was for.
     """
     batch = batch_of(groups, state.policy.device)
-    guard = state.tuning.guard
 
     def passes(budget: int) -> tuple[Tensor, Tensor]:
         return (
@@ -206,7 +204,7 @@ def round_metrics(
             policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget),
         )
 
-    (logp, ref_logp), guard.token_budget = within_memory(passes, guard.token_budget)
+    logp, ref_logp = state.tuning.guard.fit(passes)
     metrics = rollout_metrics(groups) | kl_metrics(logp, ref_logp, batch.mask, where=where)
     kept = sum(one.score.total for one in selected) / len(selected)
     metrics |= {"reward/selected": kept, "reward/gain": kept - metrics["reward"], "selected": float(len(selected))}

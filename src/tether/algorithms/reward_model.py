@@ -252,6 +252,10 @@ def train(
     The best weights are those with the highest held-out accuracy; where that is too close to call, those with the lower
     log loss (:func:`better`). ``on_step`` gets each step's metrics, with held-out figures where they were measured.
     """
+
+    def measure(token_budget: int) -> Evaluation:
+        return evaluate(state.model, held_out, token_budget=token_budget)
+
     every = config.steps_between_evals(len(pairs))
     while not state.over(config):
         if not state.row:
@@ -261,14 +265,14 @@ def train(
         if state.step % every == 0 or state.step == state.total_steps:
             clock = PhaseClock(state.model.device)
             with clock.phase("eval"):
-                evaluation = evaluate(state.model, held_out, token_budget=state.guard.token_budget)
+                evaluation = state.guard.fit(measure)
             metrics |= evaluation.metrics() | clock.metrics()
             keep_best(state, evaluation)
         state.row = {}
         on_step(metrics)
     state.model.load_state_dict(state.best_weights)
-    normalise(state.model, pairs, token_budget=state.guard.token_budget)
-    return evaluate(state.model, held_out, token_budget=state.guard.token_budget)
+    state.guard.fit(lambda budget: normalise(state.model, pairs, token_budget=budget))
+    return state.guard.fit(measure)
 
 
 def keep_best(state: State, evaluation: Evaluation) -> None:

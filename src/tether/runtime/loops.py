@@ -220,7 +220,7 @@ def run_sft(
         if held_out and (state.step % per_epoch == 0 or state.step == state.total_steps):
             clock = PhaseClock(state.policy.device)
             with clock.phase("eval"):
-                metrics |= sft.evaluate(state.policy, held_out, token_budget=state.guard.token_budget)
+                metrics |= state.guard.fit(lambda budget: sft.evaluate(state.policy, held_out, token_budget=budget))
             metrics |= clock.metrics()
         state.row = {}
         recorder.record(state.step, metrics, state, last=state.step == state.total_steps)
