@@ -216,6 +216,7 @@ def finish(recorder: Recorder, summary: dict[str, Any], *, quiet: bool) -> None:
     """``summary.json``, and one line that says where things are."""
     seconds = round(recorder.seconds, 3)
     recorder.tidy()
+    recorder.checkpoints.finish()
     recorder.journal.remove()  # before the summary: with one, nobody comes back to it
     recorder.directory.summary({**summary, "seconds": seconds})
     if not quiet:

@@ -114,6 +114,7 @@ def test_a_signal_within_a_step_is_75_and_the_run_goes_on_as_if_nothing_had_happ
     assert tether("resume cut") == 0
     assert_same_run(here / "whole", here / "cut")
     assert not list((here / "cut").rglob(".*"))
+    assert not [path for path in (here / "cut" / "checkpoints").iterdir() if "." in path.name]
     assert tether("resume cut") == 0
     assert "finished" in capfd.readouterr().err.splitlines()[-1]
 

@@ -174,6 +174,13 @@ class Checkpoints:
             if self.directory.is_dir():
                 self._prune()  # the process may have been killed before it did
 
+    def finish(self) -> None:
+        """Remove those of unfinished steps, which nothing goes on from once the run is finished."""
+        with writing(self.directory):
+            for _, part, path in self.names()[:-1]:
+                if part:
+                    remove(path)
+
     def verified(self, path: Path) -> Checkpoint:
         """Read every byte; raise :class:`RunError` where one is missing or another."""
         manifest = read_manifest(path)
