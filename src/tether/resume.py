@@ -48,4 +48,4 @@ def resume(command: options.Resume) -> None:
     if (path / SUMMARY).is_file() and not changed:
         print(f"{path}: the run is finished; there is nothing left to do", file=sys.stderr)
         return
-    train(asked, Start(resumed=True, allowed=allowed & set(changed)))
+    train(asked, Start(resumed=True, allowed=allowed))

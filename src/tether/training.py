@@ -169,7 +169,12 @@ def open_run(
     dtype = pick_dtype("bfloat16" if run.dtype == "bfloat16" else loaded.products)
     return Recorder(
         directory=directory,
-        checkpoints=Checkpoints(directory.path, loaded.tokenizer, Kept(last=run.keep_last, best=run.keep_best)),
+        checkpoints=Checkpoints(
+            directory.path,
+            loaded.tokenizer,
+            Kept(last=run.keep_last, best=run.keep_best),
+            overlap=device.type == "cuda",
+        ),
         journal=Journal(directory),
         progress=ProgressLine(title, total, quiet=run.quiet),
         device=device,

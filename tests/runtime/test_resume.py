@@ -15,9 +15,12 @@ import torch
 from safetensors.torch import load_file
 
 from commandline import read_rows, tether, workspace, write_rows
-from tether.algorithms import optimise
+from tether.algorithms import optimise, sft
+from tether.models.loading import load_policy
+from tether.runtime.checkpoint import Checkpoints, Kept, Place
 from tether.runtime.directory import read_metrics
 from tether.runtime.loops import TIMINGS
+from tether.runtime.state import Snapshot, restore
 
 TASK = "--prompts p.jsonl --reward r.py:fn --prompts-per-step 2 --max-new-tokens 5"
 LINES = {
@@ -241,6 +244,16 @@ def test_a_configuration_that_was_edited_is_noticed(half, capfd):
     assert "gamma (1.0 -> 0.9)" in capfd.readouterr().err.splitlines()[-1]
 
 
+def test_what_was_allowed_once_stays_allowed(half, stop_at):
+    stop_at(1)
+    assert tether("resume half --steps 9 --save-every 0 --allow") == 75
+    stop_at(1)
+    assert tether("resume half") == 75
+    stop_at(10**9)
+    assert tether("resume half") == 0
+    assert len(read_metrics(half)) == 9
+
+
 def test_more_steps_by_allow(half):
     assert tether("resume half --steps 9 --allow") == 0
     assert [row["step"] for row in read_metrics(half)] == list(range(1, 10))
@@ -310,3 +323,25 @@ def test_the_best_checkpoint_is_kept(here, tiny):
     assert tether(line) == 0
     names = sorted(path.name for path in (here / "out" / "checkpoints").iterdir())
     assert names == ["step_000001", "step_000006"]
+
+
+def test_a_state_that_moves_on_while_it_is_written_is_saved_as_it_was(here, tiny, monkeypatch):
+    """As on CUDA, where the whole of a checkpoint is written in the background."""
+    model, tokenizer = load_policy(tiny)
+    state = sft.State.create(model, 4, sft.Config(), seed=0)
+    checkpoints = Checkpoints(here / "out", tokenizer, Kept(last=1, best=None), overlap=True)
+    (here / "out").mkdir()
+    may_write, write = threading.Event(), Snapshot.write
+    monkeypatch.setattr(Snapshot, "write", lambda *given: may_write.wait() and write(*given))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    checkpoints.save(state, Place(step=1, sizes={}, config={}, seconds=0.0), within_step=False)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+    state.step = 7
+    may_write.set()
+    checkpoints.close()
+    found, _ = checkpoints.newest()
+    restore(state, found.path)
+    assert state.step == 0
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

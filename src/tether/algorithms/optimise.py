@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tether.data.batching import minibatches
-from tether.errors import ConfigError, GuardError, NotFiniteError
+from tether.errors import ConfigError, GuardError, MemoryShortError, NotFiniteError
 from tether.models.memory import within_memory
 from tether.seeds import derive_seed
 from tether.types import Metrics
@@ -193,7 +193,11 @@ class Guard:
 
     def fit(self, attempt: Callable[[int], T]) -> T:
         """``attempt(token_budget)``, which begins anew with half the budget each time that memory runs out."""
-        found, self.token_budget = within_memory(attempt, self.token_budget)
+        try:
+            found, self.token_budget = within_memory(attempt, self.token_budget)
+        except MemoryShortError as error:
+            advice = "free some, or begin anew with shorter rows or --checkpoint-activations"
+            raise MemoryShortError(f"{error}; {advice}") from error
         return found
 
     def metrics(self) -> Metrics:

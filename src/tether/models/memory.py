@@ -36,10 +36,7 @@ def within_memory(attempt: Callable[[int], T], budget: int, *, least: int = 1) -
                 raise
             if budget <= least:
                 reason = (str(error).splitlines() or ["no more memory"])[0]
-                raise MemoryShortError(
-                    f"out of memory, however little is computed at a time ({reason}); free some, take shorter rows, or "
-                    "--checkpoint-activations in a new run"
-                ) from error
+                raise MemoryShortError(f"out of memory, however little is computed at a time ({reason})") from error
         # out of the handler, where the error no longer holds on to the tensors of what failed
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

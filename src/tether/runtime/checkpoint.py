@@ -15,6 +15,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -69,23 +70,31 @@ class Kept:
 
 
 class Checkpoints:
-    """The checkpoints of a run. One is written in the background while the run goes on."""
+    """The checkpoints of a run. The run goes on while one gets to the disk; with ``overlap``, while it is written too.
 
-    def __init__(self, run: Path, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> None:
-        self.run, self.tokenizer, self.kept = run, tokenizer, kept
+    That is for CUDA. Training on a CPU uses all its cores, and slows down by more than the writer's share where one
+    thread of a product has to wait for its core.
+    """
+
+    def __init__(self, run: Path, tokenizer: PreTrainedTokenizerBase, kept: Kept, *, overlap: bool = False) -> None:
+        self.run, self.tokenizer, self.kept, self.overlap = run, tokenizer, kept, overlap
         self.directory = run / "checkpoints"
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.under_way: Future[None] | None = None
         self.tokenizer_files: dict[str, bytes] = {}
 
     def save(self, state: Any, place: Place, *, within_step: bool) -> None:
-        """Begin to write a checkpoint: the state is copied, and may change once this returns."""
+        """Begin to write a checkpoint; the state may change once this returns."""
         self.wait()
         with writing(self.directory):
             self.directory.mkdir(exist_ok=True)
             if not self.tokenizer_files:
                 self.tokenizer_files = self._files_of_tokenizer()
-        self.under_way = self.writer.submit(self._write, Snapshot.of(state), place, self._name(place.step, within_step))
+        name, snapshot = self._name(place.step, within_step), Snapshot.of(state, copy=self.overlap)
+        if self.overlap:
+            self.under_way = self.writer.submit(lambda: self._keep(self._written(snapshot, place, name)))
+        else:
+            self.under_way = self.writer.submit(self._keep, self._written(snapshot, place, name))
 
     def wait(self) -> None:
         """Return once what is under way is on the disk; raises what went wrong there."""
@@ -105,9 +114,10 @@ class Checkpoints:
         taken = [part for number, part, _ in self.names() if number == step]
         return f"step_{step:06d}.{max(taken, default=0) + 1:02d}"
 
-    def _write(self, snapshot: Snapshot, place: Place, name: str) -> None:
-        final = self.directory / name
-        with whole(final, durable=True) as partial:
+    def _written(self, snapshot: Snapshot, place: Place, name: str) -> contextlib.ExitStack:
+        """All files of a checkpoint. Closing the stack waits for the disk, and gives it its name."""
+        with contextlib.ExitStack() as stack:
+            partial = stack.enter_context(whole(self.directory / name, durable=True))
             partial.mkdir()
             snapshot.write(partial)
             for file, content in self.tokenizer_files.items():
@@ -117,6 +127,10 @@ class Checkpoints:
             }
             manifest = {**asdict(place), "files": files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            return stack.pop_all()
+
+    def _keep(self, written: contextlib.ExitStack) -> None:
+        written.close()
         with writing(self.directory):
             self._prune()
 
@@ -173,6 +187,12 @@ class Checkpoints:
                 remove(path)
             if self.directory.is_dir():
                 self._prune()  # the process may have been killed before it did
+
+    def accept(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
+        """From now on ``checkpoint`` is as good with this configuration."""
+        manifest = read_manifest(checkpoint.path) | {"config": dict(config)}
+        with whole(checkpoint.path / MANIFEST, durable=True) as partial:
+            partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     def finish(self) -> None:
         """Remove those of unfinished steps, which nothing goes on from once the run is finished."""

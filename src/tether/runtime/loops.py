@@ -136,6 +136,8 @@ class Recorder:
         refuse_other_inputs(self.directory.begun_with(), self.directory.fingerprints, allowed=self.allowed)
         if self.allowed:
             self.directory.describe()
+            if checkpoint:
+                self.checkpoints.accept(checkpoint, self.directory.config)
         self.directory.cut_back(checkpoint.place.sizes if checkpoint else {}, step=self.recorded)
         self.checkpoints.forget_after(checkpoint)
         self.progress.start_from(self.recorded)

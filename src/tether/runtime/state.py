@@ -8,12 +8,12 @@ frozen reference, and how many steps there are.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import types
 import typing
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ DERIVED = ("reference", "total_steps")
 
 @dataclass
 class Snapshot:
-    """A state taken apart, to be written while the state itself moves on."""
+    """A state taken apart, to be written."""
 
     model: PreTrainedModel | None = None
     """For its class and configuration; the weights are in ``weights``."""
@@ -42,16 +42,16 @@ class Snapshot:
     plain: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(state: Any) -> Snapshot:
-        """A copy of all that a ``State`` holds, in the memory of the host."""
+    def of(state: Any, *, copy: bool = False) -> Snapshot:
+        """All that a ``State`` holds, in the memory of the host: a ``copy``, or on a CPU the state's own tensors."""
         snapshot = Snapshot()
-        snapshot.plain = copy.deepcopy(snapshot._fields(state, ""))
+        snapshot.plain = deepcopy(snapshot._fields(state, ""))
         tied: dict[int, Tensor] = {}  # stay one tensor, so that they are saved once
         for name, weight in snapshot.weights.items():
             if weight.data_ptr() not in tied:
-                tied[weight.data_ptr()] = host_copy(weight)
+                tied[weight.data_ptr()] = on_host(weight, copy=copy)
             snapshot.weights[name] = tied[weight.data_ptr()]
-        snapshot.tensors = {name: host_copy(tensor) for name, tensor in snapshot.tensors.items()}
+        snapshot.tensors = {name: on_host(tensor, copy=copy) for name, tensor in snapshot.tensors.items()}
         return snapshot
 
     def write(self, directory: Path) -> None:
@@ -164,8 +164,8 @@ def _build(hint: Any, plain: Any, name: str, tensors: Mapping[str, Tensor], devi
     return plain
 
 
-def host_copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def on_host(tensor: Tensor, *, copy: bool) -> Tensor:
+    return tensor.detach().to("cpu", copy=copy).contiguous()
 
 
 def below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
