@@ -39,10 +39,8 @@ def main() -> None:
         found = {every: seconds(every) for every in sides}
         (without, _), (saved, whole) = found[0], found[10]
         ratios.append((saved - without) / whole)
-        print(
-            f"round {number + 1}: training {without:.1f} s without checkpoints, {saved:.1f} s with; that is {ratios[-1]:+.1%} of the quickstart's {whole:.1f} s",
-            flush=True,
-        )
+        print(f"round {number + 1}: training {without:.1f} s without checkpoints and {saved:.1f} s with:", end=" ")
+        print(f"{ratios[-1]:+.1%} of the quickstart's {whole:.1f} s", flush=True)
     print(f"median {statistics.median(ratios):+.1%}")
 
 
