@@ -2,8 +2,9 @@
 
     python -m benchmarks.checkpoints [--rounds 3]
 
-Both sides run in this process and take turns. What is compared is the time of the four training runs, which is all that
-checkpoints can change.
+Both sides run in this process and take turns. Two figures come out. The difference between the times of the four
+training runs is all that checkpoints cost, and as unsteady as the machine; the seconds that the runs spent in saving,
+during which they did nothing else, are steady, and leave out what the background took.
 """
 
 from __future__ import annotations
@@ -14,34 +15,54 @@ import io
 import json
 import statistics
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
 from tether.quickstart import Settings, quickstart
+from tether.runtime.loops import Recorder
 
 RUNS = ("reward", "rejection_sampling", "ppo", "grpo")
 
 
-def seconds(save_every: int) -> tuple[float, float]:
-    """Of the training runs, and of the whole quickstart."""
+class Timed:
+    """The seconds that all recorders spend in saving."""
+
+    def __init__(self) -> None:
+        self.seconds, save = 0.0, Recorder.save
+
+        def timed(recorder: Recorder, *given: Any, **options: Any) -> None:
+            start = time.perf_counter()
+            save(recorder, *given, **options)
+            self.seconds += time.perf_counter() - start
+
+        Recorder.save = timed  # type: ignore[method-assign]
+
+
+def seconds(save_every: int, timed: Timed) -> tuple[float, float, float]:
+    """Of the training runs, of their saving, and of the whole quickstart."""
+    timed.seconds = 0.0
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         out = Path(scratch) / "quickstart"
         whole = quickstart(out, Settings(save_every=save_every))["seconds"]
         runs = [json.loads((out / name / "summary.json").read_text(encoding="utf-8"))["seconds"] for name in RUNS]
-    return sum(runs), whole
+    return sum(runs), timed.seconds, whole
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    ratios = []
+    timed, differences, shares = Timed(), [], []
     for number in range(parser.parse_args().rounds):
         sides = (10, 0) if number % 2 else (0, 10)
-        found = {every: seconds(every) for every in sides}
-        (without, _), (saved, whole) = found[0], found[10]
-        ratios.append((saved - without) / whole)
-        print(f"round {number + 1}: training {without:.1f} s without checkpoints and {saved:.1f} s with:", end=" ")
-        print(f"{ratios[-1]:+.1%} of the quickstart's {whole:.1f} s", flush=True)
-    print(f"median {statistics.median(ratios):+.1%}")
+        found = {every: seconds(every, timed) for every in sides}
+        (without, few, _), (saved, many, whole) = found[0], found[10]
+        differences.append((saved - without) / whole)
+        shares.append((many - few) / whole)
+        print(f"round {number + 1}: training {without:.1f} s without checkpoints and {saved:.1f} s with", end=": ")
+        print(f"{differences[-1]:+.1%} of the quickstart's {whole:.1f} s", end="; ")
+        print(f"in saving {many - few:.2f} s, {shares[-1]:.1%}", flush=True)
+    print(f"median {statistics.median(differences):+.1%}; in saving {statistics.median(shares):.1%}")
 
 
 if __name__ == "__main__":
