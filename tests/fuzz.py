@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 import sys
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy
-import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -268,9 +268,10 @@ def reward(completion_ids: list[list[int]], **_: Any) -> Any:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=10000, help="in all (default 10000)")
-    os.environ["TETHER_FUZZ_EXAMPLES"] = str(parser.parse_args().examples)
+    environment = {**os.environ, "TETHER_FUZZ_EXAMPLES": str(parser.parse_args().examples)}
     file = Path(__file__).with_name("test_fuzz.py")
-    return int(pytest.main(["-q", "--durations=0", "--hypothesis-show-statistics", str(file)]))
+    line = [sys.executable, "-m", "pytest", "-q", "--durations=0", "--hypothesis-show-statistics", str(file)]
+    return subprocess.run(line, env=environment).returncode
 
 
 if __name__ == "__main__":

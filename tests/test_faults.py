@@ -174,8 +174,8 @@ def fill(disk: Path, *, spare: int = 0) -> None:
 
 ONE_BY_ONE = "rejection-sampling --batch-size 1 --epochs 3 --rollouts-every 0"
 FULL = {
-    "a checkpoint": ("grpo --save-every 1", Checkpoints, "_write", 2, 16384, "checkpoints/step_000002"),
-    "a checkpoint and the journal": ("grpo --save-every 1", Checkpoints, "_write", 2, 0, "checkpoints/step_000002"),
+    "a checkpoint": ("grpo --save-every 1", Checkpoints, "_written", 2, 16384, "checkpoints/step_000002"),
+    "a checkpoint and the journal": ("grpo --save-every 1", Checkpoints, "_written", 2, 0, "checkpoints/step_000002"),
     "a checkpoint's tokenizer": ("ppo --save-every 1", Checkpoints, "_files_of_tokenizer", 1, 8192, "checkpoints"),
     "the metrics": ("sft --epochs 10 --save-every 20", RunDirectory, "log", 24, 0, "metrics.jsonl"),
     "the rollouts": ("ppo --save-every 1", RunDirectory, "rollouts", 3, 0, "rollouts/step_000003.parquet"),
@@ -272,7 +272,7 @@ def test_a_disk_that_is_read_only_from_the_start(out, disk, tiny, capfd):
 
 
 READ_ONLY = {
-    "a checkpoint": ("grpo --save-every 1", Checkpoints, "_write", 2, "checkpoints/step_000002"),
+    "a checkpoint": ("grpo --save-every 1", Checkpoints, "_written", 2, "checkpoints/step_000002"),
     "the metrics": ("sft --save-every 4", RunDirectory, "log", 5, "metrics.jsonl"),
     "the model": ("reward", training, "save_reward_model", 1, "model"),
 }
@@ -358,7 +358,7 @@ def test_a_reward_function_that_fails_twice(here, tiny, untouched, monkeypatch, 
 def test_memory_that_really_is_short():
     """Limits on the address space, in a process of its own: a library that failed to get memory may remember that."""
     tests = Path(__file__).with_name("short_memory.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", tests], capture_output=True, text=True, env=environment
     )

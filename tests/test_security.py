@@ -302,7 +302,7 @@ REFUSED = {
     ),
     "pickled weights": (pickled_weights("pytorch_model.bin"), "weights in a pickle are not loaded"),
     "a pickle named safetensors": (pickled_weights("model.safetensors"), "cannot be loaded"),
-    "an adapter": (adapter, "cannot be loaded"),
+    "an adapter": (adapter, "has an adapter (adapter_config.json), which is not loaded"),
 }
 
 

@@ -46,11 +46,14 @@ def resolve(name: str) -> str:
 
 
 def refuse_code(name: str, source: str) -> None:
-    """Raise where a model asks for code from the hub, or for weights that would be unpickled or lie elsewhere."""
+    """Raise where a model asks for code from the hub, or for weights that would be unpickled or lie elsewhere, or has
+    weights in an adapter, which transformers leaves out without a word where peft is not installed."""
     config = model_config(name)
     for attention in {part._attn_implementation for part in (config, config.get_text_config())} - {None}:
         if "/" in attention:
             raise ModelError(f"{name}: config.json asks for {attention}: code from the hub, which is not run")
+    if cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False):
+        raise ModelError(f"{name}: has an adapter (adapter_config.json), which is not loaded; merge it into its model")
     index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     if index is None or (Path(index).parent / "model.safetensors").is_file():
         return
