@@ -149,9 +149,7 @@ class Checkpoints:
             if path.name.startswith("."):
                 remove(path)
             elif path in paths and path not in kept:
-                doomed = path.with_name(f".{path.name}.removed")
-                path.rename(doomed)  # half of a checkpoint must not have a checkpoint's name
-                remove(doomed)
+                discard(path)
 
     def _best(self, paths: list[Path]) -> Path | None:
         if self.kept.best is None:
@@ -184,7 +182,7 @@ class Checkpoints:
         paths = [path for *_, path in self.names()]
         with writing(self.directory):
             for path in paths[paths.index(checkpoint.path) + 1 if checkpoint else 0 :]:
-                remove(path)
+                discard(path)
             if self.directory.is_dir():
                 self._prune()  # the process may have been killed before it did
 
@@ -199,7 +197,7 @@ class Checkpoints:
         with writing(self.directory):
             for _, part, path in self.names()[:-1]:
                 if part:
-                    remove(path)
+                    discard(path)
 
     def verified(self, path: Path) -> Checkpoint:
         """Read every byte; raise :class:`RunError` where one is missing or another."""
@@ -219,6 +217,14 @@ class Checkpoints:
             self.wait()
         finally:
             self.writer.shutdown()
+
+
+def discard(path: Path) -> None:
+    """Remove a checkpoint; half of one never has a checkpoint's name."""
+    doomed = path.with_name(f".{path.name}.removed")
+    remove(doomed)
+    path.rename(doomed)
+    remove(doomed)
 
 
 def summed(file: Path) -> dict[str, Any]:
