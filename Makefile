@@ -3,13 +3,14 @@
 PYTHON ?= python3
 OUT ?= quickstart
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check lint format types test bench wheel clean
+.PHONY: help setup quickstart check lint format types test test-all bench wheel clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## the virtual environment .venv with the pinned set and the package, editable
 
@@ -23,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 quickstart: $(READY)  ## all of RLHF on the embedded model, into OUT=quickstart; again: ARGS=--overwrite
 	$(BIN)/tether quickstart --out $(OUT) $(ARGS)
 
-check: lint types test  ## everything that must pass before a change goes in
+check: lint types test-all  ## everything that must pass before a change goes in
 
 lint: $(READY)  ## ruff: rules and format
 	$(BIN)/ruff check
@@ -36,8 +37,11 @@ format: $(READY)  ## let ruff repair what it can
 types: $(READY)  ## mypy, strict on the mathematics, the types and the algorithms
 	$(BIN)/mypy
 
-test: $(READY)  ## all tests; ARGS='-k grpo' chooses among them
-	$(BIN)/pytest $(ARGS)
+test: $(READY)  ## all tests but the slow ones; ARGS='-k grpo' chooses among them
+	$(PYTEST) -m 'not slow' $(ARGS)
+
+test-all: $(READY)  ## all tests
+	$(PYTEST) $(ARGS)
 
 bench: $(READY)  ## all speed benchmarks against the peers; DATA=DIR holds the HH pairs
 	test -d .peers || $(BIN)/python -m benchmarks.peers setup

@@ -1,10 +1,10 @@
-"""What checkpoints cost: the quickstart with one every ten steps against one at the end of each run alone.
+"""The cost of checkpoints: the quickstart with one every ten steps against one at the end of each run only.
 
     python -m benchmarks.checkpoints [--rounds 3]
 
-Both sides run in this process and take turns. Two figures come out. The difference between the times of the four
-training runs is all that checkpoints cost, and as unsteady as the machine; the seconds that the runs spent in saving,
-during which they did nothing else, are steady, and leave out what the background took.
+Both sides run in this process and alternate. There are two results. The difference between the times of the four
+training runs is the whole cost of checkpoints, but as noisy as the machine; the seconds that the runs spent saving,
+during which they did nothing else, are steady, but exclude work in the background.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from tether.quickstart import Settings, quickstart
-from tether.runtime.loops import Recorder
+from tether.runtime.recorder import Recorder
 
 RUNS = ("reward", "rejection_sampling", "ppo", "grpo")
 
 
 class Timed:
-    """The seconds that all recorders spend in saving."""
+    """The seconds that all recorders spend saving."""
 
     def __init__(self) -> None:
         self.seconds, save = 0.0, Recorder.save
@@ -40,7 +40,7 @@ class Timed:
 
 
 def seconds(save_every: int, timed: Timed) -> tuple[float, float, float]:
-    """Of the training runs, of their saving, and of the whole quickstart."""
+    """Seconds of the training runs, of their saving, and of the whole quickstart."""
     timed.seconds = 0.0
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(io.StringIO()):
         out = Path(scratch) / "quickstart"
@@ -61,8 +61,8 @@ def main() -> None:
         shares.append((many - few) / whole)
         print(f"round {number + 1}: training {without:.1f} s without checkpoints and {saved:.1f} s with", end=": ")
         print(f"{differences[-1]:+.1%} of the quickstart's {whole:.1f} s", end="; ")
-        print(f"in saving {many - few:.2f} s, {shares[-1]:.1%}", flush=True)
-    print(f"median {statistics.median(differences):+.1%}; in saving {statistics.median(shares):.1%}")
+        print(f"saving {many - few:.2f} s, {shares[-1]:.1%}", flush=True)
+    print(f"median {statistics.median(differences):+.1%}; saving {statistics.median(shares):.1%}")
 
 
 if __name__ == "__main__":

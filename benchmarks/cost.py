@@ -1,9 +1,9 @@
-"""What a GRPO step costs as the group grows, and as the number of completions grows; draws docs/cost.png.
+"""The cost of a GRPO step as the group and the number of completions grow; draws docs/cost.png.
 
     python -m benchmarks.cost [--out docs/cost.png]
 
-First the prompts stay and G doubles: a prompt's share of the work must not grow, so each doubling must cost less than
-twice. Then G stays and the prompts increase: the step time must be linear in the completions.
+First the prompts are fixed and G doubles: a prompt's share of the work must not grow, so each doubling must cost less
+than twice as much. Then G is fixed and the prompts increase: the step time must be linear in the completions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Line:
 
 
 def timed(spec: Spec, *, rounds: int) -> tuple[float, float]:
-    """Median seconds of a step and of its training pass (the update), after one that does not count."""
+    """Median seconds of a step and of its training pass (the update), after one warm-up step."""
     step, synchronise = grpo_step(spec), synchronise_with(spec.device)
     whole, update = [], []
     for number in range(rounds + 1):
@@ -93,8 +93,8 @@ def main() -> None:
     more = sweep([(p, 8) for p in counts], 55, new_tokens, shape, args)
     panels, figures = [], []
     for title, x_label, x, seconds in (
-        (f"{few} prompts of {long} tokens, G grows", "completions a prompt, G", list(GROUPS), grown),
-        ("G = 8, prompts of 55 tokens, more of them", "completions a step", [8 * p for p in counts], more),
+        (f"{few} prompts of {long} tokens, G grows", "completions per prompt, G", list(GROUPS), grown),
+        ("G = 8, prompts of 55 tokens, more of them", "completions per step", [8 * p for p in counts], more),
     ):
         series = []
         for k, name in enumerate(("step", "training pass")):

@@ -1,7 +1,7 @@
-"""Two or more sides in turn, and what came out: medians, ratios with their spread, shares of the hardware's limit.
+"""Compares two or more sides: medians, ratios with their spread, shares of the hardware's limit.
 
-Sides take turns within one run, in an order that turns round every round, so that whatever else the machine does falls
-on all alike. One warm-up turn each does not count.
+Sides take turns within one run, in an order that reverses every round, so that other load on the machine affects all
+alike. One warm-up turn per side does not count.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from benchmarks.worker import Spec
 ROOT = Path(__file__).parents[1]
 OURS = "tether"
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""Of every worker. On cores that are shared with other work add OMP_WAIT_POLICY=PASSIVE: threads that spin while they
-wait for each other then make a step ten times as long. On idle cores it slows small products down, by half here."""
+"""Environment of every worker. On cores shared with other work add OMP_WAIT_POLICY=PASSIVE: otherwise threads that spin
+while they wait for each other make a step ten times as long. On idle cores it slows small products, by half here."""
 QUIET = 0.1
-"""Cores that other processes may keep busy while a turn is waited for."""
+"""Cores that may be busy on a machine that counts as idle."""
 
 
 class Side:
@@ -56,7 +56,7 @@ class Side:
             raise SystemExit(f"{self.name} did not start\n{self.log.read_text()[-3000:]}")
 
     def turn(self) -> dict[str, float] | None:
-        """One turn; the side is ready for the next when this returns. None where the worker died, see ``failed``."""
+        """One turn; the side is ready for the next when this returns. None if the worker died, see ``failed``."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
@@ -64,7 +64,7 @@ class Side:
         answer = self._line()
         busy = busy_seconds() - before
         if not answer or self._line() != "ready\n":
-            self.failed = self.log.read_text().strip().rpartition("\n")[2] or "died without a word"
+            self.failed = self.log.read_text().strip().rpartition("\n")[2] or "died without output"
             return None
         facts: dict[str, float] = json.loads(answer)
         return facts | {"others": max(0.0, busy - facts["cpu_seconds"]) / facts["seconds"]}
@@ -82,13 +82,13 @@ class Side:
 
 
 def busy_seconds() -> float:
-    """What all cores together have worked since the machine started, as Linux counts it."""
+    """Busy seconds of all cores together since the machine started, as Linux counts them."""
     user, nice, system, _, _, irq, soft, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
     return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK")
 
 
 def wait_for_quiet(patience: float) -> None:
-    """Return when, over two seconds, the cores have done nothing to speak of, or after ``patience`` seconds."""
+    """Return once the cores have been idle for two seconds, or after ``patience`` seconds."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         before = busy_seconds()
@@ -108,8 +108,8 @@ class Contender:
 
 
 def ours(task: str, *, defaults: bool = False) -> Contender:
-    """tether doing as the peer does; or with its own ``defaults``: products in bfloat16 where the hardware is faster at
-    them, and a critic on the policy's states."""
+    """tether with the peer's settings; or with its own ``defaults``: products in bfloat16 where the hardware is faster
+    in it, and a critic on the policy's states."""
     name, task = (f"{OURS}, defaults", f"{task}:defaults") if defaults else (OURS, task)
     return Contender(name=name, python=sys.executable, module="ours", task=task)
 
@@ -123,7 +123,7 @@ def peer(name: str, module: str, task: str, *, trl: str) -> Contender:
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and range of some readings."""
+    """Median and range of some measurements."""
 
     median: float
     low: float
@@ -135,34 +135,34 @@ class Spread:
 
 
 def ratio(theirs: Sequence[float], own: Sequence[float]) -> Spread:
-    """The ratio of the medians, and the range of the ratios round by round."""
+    """The ratio of the medians, and the range of the ratios per round."""
     rounds = [a / b for a, b in zip(theirs, own, strict=True)]
     return Spread(statistics.median(theirs) / statistics.median(own), min(rounds), max(rounds))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One benchmark."""
+    """The result of one benchmark."""
 
     title: str
     work: Work
     matrix_rate: float
-    """Operations a second, the best of all rounds."""
+    """Operations per second, the best of all rounds."""
     bandwidth: float
-    """Bytes a second, the best of all rounds."""
+    """Bytes per second, the best of all rounds."""
     turns: Mapping[str, Sequence[Mapping[str, float]]]
     failed: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def limit(self) -> float:
-        """Seconds that the hardware needs for the work at the least."""
+        """Minimum seconds that the hardware needs for the work."""
         return self.work.seconds(matrix_rate=self.matrix_rate, bandwidth=self.bandwidth)
 
     def seconds(self, side: str) -> list[float]:
         return [turn["seconds"] for turn in self.turns[side]]
 
     def summary(self) -> dict[str, Any]:
-        """What goes into the JSON."""
+        """The JSON output."""
         sides = {}
         for side in self.turns:
             spread = Spread.of(self.seconds(side))
@@ -189,7 +189,7 @@ class Result:
             "seconds",
             "range",
             "x tether",
-            "by rounds",
+            "per round",
             "of the limit",
             "CPU s",
             "others",
@@ -213,7 +213,7 @@ class Result:
         console.print(table)
         console.print(
             f"limit {self.limit:.2f} s: {self.matrix_rate / 1e9:.0f} Gflop/s (large square product), "
-            f"{self.bandwidth / 1e9:.1f} GB/s (triad); others: cores that other processes kept busy meanwhile"
+            f"{self.bandwidth / 1e9:.1f} GB/s (triad); others: cores kept busy by other processes"
         )
         for side, reason in self.failed.items():
             console.print(f"{side} failed: {reason}", markup=False)
@@ -222,7 +222,7 @@ class Result:
 def contest(
     title: str, contenders: Sequence[Contender], spec: Spec, work: Work, *, rounds: int, patience: float
 ) -> Result:
-    """``rounds`` turns of each contender. A peer that dies takes no more of them; without tether there is no result."""
+    """``rounds`` turns of each contender. A peer that dies gets no more turns; if tether dies, the benchmark ends."""
     dtype = getattr(torch, spec.dtype)
     rates, widths = [], []
     with tempfile.TemporaryDirectory(prefix="duel-") as folder:
@@ -258,10 +258,10 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options.add_argument("--device", choices=("cpu", "cuda"), default=device)
-    options.add_argument("--shape", choices=tuple(SHAPES), help="the model's; by default tiny on cpu, 0.5b on cuda")
-    options.add_argument("--rounds", type=int, default=5, help="turns of each side that count")
-    options.add_argument("--patience", type=float, default=0.0, help="wait so many seconds for idle cores, each turn")
-    options.add_argument("--json", type=Path, help="write all figures to this file")
+    options.add_argument("--shape", choices=tuple(SHAPES), help="model shape; by default tiny on cpu, 0.5b on cuda")
+    options.add_argument("--rounds", type=int, default=5, help="turns per side, without the warm-up")
+    options.add_argument("--patience", type=float, default=0.0, help="seconds to wait for idle cores, per turn")
+    options.add_argument("--json", type=Path, help="write all results to this file")
     return options
 
 
@@ -270,7 +270,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
 
 
 def report(results: Sequence[Result], args: argparse.Namespace) -> None:
-    """Tables on the terminal, and everything as JSON where asked."""
+    """Print tables, and write everything as JSON if asked."""
     for result in results:
         result.show()
     if args.json:

@@ -1,9 +1,9 @@
-"""The arithmetic and the memory traffic that a step cannot avoid, and the seconds they take on given hardware.
+"""The minimum arithmetic and memory traffic of a step, and the seconds they take on given hardware.
 
-A product of [n, k] and [k, m] is 2nkm operations; a backward pass takes twice its forward pass. Counted are the
-matrix products of the layers, of attention and of the output head; a prompt is computed once, however many completions
-it has, and no token is computed whose output nobody reads. Norms, softmaxes, the optimiser and what is recomputed to
-save memory are left out, so the seconds are a lower bound.
+A product of [n, k] and [k, m] is 2nkm operations; a backward pass takes twice its forward pass. The matrix products of
+the layers, of attention and of the output head are counted; a prompt is computed once, however many completions it has,
+and tokens whose output is not used are not computed. Norms, softmaxes, the optimizer and recomputation that saves
+memory are left out, so the seconds are a lower bound.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def layer_parameters(self) -> int:
-        """Of the seven matrices of a layer."""
+        """Parameters of the seven matrices of a layer."""
         attention = 2 * self.width * self.heads * self.head_dim + 2 * self.width * self.kv_heads * self.head_dim
         return attention + 3 * self.width * self.intermediate
 
@@ -69,13 +69,13 @@ SHAPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What a step has to do at the least."""
+    """The minimum work of a step."""
 
     operations: float
-    """In passes over many tokens at once, which the matrix rate bounds."""
+    """Operations in passes over many tokens at once, bounded by the matrix rate."""
     decode_operations: float = 0.0
     decode_bytes: float = 0.0
-    """Token by token, which the matrix rate or the memory bandwidth bounds, whichever is slower."""
+    """Work token by token, bounded by the matrix rate or the memory bandwidth, whichever is slower."""
 
     def __add__(self, other: Work) -> Work:
         return Work(
@@ -85,7 +85,7 @@ class Work:
         )
 
     def seconds(self, *, matrix_rate: float, bandwidth: float) -> float:
-        """At ``matrix_rate`` operations and ``bandwidth`` bytes a second."""
+        """Seconds at ``matrix_rate`` operations and ``bandwidth`` bytes per second."""
         decode = max(self.decode_operations / matrix_rate, self.decode_bytes / bandwidth)
         return self.operations / matrix_rate + decode
 
@@ -103,7 +103,7 @@ def causal(begin: int, end: int) -> int:
 
 
 def sequences_forward(shape: Shape, prompts: Sequence[int], tails: Sequence[Sequence[int]], *, heads: int) -> float:
-    """A forward pass over prompts of these lengths, each once, and each one's tails of these lengths behind it."""
+    """A forward pass over prompts of these lengths, each once, and over each one's tails of these lengths."""
     tokens = sum(prompts) + sum(map(sum, tails))
     attended = sum(causal(0, p) + sum(causal(p, p + t) for t in ts) for p, ts in zip(prompts, tails, strict=True))
     return forward(shape, tokens=tokens, attended=attended, heads=heads)
@@ -112,7 +112,7 @@ def sequences_forward(shape: Shape, prompts: Sequence[int], tails: Sequence[Sequ
 def rollout(shape: Shape, prompts: Sequence[int], *, group_size: int, new_tokens: int, bytes_per_number: int) -> Work:
     """Prefill each prompt once, then decode ``new_tokens`` for each completion; the first comes from the prefill.
 
-    A step of decoding reads the weights once, the keys and values of each prompt once, and each row's own.
+    A decoding step reads the weights once, the keys and values of each prompt once, and each row's own.
     """
     rows, steps = len(prompts) * group_size, new_tokens - 1
     prefill = sequences_forward(shape, prompts, [[]] * len(prompts), heads=len(prompts))
@@ -126,24 +126,24 @@ def rollout(shape: Shape, prompts: Sequence[int], *, group_size: int, new_tokens
 
 
 def logprobs(shape: Shape, prompts: Sequence[int], *, group_size: int, new_tokens: int) -> float:
-    """Forward pass for the log-probs of all completions; nobody reads what follows the last token."""
+    """Forward pass for the log-probs of all completions; the output at the last token is not used."""
     tails = [[new_tokens - 1] * group_size] * len(prompts)
     return sequences_forward(shape, prompts, tails, heads=len(prompts) * group_size * new_tokens)
 
 
 def values(shape: Shape, prompts: Sequence[int], *, group_size: int, tail: int) -> float:
-    """Forward pass of a value or reward model, whose head is one row, over prompts and ``tail`` tokens behind each."""
+    """Forward pass of a value or reward model, whose head is one row, over prompts and ``tail`` tokens after each."""
     return sequences_forward(shape, prompts, [[tail] * group_size] * len(prompts), heads=0)
 
 
 def grpo_step(shape: Shape, prompts: Sequence[int], *, group_size: int, new_tokens: int, bytes_per_number: int) -> Work:
-    """Roll out; log-probs under the reference; forward and backward of the policy. Old log-probs are the sampler's."""
+    """Rollout; log-probs under the reference; forward and backward of the policy. Old log-probs are the sampler's."""
     sampled = rollout(shape, prompts, group_size=group_size, new_tokens=new_tokens, bytes_per_number=bytes_per_number)
     return sampled + Work(operations=4 * logprobs(shape, prompts, group_size=group_size, new_tokens=new_tokens))
 
 
 def ppo_step(shape: Shape, prompts: Sequence[int], *, new_tokens: int, bytes_per_number: int) -> Work:
-    """Roll out; reward model over completion and EOS; reference; values, which the advantages need before the update's
+    """Rollout; reward model over completion and EOS; reference; values, which the advantages need before the update's
     backward pass; forward and backward of policy and value model, whose forward pass the values already are."""
     sampled = rollout(shape, prompts, group_size=1, new_tokens=new_tokens, bytes_per_number=bytes_per_number)
     policy = 4 * logprobs(shape, prompts, group_size=1, new_tokens=new_tokens)

@@ -3,7 +3,7 @@
     python -m benchmarks.grpo_step
 
 8 prompts of about 55 tokens x G = 8 x 64 new tokens (on a GPU 64 x 8 x 512), the reference model on (KL coefficient
-0.04), one epoch, one optimiser step, float32, a reward function that costs nothing.
+0.04), one epoch, one optimizer step, float32, a reward function that costs nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
             prompts_per_step=count,
             max_new_tokens=new_tokens,
             kl_coef=0.04,
-            peer_rows=32 if cuda else 64,  # on a CPU, 16 at a time took TRL no less
+            peer_rows=32 if cuda else 64,  # on a CPU, TRL is no faster with 16 at a time
             tokens_at_once=32768 if cuda else 8192,
         )
         work = flops.grpo_step(shape, lengths, group_size=GROUP_SIZE, new_tokens=new_tokens, bytes_per_number=4)

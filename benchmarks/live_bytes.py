@@ -1,8 +1,8 @@
 """The peak of the memory that torch has allocated while some work runs, above what it held before.
 
 On a GPU the allocator keeps the count. On a CPU the profiler records every allocation and release of torch's allocator,
-those inside an operation included; their running sum is the live memory. What a matrix library keeps for itself is not
-torch's and is not in it.
+including those inside an operation; their running sum is the live memory. Memory that a matrix library allocates itself
+is not included.
 """
 
 from __future__ import annotations

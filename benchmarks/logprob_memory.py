@@ -2,8 +2,8 @@
 
     python -m benchmarks.logprob_memory [--tokens 4096] [--width 256] [--vocabulary 151936]
 
-The weights, their gradient and the hidden states are there before and do not count; the gradient that the pass adds to
-the weights' does.
+The weights, their gradient and the hidden states exist before and do not count; the gradient that the pass adds to the
+weights' does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Pass = Callable[[Tensor, Tensor, Callable[[Tensor], Tensor]], tuple[Tensor, Tens
 
 
 def full(hidden: Tensor, ids: Tensor, project: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probs, and entropies to look at, from all logits at once."""
+    """Log-probs, and entropies without gradient, from all logits at once."""
     logits = project(hidden)
     return token_logprobs(logits, ids), token_entropy(logits.detach())
 
@@ -36,7 +36,7 @@ def chunked(hidden: Tensor, ids: Tensor, project: Callable[[Tensor], Tensor]) ->
 
 
 def measure(compute: Pass, *, tokens: int, width: int, vocabulary: int, device: str) -> dict[str, float]:
-    """Peak bytes and seconds of a forward and backward pass, measured apart."""
+    """Peak bytes and seconds of a forward and backward pass, measured separately."""
     torch.manual_seed(0)
     head = torch.nn.Linear(width, vocabulary, bias=False, device=device)
     hidden = torch.randn(tokens, width, device=device, requires_grad=True)
@@ -63,12 +63,12 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cpu", "cuda"), default=device)
-    parser.add_argument("--json", type=Path, help="write all figures to this file")
+    parser.add_argument("--json", type=Path, help="write all results to this file")
     args = parser.parse_args()
     size = {"tokens": args.tokens, "width": args.width, "vocabulary": args.vocabulary}
     found = {f.__name__: measure(f, **size, device=args.device) for f in (chunked, full)}
     logits, weights = (4 * rows * args.vocabulary / 2**20 for rows in (args.tokens, args.width))
-    print(f"log-prob pass, {size}: all logits once are {logits:.0f} MiB, the weights {weights:.0f} MiB")
+    print(f"log-prob pass, {size}: all logits are {logits:.0f} MiB, the weights {weights:.0f} MiB")
     for name, figures in found.items():
         print(f"  {name:8} peak {figures['peak_mib']:7.0f} MiB   {figures['seconds']:6.2f} s")
     print(f"  {found['full']['peak_mib'] / found['chunked']['peak_mib']:.1f} times less memory")

@@ -1,10 +1,10 @@
-"""Which optimum each algorithm reaches, through the commands alone, on the enumerable problem of the tests.
+"""Which optimum each algorithm reaches, through the commands only, on the enumerable problem of the tests.
 
     python -m benchmarks.optimality [--steps 300]
 
 All completions of two tokens of a tiny Llama over eight tokens, rewards within +-0.5, beta 0.5. Prints the total
 variation between the trained policy and the optimum of E[r] - beta KL(pi || ref) (reverse) and of
-E[r] - beta KL(ref || pi) (forward). Each loss has to land on its own and stay away from the other.
+E[r] - beta KL(ref || pi) (forward). Each loss must reach its own optimum and not the other.
 """
 
 from __future__ import annotations

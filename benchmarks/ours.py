@@ -2,8 +2,8 @@
 
     python -m benchmarks.ours rollout|grpo_step|ppo_step|reward_epoch[:defaults] SPEC.json
 
-Completions have equal lengths because the model and its tokenizer are left without an EOS: the sampler then draws from
-the policy's whole distribution, as it does outside a benchmark, and its log-probs are the policy's.
+Completions have equal lengths because the model and its tokenizer have no EOS: the sampler then draws from the policy's
+whole distribution, as it does outside a benchmark, and its log-probs are the policy's.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from tether.algorithms import grpo, ppo, reward_model
 from tether.algorithms.optimise import Optim
 from tether.data.records import load_pairs, load_prompts
 from tether.generation.engine import Engine
+from tether.models.linear import round_matmuls
 from tether.models.loading import load_policy
-from tether.models.precision import round_products
 from tether.models.reward import load_reward_model
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
-from tether.runtime.device import pick_products
-from tether.types import Prompt, RolloutGroup, Sampling, StepResult
+from tether.runtime.device import pick_matmul_dtype
+from tether.types import Prompt, RolloutGroup, Sampling, StepResult, make_requests
 
 Step = Callable[[], dict[str, float] | None]
 MANY = 1_000_000
-"""Steps of a run that never ends."""
+"""Steps of a run that does not end."""
 
 
 def optim(spec: Spec) -> Optim:
-    """torch's own AdamW settings, as the peers have them."""
+    """torch's default AdamW settings, which the peers use."""
     return Optim(learning_rate=spec.learning_rate, lr_schedule="constant")
 
 
@@ -49,9 +49,9 @@ def load(spec: Spec) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Pro
 
 
 def settle(spec: Spec, model: PreTrainedModel) -> None:
-    """What float32 weights are multiplied in, as ``--products`` of the commands says it."""
-    if pick_products(spec.products, model) == "bfloat16":
-        round_products(model)
+    """Apply ``--matmul-dtype`` as the commands do."""
+    if pick_matmul_dtype(spec.matmul_dtype, model) == "bfloat16":
+        round_matmuls(model)
 
 
 def sampling(spec: Spec) -> Sampling:
@@ -59,14 +59,14 @@ def sampling(spec: Spec) -> Sampling:
 
 
 def check(groups: Sequence[RolloutGroup], spec: Spec) -> None:
-    """Raise unless every completion is there and has the forced length."""
+    """Raise unless all completions exist and have the forced length."""
     lengths = [len(c.ids) for group in groups for c in group.completions]
     if lengths != [spec.max_new_tokens] * (spec.prompts_per_step * spec.group_size):
         raise RuntimeError(f"{len(lengths)} completions of {min(lengths)} to {max(lengths)} tokens")
 
 
 def phases(result: StepResult, spec: Spec) -> dict[str, float]:
-    """The seconds of a step's phases, once its completions are what they should be."""
+    """The seconds of a step's phases, after a check of its completions."""
     check([group.rollouts for group in result.groups], spec)
     return {name: value for name, value in result.metrics.items() if name.startswith("time/")}
 
@@ -77,14 +77,15 @@ def rollout(spec: Spec) -> Step:
     seeds = iter(range(MANY))
 
     def step() -> None:
-        groups = engine.generate(prompts, group_size=spec.group_size, sampling=sampling(spec), seed=next(seeds))
+        asked = make_requests(prompts, group_size=spec.group_size, seed=next(seeds))
+        groups = engine.generate(asked, sampling=sampling(spec))
         check(groups, spec)
 
     return step
 
 
 def sevens(completion_ids: list[list[int]]) -> list[float]:
-    """The reward of the GRPO benchmarks: something that varies and costs nothing."""
+    """The reward of the GRPO benchmarks: it varies and costs nothing."""
     return [sum(i % 7 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
 
@@ -102,7 +103,7 @@ def grpo_step(spec: Spec) -> Step:
 
     def step() -> dict[str, float]:
         taken = state.cursor.take(prompts, spec.prompts_per_step)
-        return phases(grpo.step(state, taken, generate=engine, score=score, config=config), spec)
+        return phases(grpo.step(state, taken, generator=engine, scorer=score, config=config), spec)
 
     return step
 
@@ -126,7 +127,7 @@ def ppo_step(spec: Spec) -> Step:
 
     def step() -> dict[str, float]:
         taken = state.cursor.take(prompts, spec.prompts_per_step)
-        return phases(ppo.step(state, taken, generate=engine, score=score, config=config), spec)
+        return phases(ppo.step(state, taken, generator=engine, scorer=score, config=config), spec)
 
     return step
 
@@ -152,12 +153,12 @@ def reward_epoch(spec: Spec) -> Step:
 
 
 STEPS = {"rollout": rollout, "grpo_step": grpo_step, "ppo_step": ppo_step, "reward_epoch": reward_epoch}
-DEFAULTS = {"products": "auto", "critic_trunk": False}
-"""What the commands do unasked, where a like-for-like comparison does otherwise."""
+DEFAULTS = {"matmul_dtype": "auto", "critic_trunk": False}
+"""Defaults of the commands that a like-for-like comparison does not use."""
 
 
 def synchronise_with(device: str) -> Callable[[], object]:
-    """What waits for all work given to the device."""
+    """A function that waits for all work of the device."""
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 

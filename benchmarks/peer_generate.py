@@ -3,7 +3,7 @@
     python -m benchmarks.peer_generate generate|generate_batch SPEC.json
 
 ``generate`` is called as TRL's GRPOTrainer calls it: prompts repeated G times and padded on the left, the default
-cache, no compilation. ``generate_batch`` is continuous batching, called as TRL calls that.
+cache, no compilation. ``generate_batch`` is continuous batching, called as TRL calls it.
 """
 
 from __future__ import annotations

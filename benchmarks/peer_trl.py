@@ -2,9 +2,9 @@
 
     python -m benchmarks.peer_trl grpo_step|ppo_step|reward_epoch SPEC.json
 
-TRL's trainers own their loops, so the turns are taken in a callback: the clock runs from one end of a step to the next,
-with data loading and the optimiser inside. Logging, saving, evaluation, progress bars and gradient checkpointing are
-off. How many sequences go through the model at once (``peer_rows``) is TRL's fastest of those tried.
+TRL's trainers own their loops, so the turns are taken in a callback: the clock runs from the end of one step to the end
+of the next, data loading and the optimizer included. Logging, saving, evaluation, progress bars and gradient
+checkpointing are off. The number of sequences per forward pass (``peer_rows``) is TRL's fastest of those tried.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from benchmarks.worker import Spec, Turns
 
 
 class TakeTurns(TrainerCallback):
-    """Answers at the end of every ``steps_per_turn``-th optimiser step."""
+    """Answers at the end of every ``steps_per_turn``-th optimizer step."""
 
     def __init__(self, spec: Spec) -> None:
         self.turns = Turns(torch.cuda.synchronize if spec.device == "cuda" else lambda: None)
@@ -62,7 +62,7 @@ def common(spec: Spec) -> dict:
 
 
 def sevens(completion_ids, **_) -> list[float]:
-    """The reward that tether's side has too."""
+    """The same reward as on tether's side."""
     return [sum(i % 7 == 0 for i in ids) / len(ids) for ids in completion_ids]
 
 
@@ -89,7 +89,7 @@ def grpo_step(spec: Spec):
         model=spec.model,
         reward_funcs=sevens,
         args=config,
-        train_dataset=Dataset.from_list(spec.rows("prompts") * 1000),  # the same prompts each step; epochs end seldom
+        train_dataset=Dataset.from_list(spec.rows("prompts") * 1000),  # the same prompts each step; epochs rarely end
         processing_class=AutoTokenizer.from_pretrained(spec.model, padding_side="left", trust_remote_code=False),
         callbacks=[TakeTurns(spec)],
     )

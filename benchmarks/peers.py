@@ -1,10 +1,10 @@
-"""The virtual environments that the peers run in, apart from tether's.
+"""The virtual environments of the peers, separate from tether's.
 
     python -m benchmarks.peers setup [--system-torch]
 
 Makes ``.peers/trl-1.16`` (GRPOTrainer, RewardTrainer, transformers' own generation) and ``.peers/trl-1.12`` (the last
-PPOTrainer). torch is put in first, of the version that constraints.txt pins, and held there; --system-torch takes the
-torch of the interpreter that runs this instead, as on a GPU image that has its own.
+PPOTrainer). torch is installed first, in the version that constraints.txt pins, and kept; --system-torch uses the torch
+of the current interpreter instead, as on a GPU image that has its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pinned(package: str) -> str:
 
 
 def setup(version: str, *, system_torch: bool) -> None:
-    """One environment: torch, then TRL with the transformers that tether has, no other torch let in."""
+    """One environment: torch, then TRL with tether's version of transformers, without another torch."""
     folder = ROOT / ".peers" / f"trl-{version.rpartition('.')[0]}"
     site = ["--system-site-packages"] if system_torch else []
     subprocess.run([sys.executable, "-m", "venv", *site, str(folder)], check=True)

@@ -3,7 +3,7 @@
     python -m benchmarks.ppo_step
 
 64 distinct prompts of about 55 tokens, 64 new tokens each (on a GPU 512 prompts and 512 new tokens), one epoch of one
-optimiser step; reference, value and reward models of their own, of the policy's size; float32.
+optimizer step; reference, value and reward models of their own, of the policy's size; float32.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m benchmarks.reward_epoch --data DIR [--pairs 256]
 
-The first pairs of the HH helpful-base test set in DIR whose sides take at most 512 tokens; 32 pairs an optimiser step;
+The first pairs of the HH helpful-base test set in DIR whose sides have at most 512 tokens; 32 pairs per optimizer step;
 float32; the same weights on both sides, head included.
 """
 
@@ -18,7 +18,7 @@ from benchmarks.workload import write_models, write_pairs, write_prompts
 
 PAIRS_PER_STEP, MAX_LENGTH = 32, 512
 PEER_PAIRS = {"cpu": 4, "cuda": 16}
-"""Pairs that TRL takes at once. It pads a batch to its longest side; of 4, 8 and 32, 4 took the least on a CPU."""
+"""Pairs per batch of TRL. It pads a batch to its longest side; of 4, 8 and 32, 4 was the fastest on a CPU."""
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
             peer_rows=PEER_PAIRS[args.device],
             tokens_at_once=32768 if args.device == "cuda" else 8192,
         )
-        title = f"reward model, {args.pairs} pairs of up to {MAX_LENGTH} tokens, {PAIRS_PER_STEP} a step"
+        title = f"reward model, {args.pairs} pairs of up to {MAX_LENGTH} tokens, {PAIRS_PER_STEP} per step"
         contenders = [
             ours("reward_epoch"),
             ours("reward_epoch", defaults=True),

@@ -7,7 +7,7 @@
 
 The bag of words is Bradley-Terry on hashed unigrams and bigrams (score = w . counts, L2 penalty chosen on a tenth of
 the training pairs). The reward model chooses its stopping time on a tenth of the *training* pairs too, so that neither
-side has seen the held-out pairs in any way. Both report the share of held-out pairs ranked right.
+side has seen the held-out pairs in any way. Both report the share of held-out pairs ranked correctly.
 """
 
 from __future__ import annotations
@@ -108,15 +108,15 @@ class Differences:
 def fit(x: Differences, penalty: float) -> Tensor:
     """Weights that minimise mean -log sigmoid(margin) + penalty |w|^2."""
     w = torch.zeros(BUCKETS, 1, requires_grad=True)
-    optimiser = torch.optim.LBFGS([w], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([w], max_iter=100, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = -F.logsigmoid(x.margins(w)).mean() + penalty * w.square().sum()
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    optimizer.step(closure)
     return w.detach()
 
 

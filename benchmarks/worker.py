@@ -1,7 +1,7 @@
-"""One side of a benchmark: a long-lived process that does one step at each line on its input and says how long it took.
+"""One side of a benchmark: a long-lived process that does one step per line of its input and reports how long it took.
 
 Both sides are processes of the same kind, so that threads, memory and caches are equal; while one works, the other is
-blocked in a read. This module is all that the sides have in common, and imports neither tether nor its peers.
+blocked in a read. This module is the only one that the sides share, and imports neither tether nor its peers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What a step consists of: the same for both sides."""
+    """The specification of a step, the same for both sides."""
 
     model: str
     """Directory of the policy and its tokenizer."""
@@ -37,17 +37,17 @@ class Spec:
     learning_rate: float = 1e-6
     pairs_per_step: int = 1
     max_length: int = 512
-    """Longest side of a preference pair, in tokens; there are no longer ones."""
+    """Maximum length of a side of a preference pair, in tokens."""
     steps_per_turn: int = 1
-    """Optimiser steps that one answer covers."""
+    """Optimizer steps that one answer covers."""
     peer_rows: int = 64
-    """Sequences (for reward models: pairs) that the peer takes through the model at once in training."""
-    products: str = "float32"
-    """What tether multiplies float32 weights in."""
+    """Sequences (for reward models: pairs) per training forward pass of the peer."""
+    matmul_dtype: str = "float32"
+    """Dtype in which tether multiplies float32 weights."""
     critic_trunk: bool = True
-    """Whether tether's critic has a trunk of its own, as the peer's has."""
+    """Whether tether's critic has a trunk of its own, like the peer's."""
     tokens_at_once: int = 8192
-    """Tokens that tether takes through the model at once in training."""
+    """Tokens per training forward pass of tether."""
 
     def write(self, path: Path) -> Path:
         path.write_text(json.dumps(asdict(self)))
@@ -64,9 +64,9 @@ class Spec:
 
 
 class Turns:
-    """The worker's end of the conversation: ``wait`` for a turn, work, ``answer``.
+    """The worker's side of the protocol: ``wait`` for a turn, work, ``answer``.
 
-    Whatever libraries print goes to the error stream; the output stream holds answers alone.
+    Output of libraries goes to the error stream; the output stream holds only answers.
     """
 
     def __init__(self, synchronise: Callable[[], object]) -> None:
@@ -75,7 +75,7 @@ class Turns:
         os.dup2(2, 1)
 
     def wait(self) -> None:
-        """Say that this side is ready, block until its turn comes, start the clock. Ends the process when asked to."""
+        """Report that this side is ready, block until its turn, start the clock. Ends the process when asked to."""
         self.out.write("ready\n")
         if sys.stdin.readline() != "step\n":
             self.out.close()
@@ -83,7 +83,7 @@ class Turns:
         self.clock, self.cpu_clock = time.perf_counter(), time.process_time()
 
     def answer(self, facts: dict[str, float] | None = None) -> None:
-        """The turn is over."""
+        """End the turn and report it."""
         self.synchronise()
         seconds = time.perf_counter() - self.clock
         said = {
@@ -96,7 +96,7 @@ class Turns:
 
 
 def serve(step: Callable[[], dict[str, float] | None], synchronise: Callable[[], object]) -> None:
-    """One ``step`` a turn, for ever."""
+    """One ``step`` per turn, without end."""
     turns = Turns(synchronise)
     while True:
         turns.wait()

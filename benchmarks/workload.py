@@ -1,4 +1,4 @@
-"""What both sides work on: models with random weights, prompts of real words, preference pairs; in a directory."""
+"""The inputs of both sides, in a directory: models with random weights, prompts of real words, preference pairs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def config_of(shape: Shape, tokenizer: PreTrainedTokenizerBase) -> PreTrainedCon
 
 
 def write_models(folder: Path, shape: Shape) -> tuple[str, str, PreTrainedTokenizerBase]:
-    """A policy and a reward model of ``shape``, with the tokenizer of the embedded model: ``(policy, reward, it)``."""
+    """A policy and a reward model of ``shape``, and the embedded model's tokenizer: ``(policy, reward, tokenizer)``."""
     tokenizer = AutoTokenizer.from_pretrained(resolve(BASE), model_max_length=shape.context, trust_remote_code=False)
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_config(config_of(shape, tokenizer), dtype=torch.float32)
@@ -54,7 +54,7 @@ def write_models(folder: Path, shape: Shape) -> tuple[str, str, PreTrainedTokeni
 
 
 def write_prompts(path: Path, tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> str:
-    """Prompts of exactly ``lengths`` tokens, BOS and all: random words that are one token each."""
+    """Prompts of exactly ``lengths`` tokens, BOS included: random words of one token each."""
     start = "Ġ"  # how byte-level tokenizers write the space before a word
     words = sorted(w[1:] for w in tokenizer.get_vocab() if w[:1] == start and len(w) > 3 and w[1:].isalpha())
     front = len(tokenizer("")["input_ids"])
@@ -76,8 +76,8 @@ def around(mean: int, count: int) -> list[int]:
 def write_pairs(
     path: Path, data: Path, tokenizer: PreTrainedTokenizerBase, *, count: int, max_length: int
 ) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """The first ``count`` HH pairs whose sides take ``max_length`` tokens at most, EOS included; with them, of each
-    pair, the tokens that its sides share and what is left of either side."""
+    """The first ``count`` HH pairs whose sides have at most ``max_length`` tokens, EOS included; and per pair the
+    number of tokens that its sides share, and of the rest of either side."""
     shared, sides = [], []
     with gzip.open(data / "helpful-base.test.jsonl.gz", "rt", encoding="utf-8") as rows, path.open("w") as file:
         for row in map(json.loads, rows):

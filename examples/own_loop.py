@@ -1,4 +1,4 @@
-"""GRPO in a loop of one's own: load, generate, score with a Python function, step. Under 20 seconds on two CPU cores.
+"""GRPO in a custom loop: load, generate, score with a Python function, step. Under 20 seconds on two CPU cores.
 
 python examples/own_loop.py [STEPS]
 """
@@ -28,13 +28,13 @@ def main(steps: int = 8) -> None:
     state = tether.grpo.State.create(model, config, prompts=len(prompts), total_steps=steps, seed=0)
 
     def sample() -> str:
-        group = engine.generate(prompts[:1], group_size=1, sampling=sampling, seed=0)[0]
+        group = engine.generate(tether.make_requests(prompts[:1], group_size=1, seed=0), sampling=sampling)[0]
         return group.prompt.text + group.completions[0].text
 
     before = sample()
     while state.step < steps:
         result = tether.grpo.step(
-            state, state.cursor.take(prompts, len(prompts)), generate=engine, score=score, config=config
+            state, state.cursor.take(prompts, len(prompts)), generator=engine, scorer=score, config=config
         )
         row = result.metrics
         print(f"step {state.step:2}  reward {row['reward']:.2f}  kl {row['kl']:.2f}  loss {row['loss']:+.3f}")

@@ -2,14 +2,14 @@
 
     python scripts/corpus.py --books DIR --out corpus/
 
-``DIR`` holds ``*.jsonl.gz`` files of books, one object a line with ``author``, ``title``, ``text`` and ``year``;
-``heldout.jsonl.gz`` is kept apart and never trained on. A *text* is one paragraph: quotes and dashes mapped to
-ASCII, white space folded, short neighbours (dialogue) joined by a line break until 100 characters stand. A text
-is kept when it is ASCII, 60 to 1,200 characters long, and at least ``--share`` of its words are among the
-``--common`` commonest words of the training books. Exact duplicates are dropped.
+``DIR`` holds ``*.jsonl.gz`` files of books, one object per line with ``author``, ``title``, ``text`` and ``year``;
+``heldout.jsonl.gz`` is kept separate and never trained on. A *text* is one paragraph: quotes and dashes mapped to
+ASCII, white space folded, short neighbours (dialogue) joined by a line break until they have 100 characters. A text
+is kept if it is ASCII, 60 to 1,200 characters long, and at least ``--share`` of its words are among the
+``--common`` most common words of the training books. Exact duplicates are dropped.
 
 Writes ``train.jsonl`` (the texts), ``heldout.jsonl`` (every heldout paragraph of 100-400 ASCII characters, not
-filtered by vocabulary: the yardstick), ``tokenizer.json`` and ``corpus.json`` (what was kept, book by book).
+filtered by vocabulary: the benchmark), ``tokenizer.json`` and ``corpus.json`` (what was kept of each book).
 """
 
 from __future__ import annotations

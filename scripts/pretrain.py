@@ -2,18 +2,18 @@
 
     python scripts/pretrain.py --corpus corpus/ --out base/ --minutes 60
 
-A Llama-layout model reads one text at a time, ``<s> text </s>`` from position 0, exactly as it is used later: rows
-of one batch have nearly the same length (buckets of 16 tokens), so no text attends to another and little is padding.
+A Llama-layout model reads one text at a time, ``<s> text </s>`` from position 0, exactly as in later use: rows of one
+batch have nearly the same length (buckets of 16 tokens), so no text attends to another and there is little padding.
 Matrices of the blocks are trained by Muon (momentum, orthogonalised by five Newton-Schulz steps; Jordan et al. 2024),
 the tied embedding and the norms by AdamW; both learning rates warm up and then decay linearly to zero over the time
-that ``--minutes`` gives, so the result depends on the machine's speed as well as on the seed. Weights, activations and
-the loss are float32; the operands of the linear layers' matrix products alone are rounded to bfloat16, which trains
-faster than float32 and than autocast on two cores with AVX512-BF16 (7,000 tokens a second against 1,700 to 4,300 and
-2,400, on a busy machine).
+of ``--minutes``, so the result depends on the machine's speed as well as on the seed. Weights, activations and the loss
+are float32; only the operands of the linear layers' matrix products are rounded to bfloat16, which trains faster than
+float32 and than autocast on two cores with AVX512-BF16 (7,000 tokens per second against 1,700 to 4,300 and 2,400, on a
+busy machine).
 
-The model is written once, at the end, in bfloat16 (every 500 steps a copy goes to ``OUT/partial``). The figure that
-counts is bits per character on the heldout paragraphs: the negative log2-likelihood of the text and its ``</s>``
-given ``<s>``, summed over texts, divided by their characters, measured on the rounded weights.
+The model is written once, at the end, in bfloat16 (every 500 steps a copy goes to ``OUT/partial``). Its quality is
+measured in bits per character on the heldout paragraphs: the negative log2-likelihood of the text and its ``</s>``
+given ``<s>``, summed over texts, divided by their characters, with the rounded weights.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tether.models.precision import round_products
+from tether.models.linear import round_matmuls
 
 BOS, EOS, PAD = 0, 1, 2
 BUCKET = 16
@@ -47,7 +47,7 @@ def load_texts(path: Path, tokenizer: Tokenizer, every: int = 1) -> tuple[list[l
 
 
 def batches(texts: list[list[int]], tokens_per_batch: int, rng: random.Random) -> Iterator[torch.Tensor]:
-    """One epoch: length buckets, shuffled inside and among themselves; every batch of a bucket has one shape."""
+    """One epoch: length buckets, shuffled within and across buckets; every batch of a bucket has one shape."""
     buckets: dict[int, list[list[int]]] = {}
     for text in texts:
         buckets.setdefault(math.ceil((len(text) - 1) / BUCKET) * BUCKET + 1, []).append(text)
@@ -124,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="start from the weights of an earlier run, in place of random ones")
+    parser.add_argument("--init", type=Path, help="start from the weights of an earlier run instead of random ones")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--tokens-per-step", type=int, default=8192)
     parser.add_argument("--layers", type=int, default=4)
@@ -161,11 +161,11 @@ def main() -> None:
         )
         model.load_state_dict(earlier.state_dict())
     model.config.use_cache = False
-    round_products(model)
+    round_matmuls(model)
     loss_of = torch.compile(token_loss, dynamic=True)
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     others = [p for p in model.parameters() if not any(p is m for m in matrices)]
-    optimisers = [
+    optimizers = [
         Muon(matrices, lr=args.muon_lr),
         torch.optim.AdamW(others, lr=args.adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
     ]
@@ -178,14 +178,14 @@ def main() -> None:
             if share >= 1:
                 break
             scale = min((step + 1) / args.warmup_steps, 1 - share)
-            for optimiser, lr in zip(optimisers, base_lrs, strict=True):
-                optimiser.param_groups[0]["lr"] = lr * scale
+            for optimizer, lr in zip(optimizers, base_lrs, strict=True):
+                optimizer.param_groups[0]["lr"] = lr * scale
             loss = loss_of(model, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimiser in optimisers:
-                optimiser.step()
-                optimiser.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
             seen += int((batch[:, 1:] != PAD).sum())
             running = 0.95 * running + 0.05 * loss.item() if step else loss.item()
             step += 1

@@ -5,98 +5,62 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from tether import __version__
+from tether.commands import TABLE, Table, find
 from tether.errors import ConfigError, TetherError
-from tether.interruption import EXIT_CODE, Interrupted
+from tether.stop_requests import EXIT_CODE, Interrupted
 from tether.untrusted import one_line
 
-GROUPS = {
-    "start here": {
-        "quickstart": "all of RLHF on a small model, in a few minutes, with a report",
-        "doctor": "what this machine has, and whether tether works on it",
-    },
-    "train": {
-        "sft": "fine-tune on texts or on prompts with completions",
-        "reward": "train a reward model on preference pairs",
-        "rejection-sampling": "sample N, keep the best K, fine-tune on them",
-        "ppo": "improve a policy by PPO with a value function",
-        "grpo": "improve a policy by GRPO",
-        "resume": "go on with a run that was interrupted",
-    },
-    "look": {
-        "generate": "sample completions",
-        "eval": "measure a policy on prompts, or a reward model on pairs",
-        "report": "draw a run as one HTML page",
-    },
-}
 
-
-def usage() -> str:
+def usage(table: Table) -> str:
     """What ``tether --help`` prints."""
     lines = [
         f"tether {__version__}: align a language model to what people prefer",
         "",
         "usage: tether COMMAND [OPTIONS]",
     ]
-    for title, commands in GROUPS.items():
-        lines += ["", f"{title}:", *(f"  {name:<20}{text}" for name, text in commands.items())]
+    for title in dict.fromkeys(command.group for command in table):
+        members = [command for command in table if command.group == title]
+        lines += ["", f"{title}:", *(f"  {command.name:<20}{command.summary}" for command in members)]
     lines += ["", "'tether COMMAND --help' lists a command's options; '--config FILE.yaml' reads them from a file.", ""]
     return "\n".join(lines)
 
 
-def dispatch(arguments: Sequence[str]) -> None:
-    """Run one command. Imports wait until the command is known, so that help is instant."""
+def dispatch(arguments: Sequence[str], table: Table = TABLE) -> None:
+    """Run one command of the ``table``. Imports wait until the command is known, so that help is instant."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage(), end="")
+        print(usage(table), end="")
         return
     if arguments[0] in ("-V", "--version"):
         print(f"tether {__version__}")
         return
     name, rest = arguments[0], arguments[1:]
-    known = [command for commands in GROUPS.values() for command in commands]
-    if name not in known:
-        from tether.flags import nearest
+    command = find(name, table)
+    from tether.flags import nearest, parse
 
-        raise ConfigError(f"unknown command {name!r}{nearest(name, known)} ('tether --help' lists them)")
-    cls, body = bodies()[name]
-    from tether.flags import parse
-
-    body(parse(name, cls, rest))
-
-
-def bodies() -> dict[str, tuple[type, Callable[[Any], None]]]:
-    """The options and the function of every command."""
-    from tether import commands, config, doctor, quickstart, resume, training
-
-    return {
-        "quickstart": (config.Quickstart, quickstart.main),
-        "doctor": (config.Doctor, doctor.main),
-        "sft": (config.SFT, training.train_sft),
-        "reward": (config.Reward, training.train_reward),
-        "rejection-sampling": (config.RejectionSampling, training.train_rejection_sampling),
-        "ppo": (config.PPO, training.train_ppo),
-        "grpo": (config.GRPO, training.train_grpo),
-        "resume": (config.Resume, resume.resume),
-        "generate": (config.Generate, commands.generate),
-        "eval": (config.Eval, commands.evaluate),
-        "report": (config.Report, commands.report),
-    }
+    if command is None:
+        close = nearest(name, [one.name for one in table])
+        raise ConfigError(f"unknown command {name!r}", hint=f"{close} ('tether --help' lists them)".lstrip())
+    options = parse(name, command.options_class(), rest)
+    if command.takes_table:
+        command.function()(options, table=table)
+    else:
+        command.function()(options)
 
 
-def tell(arguments: Sequence[str], message: object) -> None:
-    """One line that says what went wrong."""
+def tell(arguments: Sequence[str], error: object) -> None:
+    """One line that says what went wrong; ``str(error)`` composes it."""
     command = " ".join(["tether", *arguments[:1]])
-    print(one_line(f"{command}: {message}"), file=sys.stderr)
+    print(one_line(f"{command}: {error}"), file=sys.stderr)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """A command line. Exit codes: 0 done, 2 wrong input, 3 stopped by a guard, 75 interrupted."""
+def main(arguments: Sequence[str] | None = None, table: Table = TABLE) -> int:
+    """Run a command line. Exit codes: 0 done, 2 wrong input, 3 stopped by a guard, 75 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        dispatch(arguments)
+        dispatch(arguments, table)
     except TetherError as error:
         tell(arguments, error)
         return error.exit_code

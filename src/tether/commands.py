@@ -1,133 +1,134 @@
-"""Commands that look at models and runs: sample, measure, report. Those that train are in :mod:`tether.training`."""
+"""The table of commands: one row each, shared by the command line, its help and ``tether resume``."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from tether import config as options
-from tether.algorithms import reward_model
-from tether.data.checks import DataReport
-from tether.data.records import load_pairs, load_prompts
-from tether.errors import ConfigError
-from tether.evaluation import evaluate_policy, sample_and_score
-from tether.generation.engine import Engine
-from tether.models.loading import context_length, load_policy
-from tether.models.reward import load_reward_model
-from tether.report.quickstart import quickstart_report
-from tether.report.run import run_report
-from tether.rewards.resolve import resolve_scorer
-from tether.runtime.device import pick_device, pick_dtype
-from tether.runtime.directory import read_metrics
-from tether.runtime.files import require_file, whole
-from tether.seeds import derive_seed
-from tether.training import EVAL_SEED, settle_products
-from tether.untrusted import printable
+Group = Literal["start here", "train", "look"]
 
 
-def generate(command: options.Generate) -> None:
-    if command.out is not None:
-        require_file(Path(command.out))
-    model, tokenizer = load_policy(command.model, dtype=pick_dtype(command.dtype), device=pick_device(command.device))
-    settle_products(command.products, model)
-    report = DataReport()
-    prompts = load_prompts(
-        command.prompts,
-        tokenizer,
-        context=context_length(model),
-        max_new_tokens=command.sampling.max_new_tokens,
-        overlong=command.overlong,
-        on_bad_rows=command.on_bad_rows,
-        report=report,
-    )
-    report.tell()
-    groups = Engine(model, tokenizer, budget=command.budget).generate(
-        prompts, group_size=command.group_size, sampling=command.sampling, seed=command.seed
-    )
-    lines = [
-        json.dumps(
-            {
-                **group.prompt.columns,
-                "prompt": list(group.prompt.messages) if group.prompt.messages else group.prompt.text,
-                "completion": completion.text,
-                "finish": completion.finish.value,
-                "tokens": len(completion.ids),
-            },
-            ensure_ascii=False,
-            default=repr,  # a column of dates, say
-        )
-        for group in groups
-        for completion in group.completions
-    ]
-    if command.out is None:
-        print("\n".join(map(printable, lines)))
-        return
-    with whole(Path(command.out)) as unfinished:
-        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """One command. What it needs is imported when it is called, so that ``tether --help`` is instant."""
+
+    name: str
+    group: Group
+    """The title that it stands under in the help."""
+    summary: str
+    """One line of the help."""
+    options: str
+    """Its options, a dataclass: ``module:name``."""
+    run: str
+    """The function that is called with the options, ``module:name``; one that is :attr:`resumable` takes a
+    :class:`tether.training.common.Start` too, as ``start=``."""
+    resumable: bool = False
+    """Whether it leaves a run directory that ``tether resume`` can continue."""
+    takes_table: bool = False
+    """Whether it calls other commands, and so takes this table, as ``table=``."""
+
+    def options_class(self) -> type[Any]:
+        """The class of its options."""
+        found: type[Any] = pkgutil.resolve_name(self.options)
+        return found
+
+    def function(self) -> Callable[..., None]:
+        """The function that it runs."""
+        found: Callable[..., None] = pkgutil.resolve_name(self.run)
+        return found
 
 
-def evaluate(command: options.Eval) -> None:
-    device, dtype, report = pick_device(command.device), pick_dtype(command.dtype), DataReport()
-    if command.reward_model is not None and command.pairs is not None:
-        judge, tokenizer = load_reward_model(command.reward_model, dtype=dtype, device=device)
-        settle_products(command.products, judge)
-        pairs = load_pairs(
-            command.pairs,
-            tokenizer,
-            context=context_length(judge),
-            overlong=command.overlong,
-            on_bad_rows=command.on_bad_rows,
-            report=report,
-        )
-        report.tell()
-        evaluation = reward_model.evaluate(judge, pairs, token_budget=16384)
-        print(json.dumps({"reward_model": command.reward_model, **vars(evaluation)}, indent=2))
-        return
-    assert command.model is not None
-    assert command.prompts is not None
-    model, tokenizer = load_policy(command.model, dtype=dtype, device=device)
-    products = settle_products(command.products, model)
-    score = resolve_scorer(command.reward, tokenizer, dtype=dtype, device=device, rounded=products == "bfloat16")
-    prompts = load_prompts(
-        command.prompts,
-        tokenizer,
-        context=context_length(model),
-        max_new_tokens=command.sampling.max_new_tokens,
-        overlong=command.overlong,
-        on_bad_rows=command.on_bad_rows,
-        report=report,
-    )
-    report.tell()
-    reference, own = (
-        load_policy(command.reference, dtype=dtype, device=device) if command.reference else (model, tokenizer)
-    )
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(
-            f"--reference {command.reference}: its tokenizer is not the model's, so there is no KL between them"
-        )
-    settle_products(products, reference)
-    seed = derive_seed(command.seed, EVAL_SEED)
-    groups, against = (
-        sample_and_score(
-            Engine(m, tokenizer, budget=command.budget),
-            score,
-            prompts,
-            group_size=command.group_size,
-            sampling=command.sampling,
-            seed=seed,
-        )
-        for m in (model, reference)
-    )
-    found = evaluate_policy(
-        groups, against, policy=model, reference=reference, temperature=command.sampling.temperature or 1.0
-    ).as_dict()
-    if command.reference is None:
-        found = {name: value for name, value in found.items() if name not in ("kl", "win_rate")}
-    print(json.dumps({"model": command.model, "reference": command.reference, **found}, indent=2))
+Table = Sequence[Command]
+
+TABLE: Table = (
+    Command(
+        name="quickstart",
+        group="start here",
+        summary="all of RLHF on a small model, in a few minutes, with a report",
+        options="tether.config:Quickstart",
+        run="tether.quickstart:main",
+    ),
+    Command(
+        name="doctor",
+        group="start here",
+        summary="what this machine has, and whether tether works on it",
+        options="tether.doctor:Doctor",
+        run="tether.doctor:main",
+    ),
+    Command(
+        name="sft",
+        group="train",
+        summary="fine-tune on texts or on prompts with completions",
+        options="tether.training.sft:SFT",
+        run="tether.training.sft:train",
+        resumable=True,
+    ),
+    Command(
+        name="reward",
+        group="train",
+        summary="train a reward model on preference pairs",
+        options="tether.training.reward:Reward",
+        run="tether.training.reward:train",
+        resumable=True,
+    ),
+    Command(
+        name="rejection-sampling",
+        group="train",
+        summary="sample N, keep the best K, fine-tune on them",
+        options="tether.training.rejection_sampling:RejectionSampling",
+        run="tether.training.rejection_sampling:train",
+        resumable=True,
+    ),
+    Command(
+        name="ppo",
+        group="train",
+        summary="improve a policy by PPO with a value function",
+        options="tether.training.ppo:PPO",
+        run="tether.training.ppo:train",
+        resumable=True,
+    ),
+    Command(
+        name="grpo",
+        group="train",
+        summary="improve a policy by GRPO",
+        options="tether.training.grpo:GRPO",
+        run="tether.training.grpo:train",
+        resumable=True,
+    ),
+    Command(
+        name="resume",
+        group="train",
+        summary="resume a run that was interrupted",
+        options="tether.resume:Resume",
+        run="tether.resume:resume",
+        takes_table=True,
+    ),
+    Command(
+        name="generate",
+        group="look",
+        summary="sample completions",
+        options="tether.inspection:Generate",
+        run="tether.inspection:generate",
+    ),
+    Command(
+        name="eval",
+        group="look",
+        summary="measure a policy on prompts, or a reward model on pairs",
+        options="tether.inspection:Eval",
+        run="tether.inspection:evaluate",
+    ),
+    Command(
+        name="report",
+        group="look",
+        summary="draw one run or several as one HTML page",
+        options="tether.inspection:Report",
+        run="tether.inspection:report",
+    ),
+)
 
 
-def report(command: options.Report) -> None:
-    path = Path(command.directory)
-    read_metrics(path)  # refuses what is not a run
-    write = quickstart_report if (path / "samples.jsonl").is_file() else run_report
-    print(write(path))
+def find(name: str, table: Table) -> Command | None:
+    """The command called ``name``."""
+    return next((command for command in table if command.name == name), None)

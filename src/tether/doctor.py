@@ -5,39 +5,42 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+from dataclasses import dataclass
 
 import torch
 
-from tether import __version__, config
+from tether import __version__
 from tether.errors import ModelError
 from tether.generation.engine import Engine
 from tether.generation.naive import NaiveGenerator
 from tether.models.loading import BASE, load_policy
 from tether.runtime.device import matrix_rate, pick_device
-from tether.types import Prompt, Sampling
+from tether.types import Prompt, Sampling, make_requests
 
 EXTRAS = {"hub": "datasets", "report": "matplotlib", "sentiment": "vaderSentiment"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    """Say what this machine has, and whether tether works on it."""
 
 
 def check_engine(device: torch.device) -> str:
     """Sample a few tokens with the engine and with the oracle."""
     model, tokenizer = load_policy(BASE, device=device)
     text = "The old man opened the door and"
-    prompts = [Prompt(ids=tuple(tokenizer(text)["input_ids"]), text=text)]
+    asked = make_requests([Prompt(ids=tuple(tokenizer(text)["input_ids"]), text=text)], group_size=2, seed=0)
     sampling = Sampling(max_new_tokens=12, temperature=0.8)
     found, expected = (
-        [
-            c.ids
-            for c in kind(model, tokenizer).generate(prompts, group_size=2, sampling=sampling, seed=0)[0].completions
-        ]
+        [completion.ids for completion in kind(model, tokenizer).generate(asked, sampling=sampling)[0].completions]
         for kind in (Engine, NaiveGenerator)
     )
     if found != expected and device.type == "cpu":
-        raise ModelError("the rollout engine and the plain oracle disagree on this machine; please report it")
+        raise ModelError("the rollout engine and the plain oracle disagree on this machine", hint="please report it")
     return "agrees with the oracle" if found == expected else "differs from the oracle by rounding"
 
 
-def main(_: config.Doctor) -> None:
+def main(_: Doctor) -> None:
     device = pick_device("auto")
     rows = {
         "tether": __version__,

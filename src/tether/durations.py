@@ -7,7 +7,7 @@ import re
 from tether.errors import ConfigError
 
 LONGEST = 100 * 365 * 86400.0
-"""Seconds; clocks do not count to three centuries."""
+"""In seconds. A clock cannot wait for three centuries."""
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _DURATION = re.compile(
@@ -16,7 +16,8 @@ _DURATION = re.compile(
 
 
 def seconds(text: str, *, name: str) -> float:
-    """``3h55m``, ``90s``, ``1.5h``, or a number of seconds. ``name`` is the option's, for the :class:`ConfigError`.
+    """Seconds of ``3h55m``, ``90s``, ``1.5h``, or a number of seconds. ``name`` is the option's, for
+    the :class:`ConfigError`.
 
     >>> seconds("3h55m", name="stop_after")
     14100.0

@@ -6,9 +6,31 @@ from collections.abc import Mapping
 
 
 class TetherError(Exception):
-    """Something outside the program is wrong; the message says what, where, and what to do."""
+    """Something outside the program is wrong: ``message`` says what, ``where`` it is, and ``hint`` what to do.
+
+    ``str(error)`` is the one line ``where: message; hint``. Code that an error passes through may add to it
+    (:meth:`at`, :meth:`advise`) and raise it again; it never builds a new error from an old one's text.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: str, *, where: object = "", hint: str = "") -> None:
+        super().__init__(message)
+        self.message, self.where, self.hint = message, str(where), hint
+
+    def at(self, where: object) -> None:
+        """Say where it happened: a place that holds the one the error names, such as the step of a file."""
+        place = str(where)
+        if not self.where.startswith(place):
+            self.where = f"{place}: {self.where}" if self.where else place
+
+    def advise(self, hint: str) -> None:
+        """Add one more thing to do."""
+        self.hint = "; ".join(filter(None, [self.hint, hint]))
+
+    def __str__(self) -> str:
+        located = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{located}; {self.hint}" if self.hint else located
 
 
 class ConfigError(TetherError):
@@ -43,10 +65,6 @@ class MemoryShortError(TetherError):
 
 
 class GuardError(TetherError):
-    """A guard stopped the run: a quantity that must be finite was not, or a limit was passed."""
+    """A guard or an alarm stopped the run: a quantity that must be finite was not, or a limit was passed."""
 
     exit_code = 3
-
-
-class NotFiniteError(GuardError):
-    """A loss, a gradient or another quantity is not finite."""

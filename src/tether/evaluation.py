@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.rollouts import batch_of, flat, policy_logprobs
+from tether.algorithms.rollouts import batch_of, flat, policy_logprobs, reference_logprobs
 from tether.models.memory import within_memory
+from tether.models.reference import Reference
 from tether.ops.divergence import k3
 from tether.ops.masked import masked_sum
 from tether.rewards.rules import distinct
-from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer
+from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer, make_requests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,11 @@ class PolicyEvaluation:
     rewards: dict[str, float]
     """Mean of each part of the reward, over the completions it applies to."""
     kl: float
-    """KL(pi || reference), nats a completion: the mean of sum_t k3(d_t)."""
+    """KL(pi || reference), nats per completion: the mean of sum_t k3(d_t)."""
     win_rate: float
     """Share of completions that score above the reference's for the same prompt and seed; ties count half."""
     mean_length: float
-    """Tokens a completion."""
+    """Emitted tokens per completion."""
     distinct_2: float
     """Distinct word pairs / all word pairs, mean over completions."""
 
@@ -47,13 +48,10 @@ def evaluate_policy(
     groups: Sequence[ScoredGroup],
     against: Sequence[ScoredGroup],
     *,
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    temperature: float,
-    token_budget: int = 8192,
+    kl: float,
 ) -> PolicyEvaluation:
     """Compare the policy's scored ``groups`` with the reference's groups ``against``, sampled for the same prompts with
-    the same seed and scored by the same scorer."""
+    the same seed and scored by the same scorer. ``kl`` is the policy's (:func:`policy_kl`)."""
     rows, others = flat(groups), flat(against)
     scores = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
     rivals = torch.tensor([[score.total for score in group.scores] for group in against], dtype=torch.float64)
@@ -62,8 +60,8 @@ def evaluate_policy(
     per_prompt = scores.mean(1)
     spread = float(per_prompt.std()) if len(per_prompt) > 1 else 0.0
     parts: dict[str, float] = {}
-    for name in rows[0][1].parts:
-        values = [part for _, score in rows if (part := score.parts[name]) is not None]
+    for name in dict.fromkeys(name for _, score in rows for name in score.parts):
+        values = [part for _, score in rows if (part := score.parts.get(name)) is not None]
         if values:
             parts[name] = sum(values) / len(values)
     return PolicyEvaluation(
@@ -72,9 +70,9 @@ def evaluate_policy(
         reward=float(scores.mean()),
         reward_ci95=1.96 * spread / math.sqrt(len(per_prompt)),
         rewards=parts,
-        kl=policy_kl(groups, policy=policy, reference=reference, temperature=temperature, token_budget=token_budget),
+        kl=kl,
         win_rate=float(torch.where(scores == rivals, 0.5, (scores > rivals).double()).mean()),
-        mean_length=sum(len(completion.ids) for completion, _ in rows) / len(rows),
+        mean_length=sum(sum(completion.mask) for completion, _ in rows) / len(rows),
         distinct_2=sum(distinct(completion.text, 2) for completion, _ in rows) / len(rows),
     )
 
@@ -83,30 +81,30 @@ def policy_kl(
     groups: Sequence[ScoredGroup],
     *,
     policy: PreTrainedModel,
-    reference: PreTrainedModel,
+    reference: Reference,
     temperature: float,
-    token_budget: int,
+    token_budget: int = 8192,
 ) -> float:
-    """KL(pi || reference) in nats a completion, from the policy's samples.
+    """KL(pi || reference) in nats per completion, from the policy's samples.
 
     The mean over completions of sum_t k3(d_t): each term is an unbiased estimate of the next token's KL at a state that
     the policy visits, and those add up to the KL of completions; unlike k1, none is ever negative.
     """
-    if policy is reference:
-        return 0.0
     batch = batch_of(groups, policy.device)
 
-    def passes(budget: int) -> list[Tensor]:
-        return [
-            policy_logprobs(model, batch, temperature=temperature, token_budget=budget) for model in (policy, reference)
-        ]
+    def passes(budget: int) -> tuple[Tensor, Tensor]:
+        return (
+            policy_logprobs(policy, batch, temperature=temperature, token_budget=budget),
+            reference_logprobs(reference, batch, temperature=temperature, token_budget=budget),
+        )
 
     (logp, ref_logp), _ = within_memory(passes, token_budget)
     return float(masked_sum(k3(logp - ref_logp), batch.mask, dim=1).mean())
 
 
 def sample_and_score(
-    generate: Generator, score: Scorer, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int
+    generator: Generator, scorer: Scorer, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int
 ) -> list[ScoredGroup]:
     """Roll out and score, for an evaluation."""
-    return score.score(generate.generate(prompts, group_size=group_size, sampling=sampling, seed=seed))
+    asked = make_requests(prompts, group_size=group_size, seed=seed)
+    return scorer.score(generator.generate(asked, sampling=sampling))

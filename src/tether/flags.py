@@ -1,8 +1,8 @@
 """From a command line to a filled dataclass: defaults, then a YAML file, then flags; checked once all of them are read.
 
 Options are flat for the person who writes them, ``--kl-coef 0.1`` or ``kl_coef: 0.1``, and nested for the code that
-owns them: an algorithm's options live in its own ``Config``. A name stands for one option in all of a command, and
-what is said about it is the text under its field.
+owns them: an algorithm's options live in its own ``Config``. A name means one option in all of a command, and its help
+is the text under its field.
 """
 
 from __future__ import annotations
@@ -26,12 +26,25 @@ from typing import Any, Literal, NoReturn, TypeVar
 import pydantic
 
 from tether.errors import ConfigError
+from tether.runtime.directory import FORMAT
 from tether.untrusted import read_flat_yaml, shown
 
 Command = TypeVar("Command")
 
 REST = "rest"
-"""Marks the field of a command that takes the arguments which it does not know, for another command."""
+"""Metadata of the field of a command that takes the arguments which it does not know, for another command."""
+POSITIONAL = "positional"
+"""Metadata of a field that is given without a flag; its value is the name that the help shows."""
+RENAMED: Mapping[str, tuple[str, ...]] = {
+    "products": ("matmul_dtype",),
+    "refills": ("dynamic_sampling",),
+    "kl_target": ("adaptive_kl_target",),
+    "kl_horizon": ("adaptive_kl_horizon",),
+    "samples_per_prompt": ("group_size",),
+    "clip_eps": ("clip_low", "clip_high"),
+    "value_clip_eps": ("value_clip",),
+}
+"""Names that options had before, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +56,12 @@ class Option:
     default: Any
     """``MISSING`` where it has to be given."""
     owner: type
-    positional: bool
+    positional: str
+    """The name in the help, for an option without a flag; else ""."""
 
     @property
     def flag(self) -> str:
-        return self.name if self.positional else f"--{self.name.replace('_', '-')}"
+        return self.positional or as_flag(self.name)
 
     @property
     def repeatable(self) -> bool:
@@ -56,6 +70,10 @@ class Option:
     @property
     def optional(self) -> bool:
         return types.NoneType in typing.get_args(self.type)
+
+
+def as_flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def fields_of(cls: type, defaults: Any = MISSING) -> Iterator[tuple[dataclasses.Field[Any], Any, Any]]:
@@ -76,7 +94,7 @@ def options_of(cls: type, defaults: Any = MISSING) -> Iterator[Option]:
         if dataclasses.is_dataclass(hint):
             yield from options_of(typing.cast(type, hint), default)
         elif REST not in entry.metadata:
-            yield Option(entry.name, hint, default, cls, "positional" in entry.metadata)
+            yield Option(entry.name, hint, default, cls, entry.metadata.get(POSITIONAL, ""))
 
 
 def build(cls: type[Command], values: Mapping[str, Any], defaults: Any = MISSING) -> Command:
@@ -103,10 +121,23 @@ def flatten(command: Any) -> dict[str, Any]:
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """``; did you mean X?`` for the first name that goes on like this one or else the closest, or nothing."""
+    """``did you mean X?`` for the first name that begins like this one or else the closest, or ""."""
     longer = [one for one in known if one.startswith(name)]
     close = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    return f"did you mean {close[0]}?" if close else ""
+
+
+def unknown_option(text: str, known: Sequence[Option], *, where: str = "") -> ConfigError:
+    """The error for ``text``, a flag, or a key of the file ``where``, that is not among the options ``known``."""
+    flags = text.startswith("-")
+    plain = text.lstrip("-").replace("-", "_")
+    named = {option.name: option.flag if flags else option.name for option in known if not option.positional}
+    shown_text = text if flags else repr(text)
+    now = [named[name] for name in RENAMED.get(plain, ()) if name in named]
+    if now:
+        return ConfigError(f"option {shown_text} is now called {' and '.join(now)}", where=where)
+    close = nearest(text if flags else plain, list(named.values()))
+    return ConfigError(f"unknown option {shown_text}", where=where, hint=close)
 
 
 def coerce(option: Option, value: Any, *, where: str) -> Any:
@@ -117,16 +148,16 @@ def coerce(option: Option, value: Any, *, where: str) -> Any:
         made = pydantic.TypeAdapter(option.type, config=pydantic.ConfigDict(allow_inf_nan=False)).validate_python(value)
     except pydantic.ValidationError as error:
         message = error.errors()[0]["msg"]
-        raise ConfigError(f"{where}: {message[0].lower()}{message[1:]}, found {shown(value)}") from None
+        raise ConfigError(f"{message[0].lower()}{message[1:]}, found {shown(value)}", where=where) from None
     if isinstance(made, int) and not -(2**63) <= made < 2**63:
-        raise ConfigError(f"{where}: input should be an integer of at most 64 bits, found {shown(value)}")
+        raise ConfigError(f"input should be an integer of at most 64 bits, found {shown(value)}", where=where)
     if isinstance(made, str) and not _a_name(made):
-        raise ConfigError(f"{where}: input should be text that a file can have for a name, found {shown(value)}")
+        raise ConfigError(f"input should be text that can name a file, found {shown(value)}", where=where)
     return made
 
 
 def _a_name(text: str) -> bool:
-    """Whether a system takes ``text`` for a path: without NUL and half characters, and not too long."""
+    """Whether ``text`` can be a path: no NUL, no unpaired surrogate, and not too long."""
     try:
         path = os.fsencode(text)
     except UnicodeEncodeError:
@@ -142,9 +173,12 @@ def read_yaml(path: str, name: str, options: Sequence[Option]) -> dict[str, Any]
         plain = key.replace("-", "_")
         if plain == "command":
             if value != name:
-                raise ConfigError(f"{path}: holds the options of 'tether {value}', and this is 'tether {name}'")
+                raise ConfigError(f"holds the options of 'tether {value}', and this is 'tether {name}'", where=path)
+        elif plain == "format":
+            if value != FORMAT:
+                raise ConfigError(f"made by another version of tether (format {shown(value)})", where=path)
         elif plain not in known:
-            raise ConfigError(f"{path}: unknown option {key!r}{nearest(plain, list(known))}")
+            raise unknown_option(key, options, where=path)
         else:
             values[plain] = coerce(known[plain], value, where=f"{path}: {key}")
     return values
@@ -163,10 +197,8 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
     given, unknown = parser(name, cls, options).parse_known_args(arguments)
     rest = next((entry.name for entry in dataclasses.fields(cls) if REST in entry.metadata), None)  # type: ignore[arg-type]
     if unknown and rest is None:
-        flags = [option.flag for option in options if not option.positional]
         what = unknown[0].split("=")[0]
-        kind = "option" if what.startswith("-") else "argument"
-        raise ConfigError(f"unknown {kind} {what}{nearest(what, flags) if kind == 'option' else ''}")
+        raise unknown_option(what, options) if what.startswith("-") else ConfigError(f"unknown argument {what}")
     texts = vars(given)
     values = read_yaml(path, name, options) if (path := texts.pop("config", None)) else {}
     for option in options:
@@ -179,12 +211,12 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
         values[rest] = tuple(unknown)
     lacking = [option.flag for option in options if option.default is MISSING and option.name not in values]
     if lacking:
-        raise ConfigError(f"missing: {', '.join(lacking)} ('tether {name} --help' explains)")
+        raise ConfigError(f"missing: {', '.join(lacking)} (see 'tether {name} --help')")
     return build(cls, values)
 
 
 def parser(name: str, cls: type, options: Sequence[Option]) -> Parser:
-    """The parser of a command's flags, one group of help for each dataclass; what is not given is left out."""
+    """The parser of a command's flags, one group of help per dataclass; the result holds what was given only."""
     made = Parser(
         prog=f"tether {name}",
         description=inspect.getdoc(cls),
@@ -200,7 +232,8 @@ def parser(name: str, cls: type, options: Sequence[Option]) -> Parser:
         for option in members:
             described = f"{texts[option.name]}{_default(option)}".replace("%", "%%")
             if option.positional:
-                group.add_argument(option.name, metavar=option.name.upper(), help=described)
+                count: Any = {"nargs": "+"} if option.repeatable else {}
+                group.add_argument(option.name, metavar=option.positional, help=described, **count)
             elif option.type is bool:
                 group.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=described)
             elif option.repeatable:
@@ -246,9 +279,11 @@ def _default(option: Option) -> str:
 
 
 def _usage(name: str, options: Sequence[Option]) -> str:
-    """The command with all that it needs."""
+    """The command with all that it requires."""
     needed = [
-        option.name.upper() if option.positional else f"{option.flag} {_metavar(option.type)}"
+        f"{option.positional}{f' [{option.positional} ...]' if option.repeatable else ''}"
+        if option.positional
+        else f"{option.flag} {_metavar(option.type)}"
         for option in options
         if option.default is MISSING
     ]

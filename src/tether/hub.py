@@ -1,4 +1,4 @@
-"""The way to the hub, looked at before its client is asked."""
+"""Whether the hub can be reached, checked before its client tries."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from huggingface_hub import constants
 
 @cache
 def settle_for_the_cache_when_offline() -> None:
-    """Where the hub's name does not resolve, let its client look into its cache alone.
+    """Where the hub's name does not resolve, restrict its client to its cache.
 
-    It would otherwise try each file again and again for a minute before it gives up.
+    The client would otherwise retry each file for a minute before it gives up.
     """
     if urllib.request.getproxies().get("https"):
         return  # names are then resolved by the proxy

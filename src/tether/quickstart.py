@@ -1,53 +1,58 @@
-"""``tether quickstart``: all of RLHF on the embedded model, from a fixed seed, and what each method gained by it.
+"""``tether quickstart``: all of RLHF on the embedded model, from a fixed seed, and what each method gains.
 
     prompts -> pairs of completions -> a noisy annotator's choices -> reward model
             -> rejection sampling, PPO and GRPO against the learned reward -> evaluation on held-out prompts
 
 The annotator stands for the human. It holds VADER's lexicon (words rated by ten people each) and prefers the more
-positive of two completions by a Bradley-Terry draw. Its scores are the *gold* reward: no method sees them, and each is
-judged by them. What the methods see is the reward model, the *proxy*, which learned from the annotator's choices.
+positive of two completions by a Bradley-Terry draw (:mod:`tether.annotator`). Its scores are the *gold* reward: no
+method sees them, and each is judged by them. What the methods see is the reward model, the *proxy*, which learned from
+the annotator's choices.
 
 Every stage is one of tether's own commands, run through its Python function; its run directory lies inside the
-quickstart's and can be looked at, reported on and repeated like any other.
+quickstart's and can be inspected, reported on and repeated like any other.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether import config, training
+from tether import config
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
+from tether.annotator import Annotator, ceiling
 from tether.data.records import load_pairs, load_prompts
-from tether.evaluation import PolicyEvaluation, evaluate_policy, sample_and_score
+from tether.evaluation import PolicyEvaluation, evaluate_policy, policy_kl, sample_and_score
 from tether.generation.engine import Engine
 from tether.models.loading import BASE, context_length, load_policy
+from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
-from tether.report.quickstart import quickstart_report
+from tether.report.quickstart import SAMPLES, print_summary, quickstart_report
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
 from tether.rewards.rules import sentiment
 from tether.runtime.directory import RunDirectory
-from tether.seeds import derive_seed, generator
-from tether.types import Sampling, ScoredGroup
+from tether.seeds import derive_seed
+from tether.training.grpo import GRPO
+from tether.training.grpo import train as train_grpo
+from tether.training.ppo import PPO
+from tether.training.ppo import train as train_ppo
+from tether.training.rejection_sampling import RejectionSampling
+from tether.training.rejection_sampling import train as train_rejection_sampling
+from tether.training.reward import Reward
+from tether.training.reward import train as train_reward
+from tether.types import Prompt, Sampling, ScoredGroup
 
 METHODS = ("base", "rejection_sampling", "ppo", "grpo")
 GOLD, PROXY = "gold", "proxy"
-
-
 SAMPLING = Sampling(max_new_tokens=28, temperature=0.8)
 
 
@@ -59,12 +64,12 @@ class Settings:
     seed: int = 0
     train_prompts: int = 96
     judged_prompts: int = 16
-    """Of the training prompts, those whose pairs the reward model is judged on; they have no say in its training."""
+    """Of the training prompts, those whose pairs the reward model is judged on; its training does not use them."""
     eval_prompts: int = 64
     eval_completions: int = 4
-    """For each held-out prompt and method."""
+    """Per held-out prompt and method."""
     completions_per_prompt: int = 48
-    """Sampled for each training prompt, and shown to the annotator two by two."""
+    """Sampled per training prompt, and shown to the annotator in pairs."""
     sharpness: float = 8.0
     """The annotator prefers a to b with probability sigmoid(sharpness * (gold_a - gold_b))."""
     least_difference: float = 0.3
@@ -73,7 +78,7 @@ class Settings:
     reward: reward_model.Config = field(default_factory=lambda: reward_model.Config(epochs=1.5, batch_size=16))
     rejection_sampling: rejection_sampling.Config = field(
         default_factory=lambda: rejection_sampling.Config(
-            samples_per_prompt=24,
+            group_size=24,
             top_k=2,
             sampling=SAMPLING,
             sft=sft.Config(epochs=3.0, batch_size=16, optim=Optim(learning_rate=4e-4, warmup_steps=3)),
@@ -99,68 +104,28 @@ class Settings:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Annotator:
-    """Stands for the human: prefers the higher gold reward, the more reliably the larger the difference."""
-
-    sharpness: float
-    least_difference: float
-    seed: int
-
-    def probability(self, difference: float) -> float:
-        """P(the first of two is preferred), Bradley-Terry."""
-        return 1.0 / (1.0 + math.exp(-self.sharpness * difference))
-
-    def pairs(self, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
-        """One of a prompt's better half beside one of its worse half, where they are apart by ``least_difference`` or
-        more: clear cases teach more than near-ties. ``clear`` is the chance that the draw went to the better side.
-        """
-        for number, group in enumerate(groups):
-            lot = torch.rand(len(group.scores), generator=generator(self.seed, "annotator", number)).tolist()
-            rows = zip(group.rollouts.completions, group.scores, strict=True)
-            ranked = sorted(rows, key=lambda row: -row[1].total)
-            half = len(ranked) // 2
-            for (a, score_a), (b, score_b), u in zip(ranked[:half], ranked[-half:], lot, strict=False):
-                difference = score_a.total - score_b.total
-                if abs(difference) < self.least_difference or not (a.text.strip() and b.text.strip()):
-                    continue
-                probability = self.probability(difference)
-                chosen, rejected = (a, b) if u < probability else (b, a)
-                yield {
-                    "prompt": group.rollouts.prompt.text,
-                    "chosen": chosen.text,
-                    "rejected": rejected.text,
-                    "clear": max(probability, 1 - probability),
-                }
-
-
 def quickstart(out: Path, settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Everything, from sampling pairs to ``report.html`` in ``out``; gives what ``summary.json`` holds."""
     started = time.monotonic()
     directory = RunDirectory(out, {"command": "quickstart", "seed": settings.seed}, overwrite=overwrite)
     say("1/4 sampling from the base model, and asking the annotator")
-    ceiling = make_pairs(directory, settings)
+    reachable = make_pairs(directory, settings)
     say("2/4 training the reward model on the annotator's choices")
-    training.train_reward(reward_options(out, settings))
+    train_reward_model(out, settings)
     judged = judge_reward_model(out)
     say("3/4 improving the base model against the reward model")
-    seconds = {"base": 0.0}
-    for method, train in (
-        ("rejection_sampling", lambda: training.train_rejection_sampling(rejection_sampling_options(out, settings))),
-        ("ppo", lambda: training.train_ppo(ppo_options(out, settings))),
-        ("grpo", lambda: training.train_grpo(grpo_options(out, settings))),
-    ):
-        clock = time.monotonic()
-        train()
-        seconds[method] = time.monotonic() - clock
+    seconds = train_methods(out, settings)
     say("4/4 judging all of them on held-out prompts")
     found, samples = evaluate(out, settings)
-    directory.write_rows("samples.jsonl", samples)
-    summary = summarise(out, judged, found, ceiling, seconds)
-    summary["seconds"] = time.monotonic() - started
+    directory.write_rows(SAMPLES, samples)
+    summary = {
+        "reward_model": reward_model_summary(out, judged, reachable),
+        "methods": {name: method_summary(one, seconds[name]) for name, one in found.items()},
+        "seconds": time.monotonic() - started,
+    }
     directory.summary(summary)
-    quickstart_report(out)
-    show(summary)
+    quickstart_report(out, out / "report.html")
+    print_summary(summary)
     return summary
 
 
@@ -172,19 +137,20 @@ def asset(name: str) -> str:
     return str(resources.files("tether") / "assets" / name)
 
 
+def _prompts(
+    source: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings
+) -> list[Prompt]:
+    limit = settings.sampling.max_new_tokens
+    return load_prompts(source, tokenizer, context=context_length(model), max_new_tokens=limit)
+
+
 def make_pairs(directory: RunDirectory, settings: Settings) -> float:
-    """Write ``pairs.jsonl`` and ``judged_pairs.jsonl``, of different prompts; gives the ceiling of the accuracy on the
-    judged ones: the share that the annotator's own gold reward would predict of its noisy choices.
-    """
+    """Write ``pairs.jsonl`` and ``judged_pairs.jsonl``, of different prompts; gives the accuracy that knowing the gold
+    reward would give on the judged ones: the choices are noisy."""
     rows = Path(asset("prompts_train.jsonl")).read_text(encoding="utf-8").splitlines()[: settings.train_prompts]
     directory.write_rows("prompts.jsonl", [json.loads(row) for row in rows])
     model, tokenizer = load_policy(settings.model)
-    prompts = load_prompts(
-        str(directory.path / "prompts.jsonl"),
-        tokenizer,
-        context=context_length(model),
-        max_new_tokens=settings.sampling.max_new_tokens,
-    )
+    prompts = _prompts(str(directory.path / "prompts.jsonl"), model, tokenizer, settings)
     groups = sample_and_score(
         Engine(model, tokenizer),
         WeightedSum(((FunctionReward(GOLD, sentiment(None)), 1.0),)),
@@ -194,10 +160,11 @@ def make_pairs(directory: RunDirectory, settings: Settings) -> float:
         seed=derive_seed(settings.seed, "pairs"),
     )
     annotator = Annotator(sharpness=settings.sharpness, least_difference=settings.least_difference, seed=settings.seed)
-    judged = list(annotator.pairs(groups[: settings.judged_prompts]))
-    directory.write_rows("judged_pairs.jsonl", judged)
-    directory.write_rows("pairs.jsonl", list(annotator.pairs(groups[settings.judged_prompts :])))
-    return sum(pair["clear"] for pair in judged) / len(judged)
+    judged, learned = groups[: settings.judged_prompts], groups[settings.judged_prompts :]
+    pairs = list(annotator.pairs(judged))
+    directory.write_rows("judged_pairs.jsonl", pairs)
+    directory.write_rows("pairs.jsonl", list(annotator.pairs(learned)))
+    return ceiling(pairs)
 
 
 def judge_reward_model(out: Path) -> reward_model.Evaluation:
@@ -218,42 +185,33 @@ def _task(out: Path) -> config.PromptOptions:
     )
 
 
-def reward_options(out: Path, settings: Settings) -> config.Reward:
-    return config.Reward(
-        model=settings.model,
-        pairs=str(out / "pairs.jsonl"),
-        run=_run(out, "reward", settings),
-        reward=settings.reward,
-    )
+def train_reward_model(out: Path, settings: Settings) -> None:
+    """Train the reward model on the annotator's choices."""
+    pairs, run = str(out / "pairs.jsonl"), _run(out, "reward", settings)
+    train_reward(Reward(model=settings.model, pairs=pairs, run=run, reward=settings.reward))
 
 
-def rejection_sampling_options(out: Path, settings: Settings) -> config.RejectionSampling:
-    return config.RejectionSampling(
-        model=settings.model,
-        task=_task(out),
-        run=_run(out, "rejection_sampling", settings),
-        rejection_sampling=settings.rejection_sampling,
-    )
+def train_methods(out: Path, settings: Settings) -> dict[str, float]:
+    """Train a model by each method, in a run directory of its name; gives the seconds that each took."""
+    model, task = settings.model, _task(out)
+    length = config.Steps(steps=settings.steps, prompts_per_step=settings.prompts_per_step)
 
+    def rejection_sampling_run(run: config.RunOptions) -> None:
+        options = settings.rejection_sampling
+        train_rejection_sampling(RejectionSampling(model=model, task=task, run=run, rejection_sampling=options))
 
-def ppo_options(out: Path, settings: Settings) -> config.PPO:
-    return config.PPO(
-        model=settings.model,
-        task=_task(out),
-        run=_run(out, "ppo", settings),
-        length=config.Steps(steps=settings.steps, prompts_per_step=settings.prompts_per_step),
-        ppo=settings.ppo,
-    )
+    def ppo_run(run: config.RunOptions) -> None:
+        train_ppo(PPO(model=model, task=task, run=run, length=length, ppo=settings.ppo))
 
+    def grpo_run(run: config.RunOptions) -> None:
+        train_grpo(GRPO(model=model, task=task, run=run, length=length, grpo=settings.grpo))
 
-def grpo_options(out: Path, settings: Settings) -> config.GRPO:
-    return config.GRPO(
-        model=settings.model,
-        task=_task(out),
-        run=_run(out, "grpo", settings),
-        length=config.Steps(steps=settings.steps, prompts_per_step=settings.prompts_per_step),
-        grpo=settings.grpo,
-    )
+    seconds = {"base": 0.0}
+    for name, train in (("rejection_sampling", rejection_sampling_run), ("ppo", ppo_run), ("grpo", grpo_run)):
+        started = time.monotonic()
+        train(_run(out, name, settings))
+        seconds[name] = time.monotonic() - started
+    return seconds
 
 
 def evaluate(out: Path, settings: Settings) -> tuple[dict[str, PolicyEvaluation], list[dict[str, Any]]]:
@@ -262,12 +220,7 @@ def evaluate(out: Path, settings: Settings) -> tuple[dict[str, PolicyEvaluation]
     judge, judge_tokenizer = load_reward_model(str(out / "reward" / "model"))
     proxy = LearnedReward(PROXY, judge, judge_tokenizer, same_vocabulary=True)
     score = WeightedSum(((FunctionReward(GOLD, sentiment(None)), 1.0), (proxy, 0.0)))
-    prompts = load_prompts(
-        asset("prompts_heldout.jsonl"),
-        tokenizer,
-        context=context_length(base),
-        max_new_tokens=settings.sampling.max_new_tokens,
-    )[: settings.eval_prompts]
+    prompts = _prompts(asset("prompts_heldout.jsonl"), base, tokenizer, settings)[: settings.eval_prompts]
     models = {name: base if name == "base" else load_policy(str(out / name / "model"))[0] for name in METHODS}
     sampled = {
         name: sample_and_score(
@@ -280,85 +233,55 @@ def evaluate(out: Path, settings: Settings) -> tuple[dict[str, PolicyEvaluation]
         )
         for name, model in models.items()
     }
-    found = {
-        name: evaluate_policy(
-            sampled[name], sampled["base"], policy=model, reference=base, temperature=settings.sampling.temperature
-        )
+    reference, temperature = FrozenCopy(base), settings.sampling.temperature
+    kl = {
+        name: policy_kl(sampled[name], policy=model, reference=reference, temperature=temperature)
         for name, model in models.items()
+        if model is not base
     }
-    rows = [
+    found = {name: evaluate_policy(sampled[name], sampled["base"], kl=kl.get(name, 0.0)) for name in models}
+    return found, [row for name, groups in sampled.items() for group in groups for row in sample_rows(name, group)]
+
+
+def sample_rows(method: str, group: ScoredGroup) -> list[dict[str, Any]]:
+    """One row of ``samples.jsonl`` per completion."""
+    return [
         {
-            "method": name,
+            "method": method,
             "prompt": group.rollouts.prompt.text,
             "completion": completion.text,
-            "gold": one.parts[GOLD],
-            "proxy": one.parts[PROXY],
+            "gold": score.parts[GOLD],
+            "proxy": score.parts[PROXY],
         }
-        for name, groups in sampled.items()
-        for group in groups
-        for completion, one in zip(group.rollouts.completions, group.scores, strict=True)
+        for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
     ]
-    return found, rows
 
 
-def summarise(
-    out: Path,
-    judged: reward_model.Evaluation,
-    found: dict[str, PolicyEvaluation],
-    ceiling: float,
-    seconds: dict[str, float],
-) -> dict[str, Any]:
-    """What ``summary.json`` holds."""
+def reward_model_summary(out: Path, judged: reward_model.Evaluation, reachable: float) -> dict[str, Any]:
+    """How well the reward model predicts the choices that it is judged by, and how well it could."""
     trained = json.loads((out / "reward" / "summary.json").read_text(encoding="utf-8"))
     return {
-        "reward_model": {
-            "pairs": trained["pairs"],
-            "accuracy": judged.accuracy,
-            "ceiling": ceiling,
-            "held_out_pairs": judged.pairs,
-            "calibration_error": judged.calibration_error,
-            "calibration_bins": [list(row) for row in judged.bins],
-        },
-        "methods": {
-            name: {
-                "gold_reward": one.rewards[GOLD],
-                "gold_ci95": one.reward_ci95,
-                "proxy_reward": one.rewards[PROXY],
-                "kl": one.kl,
-                "win_rate": one.win_rate,
-                "mean_length": one.mean_length,
-                "distinct_2": one.distinct_2,
-                "seconds": seconds[name],
-            }
-            for name, one in found.items()
-        },
+        "pairs": trained["pairs"],
+        "accuracy": judged.accuracy,
+        "ceiling": reachable,
+        "held_out_pairs": judged.pairs,
+        "calibration_error": judged.calibration_error,
+        "calibration_bins": [list(row) for row in judged.bins],
     }
 
 
-def show(summary: dict[str, Any]) -> None:
-    """The table on the terminal."""
-    judge = summary["reward_model"]
-    table = Table(title="held-out prompts", title_justify="left")
-    columns = ("method", "gold reward", "proxy reward", "KL (nats)", "wins vs base", "length", "distinct-2", "seconds")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
-    for name, row in summary["methods"].items():
-        table.add_row(
-            name.replace("_", " "),
-            f"{row['gold_reward']:+.3f} ± {row['gold_ci95']:.3f}",
-            f"{row['proxy_reward']:+.2f}",
-            f"{row['kl']:.1f}",
-            f"{row['win_rate']:.0%}",
-            f"{row['mean_length']:.1f}",
-            f"{row['distinct_2']:.2f}",
-            f"{row['seconds']:.0f}",
-        )
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    console.print(
-        f"reward model: {judge['accuracy']:.1%} of {judge['held_out_pairs']} held-out choices predicted, after "
-        f"{judge['pairs']} pairs; the noise in the choices allows {judge['ceiling']:.1%}"
-    )
+def method_summary(found: PolicyEvaluation, seconds: float) -> dict[str, float]:
+    """The figures of one method on the held-out prompts, and the seconds that its training took."""
+    return {
+        "gold_reward": found.rewards[GOLD],
+        "gold_ci95": found.reward_ci95,
+        "proxy_reward": found.rewards[PROXY],
+        "kl": found.kl,
+        "win_rate": found.win_rate,
+        "mean_length": found.mean_length,
+        "distinct_2": found.distinct_2,
+        "seconds": seconds,
+    }
 
 
 def main(command: config.Quickstart) -> None:

@@ -1,4 +1,4 @@
-"""Seeds derived from seeds, so that no global generator is ever read."""
+"""Seeds derived from seeds, so that no global generator is used."""
 
 from __future__ import annotations
 

@@ -1,17 +1,20 @@
-"""The vocabulary of tether: one frozen type for each stage of a step.
+"""The vocabulary of tether: one frozen type per stage of a step.
 
-    Prompt -> RolloutGroup -> ScoredGroup -> Batch -> (loss)
+    Prompt -> Request -> RolloutGroup -> ScoredGroup -> Batch -> (loss)
 
-Generation, scoring and training exchange plain data: token ids, log-probabilities and reasons. Text is carried along
-for people and for rules, and nothing is ever recovered from it.
+Generation, scoring and training exchange plain data: token ids, masks, log-probabilities and finish reasons. Text is
+kept for logs and for rule-based rewards; tokens are never recovered from it.
 
-Axes: P prompts a step, G completions of each, B = P * G, S tokens of prompt and completion together, T completion
+Axes: P prompts per step, G completions per prompt, B = P * G, S tokens of prompt and completion together, T completion
 tokens, V vocabulary, D model width.
+
+A mask is True where the policy emitted the token, EOS included. The generator makes it; it is never derived from ids or
+lengths. Tokens that an environment put between the policy's turns are False: they are context, excluded from the loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -21,6 +24,7 @@ from torch import Tensor
 
 from tether.errors import ConfigError
 from tether.ops.reduce import length_mask
+from tether.seeds import derive_seed
 
 Metrics = dict[str, float]
 """One row of ``metrics.jsonl``: metric name to value."""
@@ -41,7 +45,30 @@ class Prompt:
     messages: tuple[Message, ...] | None = None
     """The conversation, when the prompt is one; reward functions then receive it in place of the text."""
     columns: Mapping[str, Any] = field(default_factory=dict)
-    """The data row's other columns, handed to reward functions by name."""
+    """The data row's other columns, passed to reward functions by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A prompt to continue, with one seed per completion.
+
+    A completion depends only on the weights, its prompt, the sampling options and its own seed, so requests can be
+    split, reordered, or sent elsewhere without changing what is sampled.
+    """
+
+    prompt: Prompt
+    seeds: tuple[int, ...]
+
+
+def make_requests(prompts: Sequence[Prompt], *, group_size: int, seed: int, first: int = 0) -> list[Request]:
+    """One request per prompt; completion j of prompt i has the seed ``derive_seed(seed, first + i, j)``.
+
+    ``first`` is the number of the first prompt among those of the whole step, where several ranks share it.
+    """
+    return [
+        Request(prompt=prompt, seeds=tuple(derive_seed(seed, i, j) for j in range(group_size)))
+        for i, prompt in enumerate(prompts, first)
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +78,17 @@ class Sampling:
     max_new_tokens: int = 64
     """Length limit of a completion, in tokens."""
     min_new_tokens: int = 0
-    """No end before this many tokens."""
+    """Minimum length of a completion, in tokens."""
     temperature: float = 1.0
-    """Logits are divided by it; 0 takes the likeliest token."""
+    """Sampling temperature: logits are divided by it, in training too. 0 takes the most likely token."""
     top_k_tokens: int = 0
-    """Draw from the k likeliest tokens only; 0 is off."""
+    """Top-k: sample from the k most likely tokens only; 0 is off."""
     top_p: float = 1.0
-    """Draw from the smallest set of tokens with this much probability; 1 is off."""
+    """Nucleus sampling: sample from the smallest set of tokens with this much probability; 1 is off."""
     min_p: float = 0.0
-    """Leave out tokens less likely than this share of the likeliest; 0 is off."""
+    """Min-p: leave out tokens less likely than this share of the most likely one; 0 is off."""
     stop: tuple[str, ...] = ()
-    """A completion ends with the token that completes one of these strings."""
+    """Stop strings: a completion ends with the token that completes one of them. By default there are none."""
 
     def __post_init__(self) -> None:
         checks = {
@@ -89,12 +116,12 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a rollout may hold at once; it does not change what is sampled."""
+    """Memory limits of a rollout; they do not change what is sampled."""
 
     max_rows: int = 512
-    """Completions in flight."""
+    """Maximum number of completions in flight."""
     cache_gib: float | None = None
-    """GiB of keys and values; unless given, half of a CUDA device's free memory, or 4 on a CPU."""
+    """GiB of the key-value cache. By default half of a CUDA device's free memory, or 4 on a CPU."""
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -105,57 +132,80 @@ class Budget:
         )
 
 
-class Finish(StrEnum):
+class FinishReason(StrEnum):
     """Why a completion ended."""
 
     EOS = "eos"
     """An end-of-sequence token was emitted; it is the completion's last token."""
     STOP = "stop"
-    """A stop string was completed; its last token is the completion's last token."""
+    """A stop string was completed; the token that completed it is the completion's last token."""
     LENGTH = "length"
     """Cut at the length limit: there is no EOS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What the policy emitted, EOS included.
+    """The tokens that follow a prompt. ``ids``, ``mask`` and ``sampler_logp`` have one entry per token.
 
-    >>> Completion(ids=(17, 4, 1), logprobs=(-2.1, -0.4, -0.9), finish=Finish.EOS, text=" sat.")
+    >>> Completion(
+    ...     ids=(17, 4, 1),
+    ...     mask=(True, True, True),
+    ...     sampler_logp=(-2.1, -0.4, -0.9),
+    ...     finish_reason=FinishReason.EOS,
+    ...     text=" sat.",
+    ...     weights_version=3,
+    ... )
     """
 
     ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    """Of each token under the distribution that sampled it (for temperature 0: under the model at temperature 1)."""
-    finish: Finish
+    mask: tuple[bool, ...]
+    """True where the policy emitted the token, EOS included; False where an environment did."""
+    sampler_logp: tuple[float, ...]
+    """log-prob of each token under the distribution it was drawn from (temperature 0: the model's, at temperature 1);
+    0 where the policy did not emit it."""
+    finish_reason: FinishReason
     text: str
+    weights_version: int
+    """Version of the weights that sampled it."""
+
+    def __post_init__(self) -> None:
+        if not len(self.ids) == len(self.mask) == len(self.sampler_logp):
+            raise ValueError("ids, mask and sampler_logp of a completion must have one entry per token")
+        if not any(self.mask):
+            raise ValueError("a completion must hold a token that the policy emitted")
+
+    @property
+    def last_emitted(self) -> int:
+        """Index of the last token that the policy emitted."""
+        return len(self.mask) - 1 - self.mask[::-1].index(True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """A prompt and its G completions, sampled from one version of the weights."""
+    """A prompt and its G completions."""
 
     prompt: Prompt
     completions: tuple[Completion, ...]
-    weights_version: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a completion was worth.
+    """The score of a completion.
 
     >>> Score(total=0.7, parts={"helpful": 0.8, "length": -0.1})
     """
 
     total: float
     parts: Mapping[str, float | None] = field(default_factory=dict)
-    """Each reward on its own, before its weight; None where it does not apply."""
+    """Each reward separately, before its weight; None where it does not apply."""
     token_rewards: tuple[float, ...] | None = None
-    """A reward for each token, adding up to ``total``; None puts the total on the last token."""
+    """One reward per token, adding up to ``total``, 0 where the policy did not emit the token; None puts the total on
+    the last token that the policy emitted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredGroup:
-    """A rollout group with one score a completion."""
+    """A rollout group with one score per completion."""
 
     rollouts: RolloutGroup
     scores: tuple[Score, ...]
@@ -163,10 +213,12 @@ class ScoredGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class Demonstration:
-    """A completion to imitate; the loss falls on ``completion_ids``. A plain text has its first token for a prompt."""
+    """A completion to imitate; the loss covers ``completion_ids``. In plain text, the first token is the prompt."""
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
+    completion_mask: tuple[bool, ...] | None = None
+    """True where the token is to be imitated, False where an environment emitted it; None imitates every token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,33 +231,52 @@ class PreferencePair:
     margin: float = 0.0
 
 
-Row = tuple[Sequence[int], Sequence[int]]
+PromptCompletion = tuple[Sequence[int], Sequence[int]]
 """Prompt ids and completion ids."""
+
+
+HOST: Mapping[str, bool] = {"host": True}
+"""Metadata of a field whose tensor stays on the host, wherever the others are."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Prompts and completions as tensors: each row is its prompt, then its completion, then padding on the right."""
+    """Prompts and completions as tensors: each row is its prompt, then its completion, then padding on the right.
+
+    ``ids`` and ``mask`` are on the model's device. Lengths and ``prompt_index`` decide shapes, so they stay on the
+    host, where reading them needs no synchronisation.
+    """
 
     ids: Tensor  # [B, S] int64
-    prompt_lengths: Tensor  # [B] int64, at least 1
-    completion_lengths: Tensor  # [B] int64, at least 1
-    prompt_index: Tensor  # [B] int64, equal where rows have one prompt
+    mask: Tensor  # [B, T] bool: True where the policy emitted the completion token; False at padding
+    prompt_lengths: Tensor = field(metadata=HOST)  # [B] int64, at least 1
+    completion_lengths: Tensor = field(metadata=HOST)  # [B] int64, at least 1: all tokens after the prompt
+    prompt_index: Tensor = field(metadata=HOST)  # [B] int64, equal where rows have one prompt
 
     @staticmethod
-    def collate(rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
-        """Stack (prompt ids, completion ids) rows."""
+    def collate(
+        rows: Sequence[PromptCompletion],
+        device: torch.device | str = "cpu",
+        *,
+        masks: Sequence[Sequence[bool]] | None = None,
+    ) -> Batch:
+        """Stack (prompt ids, completion ids) rows; without ``masks`` the policy emitted, or imitates, every token."""
         index: dict[tuple[int, ...], int] = {}
         width = max(len(prompt) + len(completion) for prompt, completion in rows)
         ids = torch.zeros(len(rows), width, dtype=torch.int64)
         for i, (prompt, completion) in enumerate(rows):
             row = torch.tensor([*prompt, *completion], dtype=torch.int64)
             ids[i, : len(row)] = row
+        lengths = torch.tensor([len(c) for _, c in rows])
+        mask = length_mask(lengths, int(lengths.max()))
+        if masks is not None:
+            mask[mask.clone()] = torch.tensor([emitted for row in masks for emitted in row])
         return Batch(
             ids=ids.to(device),
-            prompt_lengths=torch.tensor([len(p) for p, _ in rows], device=device),
-            completion_lengths=torch.tensor([len(c) for _, c in rows], device=device),
-            prompt_index=torch.tensor([index.setdefault(tuple(p), len(index)) for p, _ in rows], device=device),
+            mask=mask.to(device),
+            prompt_lengths=torch.tensor([len(p) for p, _ in rows]),
+            completion_lengths=lengths,
+            prompt_index=torch.tensor([index.setdefault(tuple(p), len(index)) for p, _ in rows]),
         )
 
     def __len__(self) -> int:
@@ -213,60 +284,79 @@ class Batch:
 
     @property
     def lengths(self) -> Tensor:
-        """Real tokens of each row, [B]."""
+        """Real tokens of each row, [B], host."""
         return self.prompt_lengths + self.completion_lengths
 
     @property
-    def mask(self) -> Tensor:
-        """[B, T]: True where the policy emitted the token, EOS included."""
-        return length_mask(self.completion_lengths, int(self.completion_lengths.max()))
-
-    @property
     def targets(self) -> Tensor:
-        """[B, T]: the completion tokens; where the mask is False the value means nothing."""
+        """[B, T]: the completion tokens; arbitrary at padding."""
         return self.ids.gather(1, (self.predictors + 1).clamp(max=self.ids.size(1) - 1))
 
     @property
     def predictors(self) -> Tensor:
         """[B, T]: the position in ``ids`` whose output predicts completion token t, that is, where s_t is read."""
-        t = torch.arange(int(self.completion_lengths.max()), device=self.ids.device)
+        t = torch.arange(self.mask.size(1))
         last = self.lengths.unsqueeze(1) - 2
-        return torch.minimum(self.prompt_lengths.unsqueeze(1) - 1 + t, last)
+        return torch.minimum(self.prompt_lengths.unsqueeze(1) - 1 + t, last).to(self.ids.device)
 
     def rows(self, index: Tensor) -> Batch:
-        """The rows at ``index``, trimmed to their own longest."""
-        lengths = self.lengths[index]
+        """The rows at ``index`` (host), trimmed to the longest of them."""
+        prompt_lengths, completion_lengths = self.prompt_lengths[index], self.completion_lengths[index]
         return Batch(
-            ids=self.ids[index, : int(lengths.max())],
-            prompt_lengths=self.prompt_lengths[index],
-            completion_lengths=self.completion_lengths[index],
+            ids=self.ids[index, : int((prompt_lengths + completion_lengths).max())],
+            mask=self.mask[index, : int(completion_lengths.max())],
+            prompt_lengths=prompt_lengths,
+            completion_lengths=completion_lengths,
             prompt_index=self.prompt_index[index],
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """What one step of an algorithm leaves behind: its metrics, and the rollouts they came from."""
+    """The result of one step of an algorithm: its metrics, and the rollouts they came from, if any."""
 
     metrics: Metrics
-    groups: tuple[ScoredGroup, ...]
+    groups: tuple[ScoredGroup, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """A problem that a monitor found at a step."""
+
+    monitor: str
+    """The name of the monitor."""
+    message: str
+    """What is wrong, and what to do about it."""
+    stop: bool = False
+    """Whether the run has to stop after this step."""
+
+
+class Monitor(Protocol):
+    """Watches a run. It is called after each step, before the step is recorded, and can change neither."""
+
+    name: str
+    state: Any
+    """A dataclass with everything a resumed run needs; checkpoints hold it under the monitor's name."""
+
+    def watch(self, step: int, result: StepResult) -> Sequence[Alarm]:
+        """The alarms of step ``step``, from 1."""
+        ...
 
 
 class Generator(Protocol):
     """Anything that continues prompts: the engine in this process, a server, a group of remote actors."""
 
-    def generate(
-        self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int
-    ) -> list[RolloutGroup]:
-        """``group_size`` completions of each prompt; completion j of prompt i depends on (seed, i, j) alone."""
+    def generate(self, requests: Sequence[Request], *, sampling: Sampling) -> list[RolloutGroup]:
+        """One group per request, with one completion per seed, in their order."""
         ...
 
-    def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
-        """Replace all weights or none; the next rollout carries ``version``."""
+    def load_weights(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Replace the trainable weights (:func:`tether.models.trainable.trainable`): all of them or none. Completions
+        sampled afterwards have this ``version``."""
         ...
 
     def figures(self) -> Metrics:
-        """What the last call of :meth:`generate` cost, as ``sampling/...``; a generator that cannot tell gives none."""
+        """The cost of the last call of :meth:`generate`, as ``sampling/...``; empty if the generator cannot tell."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What comes from elsewhere, made fit to use: text for a terminal, addresses for a log, YAML for options."""
+"""Input from outside, made safe to use: text for a terminal, addresses for a log, YAML for options."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _USER = re.compile(r"(?<=:/)(/?)[^/\s'\"]*@")
 _QUERY = re.compile(r"(:/[^\s'\"?]*\?)[^\s'\"]*[^\s'\":]")
 
 LONGEST_LINE, LONGEST_VALUE = 2000, 500
-"""Characters of an error, and of one value in it, of which what is longer loses the middle."""
+"""Characters of an error, and of one value in it; the middle of a longer one is left out."""
 
 
 def printable(text: str) -> str:
-    """``text`` with an escape in place of every character that is not to be seen, as JSON writes it.
+    """``text`` with unprintable characters escaped as in JSON.
 
-    A terminal obeys control characters, and a lone surrogate cannot be written at all. A line of JSON stays the same
-    JSON.
+    A terminal obeys control characters, and an unpaired surrogate cannot be written at all. A line of JSON stays the
+    same JSON.
 
     >>> printable("\\x1b[31mred")
     '\\\\u001b[31mred'
@@ -30,13 +30,12 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """``text`` as the one line that an error is: printable, of bearable length, and without the secrets in its
-    addresses."""
+    """``text`` as one line for an error: printable, shortened, and without the secrets in its addresses."""
     return shortened(printable(redacted(" ".join(text.split()))), LONGEST_LINE)
 
 
 def shortened(text: str, longest: int) -> str:
-    """``text`` with dots in place of its middle where it has more than ``longest`` characters.
+    """``text`` with dots for its middle where it has more than ``longest`` characters.
 
     >>> shortened("abcdefghijkl", 9)
     'abc...jkl'
@@ -46,16 +45,16 @@ def shortened(text: str, longest: int) -> str:
 
 
 def shown(value: object, form: Callable[[Any], str] = repr) -> str:
-    """``value`` as an error shows it: its ``repr``, or ``form``, of bearable length, and its type where that raises."""
+    """``value`` as an error shows it: its ``repr``, or ``form``, shortened; its type where that raises."""
     try:
         text = form(value)
-    except Exception:  # an integer of five thousand digits, an error that cannot say what it is
+    except Exception:  # an integer of 5000 digits, an error whose __str__ raises
         text = f"<{type(value).__name__}>"
     return shortened(text, LONGEST_VALUE)
 
 
 def redacted(text: str) -> str:
-    """``text`` without the user and the query of an address, which may hold a password or a signature.
+    """``text`` without the user and query of addresses, which may hold a password or a signature.
 
     >>> redacted("https://me:secret@host/file?token=secret: no such file")
     'https://***@host/file?***: no such file'
@@ -66,8 +65,8 @@ def redacted(text: str) -> str:
 def read_flat_yaml(path: Path) -> dict[str, Any]:
     """The ``name: value`` lines of a YAML file; a value is a scalar or a flat collection of them.
 
-    References are refused, because a few lines of them can stand for gigabytes, and so are tags: an option has a type
-    of its own. Raises :class:`ConfigError`.
+    References are refused, because a few lines of them can expand to gigabytes, and so are tags, because an option
+    already has a type. Raises :class:`ConfigError`.
     """
     import yaml
 
@@ -79,23 +78,23 @@ def read_flat_yaml(path: Path) -> dict[str, Any]:
             line = event.start_mark.line + 1 if event.start_mark else 1
             if depth > 2 or isinstance(event, yaml.AliasEvent):
                 what = "a reference" if isinstance(event, yaml.AliasEvent) else "a collection in a collection"
-                raise ConfigError(f"{path}:{line}: {what}, and options are 'name: value' lines")
+                raise ConfigError(f"{what}, and options are 'name: value' lines", where=f"{path}:{line}")
             if tag := getattr(event, "tag", None):
-                raise ConfigError(f"{path}:{line}: not valid YAML for options (the tag {shown(tag)})")
+                raise ConfigError(f"not valid YAML for options (the tag {shown(tag)})", where=f"{path}:{line}")
         loaded = yaml.safe_load(text)
-        str(loaded)  # Python reads longer integers than it writes, if they are not decimal
+        str(loaded)  # Python reads longer integers than it writes, unless they are decimal
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        raise ConfigError(f"cannot be read ({error.strerror})", where=path) from None
     except UnicodeDecodeError:
-        raise ConfigError(f"{path}: not a text file in UTF-8") from None
+        raise ConfigError("not a text file in UTF-8", where=path) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f":{mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
-    except (ValueError, OverflowError) as error:  # a 31st of June, a number of five thousand digits
-        raise ConfigError(f"{path}: not valid YAML ({error})") from None
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise ConfigError(f"not valid YAML ({getattr(error, 'problem', None) or error})", where=where) from None
+    except (ValueError, OverflowError) as error:  # a 31st of June, a number of 5000 digits
+        raise ConfigError(f"not valid YAML ({error})", where=path) from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: must hold options as 'name: value' lines")
+        raise ConfigError("must hold options as 'name: value' lines", where=path)
     return {str(key): value for key, value in loaded.items()}

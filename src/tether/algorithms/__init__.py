@@ -1,1 +1,1 @@
-"""The algorithms, one file each: ``Config``, ``State`` and ``step``. None of them knows a file, a rank or a logger."""
+"""The algorithms, one module each: ``Config``, ``State`` and ``step``, independent of files, processes and loggers."""

@@ -1,28 +1,29 @@
-"""What every algorithm's update shares: the optimiser, its learning rate, and one guarded optimiser step."""
+"""The parts shared by all updates: the optimizer, its learning rate, gradient accumulation, and the optimizer step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.data.batching import minibatches
-from tether.errors import ConfigError, GuardError, MemoryShortError, NotFiniteError
+from tether.errors import ConfigError, GuardError, MemoryShortError
+from tether.models.masters import master_of, round_after_steps
 from tether.models.memory import within_memory
-from tether.seeds import derive_seed
+from tether.stop_requests import stoppable
 from tether.types import Metrics
+from tether.world import ALONE, World
 
 T = TypeVar("T")
 
 REFERENCE_PARAMETERS = 7e9
-"""The size of model for which each algorithm states its usual learning rate."""
+"""The model size for which each algorithm states its usual learning rate."""
 LARGEST_RATE = 1e-3
-"""No model is so small that it gets a larger rate unasked: Adam's own default (Kingma and Ba 2015)."""
+"""Upper bound of default learning rates, for small models: Adam's own default (Kingma and Ba 2015)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +31,23 @@ class Optim:
     """AdamW and its learning rate."""
 
     learning_rate: float | None = None
-    """Peak learning rate; unless given, the algorithm's usual one for the size of the model."""
+    """Peak learning rate. By default the algorithm's usual one times (7e9 / parameters)^0.6, at most 1e-3."""
     lr_schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How it goes from the peak to zero over the run, or stays."""
+    """Learning rate schedule: linear or cosine decay to zero over the run, or constant."""
     warmup_steps: int = 0
-    """Steps over which it rises from zero to the peak."""
+    """Steps of linear warmup from zero to the peak."""
     weight_decay: float = 0.0
-    """Decoupled weight decay."""
+    """AdamW: decoupled weight decay."""
     adam_beta1: float = 0.9
-    """Decay of the first moment."""
+    """AdamW beta1: decay rate of the first moment."""
     adam_beta2: float = 0.999
-    """Decay of the second moment."""
+    """AdamW beta2: decay rate of the second moment."""
     adam_eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """AdamW epsilon: added to the root of the second moment."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Gradient clipping: maximum norm. Larger gradients are scaled down to it."""
     max_skipped: int = 3
-    """Stop at this many optimiser steps in a row that were skipped because loss or gradient was not finite."""
+    """Stop the run after this many optimizer steps in a row were skipped because loss or gradient was not finite."""
 
     def __post_init__(self) -> None:
         ConfigError.unless(
@@ -65,8 +66,8 @@ class Optim:
 def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -> float:
     """The configured rate, or ``usual`` * (7e9 / parameters)^0.6, at most 1e-3; ``usual`` is for 7e9 parameters.
 
-    A small model takes, and needs, a larger rate. The exponent is a rule of thumb between two points: 1e-5, usual for
-    reward models of 7e9 parameters, and 8e-4, the best found for the embedded model's 5e6 (``docs/results.md``).
+    Small models need a larger rate. The exponent is a rule of thumb from two points: 1e-5, usual for reward models with
+    7e9 parameters, and 8e-4, the best found for the embedded model with 5e6 (``docs/results.md``).
     """
     if config.learning_rate is not None:
         return config.learning_rate
@@ -75,7 +76,7 @@ def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -
 
 
 def lr_scale(config: Optim, step: int, total_steps: int) -> float:
-    """The share of the peak learning rate at step ``step`` (from 0) of ``total_steps``; above 0 at every step."""
+    """The fraction of the peak learning rate at step ``step`` (from 0) of ``total_steps``; above 0 at every step."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     left = (total_steps - step) / max(1, total_steps - config.warmup_steps)
@@ -89,192 +90,175 @@ def lr_scale(config: Optim, step: int, total_steps: int) -> float:
 
 
 def adamw(groups: Sequence[tuple[Iterable[nn.Parameter], float]], config: Optim) -> torch.optim.AdamW:
-    """One parameter group for each ``(parameters, peak learning rate)``, over the trainable ones; those of less than
-    full precision by their masters (:func:`master_of`).
+    """AdamW over the trainable parameters, one parameter group per ``(parameters, peak learning rate)``.
+
+    Parameters in less than float32 are replaced by their masters (:mod:`tether.models.masters`).
     """
     trained = [([p for p in parameters if p.requires_grad], lr) for parameters, lr in groups]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": [master_of(p) for p in weights], "lr": lr, "peak_lr": lr} for weights, lr in trained],
         betas=(config.adam_beta1, config.adam_beta2),
         eps=config.adam_eps,
         weight_decay=config.weight_decay,
         fused=True,
     )
-    rounded = [(p, master) for weights, _ in trained for p in weights if (master := master_of(p)) is not p]
-
-    @torch.no_grad()
-    def round_masters(*_: object) -> None:
-        for weight, master in rounded:
-            weight.copy_(master)
-
-    optimiser.register_step_post_hook(round_masters)
-    return optimiser
-
-
-def master_of(weight: nn.Parameter) -> nn.Parameter:
-    """What the optimiser moves in place of ``weight``: the weight itself, or a float32 copy of one in less precision.
-
-    A bfloat16 weight of 0.02 ignores any step below 6e-5, and a second moment in bfloat16 does not decay by a
-    thousandth, so training in bfloat16 alone stands still without a word. The master lies at ``weight.master`` and is
-    as the weight is now; each backward pass moves its gradient there, so that micro-batches add up in float32 too.
-    """
-    if torch.finfo(weight.dtype).bits >= 32:
-        return weight
-    if not hasattr(weight, "master"):
-        weight.master = nn.Parameter(weight.detach().float())  # type: ignore[attr-defined]
-        weight.register_post_accumulate_grad_hook(hand_over)
-    master = cast(nn.Parameter, weight.master)  # type: ignore[attr-defined]
-    master.data.copy_(weight.data)
-    return master
-
-
-def hand_over(weight: Tensor) -> None:
-    """Add the gradient of ``weight`` to its master's, and clear it."""
-    master: Tensor = weight.master  # type: ignore[attr-defined]
-    assert weight.grad is not None
-    grad = weight.grad.float()
-    master.grad = grad if master.grad is None else master.grad + grad
-    weight.grad = None
-
-
-def masters(module: nn.Module) -> dict[str, Tensor]:
-    """The masters of a module's parameters, by the parameters' names; none where it is in full precision."""
-    return {name: p.master for name, p in module.named_parameters() if hasattr(p, "master")}
-
-
-def optimiser_step(optimiser: torch.optim.Optimizer, *, scale: float, max_grad_norm: float, where: str) -> Metrics:
-    """Clip each group's gradient to ``max_grad_norm``, step at ``scale`` times the peak rates, clear the gradients.
-
-    Gives ``grad_norm``, of the whole gradient before clipping, and the first group's ``learning_rate``. Raises
-    :class:`NotFiniteError` where the gradient is not finite, before any weight has changed.
-    """
-    norms = [
-        nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
-        for group in optimiser.param_groups
-    ]
-    total = float(torch.stack(norms).norm())
-    if not math.isfinite(total):
-        raise NotFiniteError(
-            f"{where}: the gradient is not finite ({total}); lower the learning rate or the reward's scale"
-        )
-    for group, norm in zip(optimiser.param_groups, norms, strict=True):
-        group["lr"] = group["peak_lr"] * scale
-        nn.utils.clip_grads_with_norm_(group["params"], max_grad_norm, norm)
-    optimiser.step()
-    optimiser.zero_grad()
-    return {"grad_norm": total, "learning_rate": optimiser.param_groups[0]["lr"]}
-
-
-def require_finite(value: Tensor, *, what: str, where: str) -> None:
-    """Raise :class:`NotFiniteError` that names ``what`` and ``where`` unless every entry of ``value`` is finite."""
-    finite = torch.isfinite(value)
-    if not finite.all():
-        bad = int((~finite).sum())
-        raise NotFiniteError(f"{where}: {what} is not finite in {bad} of {value.numel()} places")
-
-
-def mean_of(rows: Sequence[Metrics]) -> Metrics:
-    """The mean of each figure over rows that all have the same figures; none of no rows."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+    round_after_steps(optimizer, [p for weights, _ in trained for p in weights])
+    return optimizer
 
 
 @dataclass(kw_only=True)
 class Guard:
-    """What a run's optimiser steps have been through; a part of every algorithm's state."""
+    """A run's token budget and counts of its optimizer steps; part of every algorithm's state."""
 
     token_budget: int
-    """Of one forward and backward pass: ``micro_batch_tokens``, halved whenever memory ran out."""
+    """Token budget of one forward and backward pass: ``micro_batch_tokens``, halved whenever memory ran out."""
     taken: int = 0
-    """Optimiser steps that changed the weights."""
+    """Optimizer steps that changed the weights."""
     skipped: int = 0
-    """Those that did not, because loss or gradient was not finite."""
+    """Optimizer steps skipped because loss or gradient was not finite."""
     skipped_in_a_row: int = 0
-    """The latest of them."""
+    """Optimizer steps skipped since the last one taken."""
 
-    def fit(self, attempt: Callable[[int], T]) -> T:
-        """``attempt(token_budget)``, which begins anew with half the budget each time that memory runs out."""
+    def fit(self, attempt: Callable[[int], T], world: World = ALONE) -> T:
+        """The result of ``attempt(token_budget)``. Whenever memory runs out on any rank, all ranks restart it with half
+        the budget, so ``attempt`` must make no collective calls."""
         try:
-            found, self.token_budget = within_memory(attempt, self.token_budget)
+            budget = -world.max(-self.token_budget)
+            found, self.token_budget = within_memory(attempt, budget, agree=world.any)
         except MemoryShortError as error:
-            advice = "free some, or begin anew with shorter rows or --checkpoint-activations"
-            raise MemoryShortError(f"{error}; {advice}") from error
+            error.advise("free some memory, or start again with shorter rows or --checkpoint-activations")
+            raise
         return found
 
     def metrics(self) -> Metrics:
         return {"skipped_updates": float(self.skipped)}
 
-    def require_sound_end(self, where: str) -> None:
-        """Raise :class:`GuardError` where the latest steps were skipped: there is no later one to show that the weights
-        are sound."""
+    def require_sound_end(self) -> None:
+        """Raise :class:`GuardError` if the last steps were skipped: no later step shows that the weights are sound."""
         if self.skipped_in_a_row:
             raise GuardError(
-                f"{where}: the run ended on {self.skipped_in_a_row} skipped optimiser steps, whose loss or gradient "
-                "was not finite, so its weights are not to be trusted; begin anew with a lower learning rate, or take "
-                "more steps (--steps, --epochs or --rounds, with --allow)"
+                f"the run ended on {self.skipped_in_a_row} skipped optimizer steps, whose loss or gradient was not "
+                "finite, so its weights cannot be trusted",
+                hint="start again with a lower learning rate, or take more steps "
+                "(--steps, --epochs or --rounds, with --allow)",
             )
 
 
-def guarded_step(
+@dataclass(frozen=True)
+class Accumulated:
+    """The result of accumulating a gradient."""
+
+    loss: float
+    """This rank's share of the loss: the sum over its micro-batches."""
+    problem: str = ""
+    """Why no optimizer step can be taken; empty if one can."""
+
+
+def accumulate(
     guard: Guard,
-    optimiser: torch.optim.Optimizer,
-    gradient: Callable[[int], T],
+    optimizer: torch.optim.Optimizer,
+    parts: Callable[[int], Iterable[Tensor]],
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    world: World = ALONE,
+) -> Accumulated:
+    """Accumulate the gradient of one optimizer step, micro-batch by micro-batch, in the parameters' ``grad``.
+
+    ``parts(token_budget)`` splits the rows into micro-batches, and ``loss_of(part)`` is a micro-batch's share of the
+    loss. If memory runs out, everything is recomputed in smaller parts, which add up to the same gradient. A loss that
+    is not finite, on any rank, ends the accumulation and is its ``problem``.
+    """
+
+    def attempt(token_budget: int) -> Accumulated:
+        optimizer.zero_grad()
+        total = 0.0
+        for part in stoppable(parts(token_budget)):
+            loss = loss_of(part)
+            if problem := not_finite(loss, what="the loss"):
+                return Accumulated(total, problem)
+            loss.backward()
+            total += loss.item()
+        return Accumulated(total)
+
+    accumulated = guard.fit(attempt, world)
+    if world.any(bool(accumulated.problem)) and not accumulated.problem:
+        return Accumulated(accumulated.loss, "the loss is not finite on another rank")
+    return accumulated
+
+
+def apply(
+    guard: Guard,
+    optimizer: torch.optim.Optimizer,
+    accumulated: Accumulated,
     *,
     scale: float,
     config: Optim,
     where: str,
-) -> tuple[T, Metrics] | None:
-    """One optimiser step along ``gradient``, which accumulates it for a token budget and gives its figures; they and
-    :func:`optimiser_step`'s are the result.
+    world: World = ALONE,
+) -> Metrics | None:
+    """Take one optimizer step with the accumulated gradient, at ``scale`` times the peak rates, and clear the gradient.
 
-    Where memory runs out, the gradient is computed again in smaller pieces, which add up to the same one. Where loss or
-    gradient is not finite, the step is skipped: weights and optimiser stay as they are, and the result is None. Raises
-    :class:`GuardError` once ``max_skipped`` steps in a row were, and at the first one of a run, which is no accident.
+    Returns ``grad_norm``, of the whole gradient before clipping, and the first group's ``learning_rate``; each group's
+    gradient is clipped to ``max_grad_norm``. If loss or gradient is not finite, the step is skipped: weights and
+    optimizer are unchanged, and the result is None. Raises :class:`GuardError` once ``max_skipped`` steps in a row were
+    skipped, and if a run's first step is skipped, which is unlikely to be an outlier.
     """
-
-    def anew(token_budget: int) -> T:
-        optimiser.zero_grad()
-        return gradient(token_budget)
-
-    try:
-        figures = guard.fit(anew)
-        moved = optimiser_step(optimiser, scale=scale, max_grad_norm=config.max_grad_norm, where=where)
-    except NotFiniteError as error:
-        optimiser.zero_grad()
+    problem, total, norms = accumulated.problem, math.nan, list[Tensor]()
+    if not problem:
+        add_over_ranks(optimizer, world)
+        norms = [
+            nn.utils.get_total_norm([p.grad for p in group["params"] if p.grad is not None])
+            for group in optimizer.param_groups
+        ]
+        total = float(torch.stack(norms).norm())
+        if not math.isfinite(total):
+            problem = f"the gradient is not finite ({total})"
+    if problem:
+        optimizer.zero_grad()
         guard.skipped += 1
         guard.skipped_in_a_row += 1
         if guard.taken == 0 or guard.skipped_in_a_row >= config.max_skipped:
             count = guard.skipped_in_a_row
-            often = f"; the optimiser has skipped {count} steps in a row" if count > 1 else ""
-            raise GuardError(f"{error}{often}; the run is stopped") from error
+            often = f"; the optimizer has skipped {count} steps in a row" if count > 1 else ""
+            raise GuardError(
+                f"{problem}{often}; the run is stopped",
+                where=where,
+                hint="lower the learning rate or the reward's scale",
+            )
         return None
+    for group, norm in zip(optimizer.param_groups, norms, strict=True):
+        group["lr"] = group["peak_lr"] * scale
+        nn.utils.clip_grads_with_norm_(group["params"], config.max_grad_norm, norm)
+    optimizer.step()
+    optimizer.zero_grad()
     guard.taken += 1
     guard.skipped_in_a_row = 0
-    return figures, moved
+    return {"grad_norm": total, "learning_rate": optimizer.param_groups[0]["lr"]}
 
 
-E = TypeVar("E")
+def add_over_ranks(optimizer: torch.optim.Optimizer, world: World) -> None:
+    """Sum each gradient over the ranks. Their losses have one denominator, so the sum is the whole gradient."""
+    if world.size > 1:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.grad = world.sum(weight.grad)
 
 
-@dataclass(kw_only=True)
-class Update(Generic[E]):
-    """A policy update under way: what it learns from, and how far it has come."""
+def not_finite(value: Tensor, *, what: str) -> str:
+    """``WHAT is not finite in n of m places``, or an empty string if every entry of ``value`` is finite."""
+    finite = torch.isfinite(value)
+    if finite.all():
+        return ""
+    return f"{what} is not finite in {int((~finite).sum())} of {value.numel()} places"
 
-    experience: E
-    metrics: Metrics
-    """Of the experience."""
-    passed: int = 0
-    """Minibatches gone through, counted over all epochs."""
-    rows: list[Metrics] = field(default_factory=list)
-    """Of each optimiser step."""
-    gap: Metrics = field(default_factory=dict)
-    """Between the sampler's and the trainer's log-probs, at the first minibatch."""
 
-    def remaining(self, count: int, *, epochs: int, parts: int, seed: int, step: int) -> Iterator[Tensor]:
-        """The index tensors of the minibatches that are left: ``parts`` an epoch, over ``count`` rows.
+def require_finite(value: Tensor, *, what: str, where: str) -> None:
+    """Raise :class:`GuardError`, naming ``what`` and ``where``, unless every entry of ``value`` is finite."""
+    if problem := not_finite(value, what=what):
+        raise GuardError(problem, where=where)
 
-        One that was left half-way, by an interruption say, counts as not begun.
-        """
-        while self.passed < epochs * parts:
-            epoch, part = divmod(self.passed, parts)
-            yield minibatches(count, parts, seed=derive_seed(seed, "minibatch", step, epoch))[part]
-            self.passed += 1
+
+def mean_of(rows: Sequence[Metrics]) -> Metrics:
+    """The mean of each figure over rows that all have the same figures; empty without rows."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}

@@ -1,4 +1,4 @@
-"""What a step spends its time on."""
+"""The time that a step spends in each phase."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Literal
 
 import torch
 
+from tether.figures import Figures, Max
 from tether.types import Metrics
 
 Phase = Literal["generate", "score", "reference", "advantage", "update", "eval"]
-"""``reference`` is every pass without gradient over what was sampled: old and reference log-probs, values."""
+"""``reference`` covers all passes over the samples without gradient: old and reference log-probs, values."""
 
 
 class PhaseClock:
-    """The seconds of one step's phases: ``with clock.phase("score"): ...``; a phase entered twice adds up.
+    """Times the phases of one step: ``with clock.phase("score"): ...``. A phase entered twice adds up.
 
-    On CUDA a phase ends when the device has done all it was given, so that no phase pays for the one before.
+    On CUDA a phase ends with a synchronisation, so that its work does not count in the next phase.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -33,6 +34,10 @@ class PhaseClock:
             torch.cuda.synchronize(self.device)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
+    def figures(self) -> Figures:
+        """``time/PHASE`` of each phase, in seconds: the maximum over ranks, since all wait for the slowest."""
+        return {f"time/{name}": Max(seconds) for name, seconds in self.seconds.items()}
+
     def metrics(self) -> Metrics:
-        """``time/PHASE`` of each phase there was."""
+        """``time/PHASE`` of each phase on this rank, in seconds."""
         return {f"time/{name}": seconds for name, seconds in self.seconds.items()}

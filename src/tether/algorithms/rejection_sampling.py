@@ -1,8 +1,8 @@
-"""Rejection sampling: sample N completions a prompt, keep the best K by score, imitate them, and perhaps do it again.
+"""Rejection sampling: sample N completions per prompt, keep the best K by score, fine-tune on them, optionally repeat.
 
-One round is a step: roll out from the current policy, score, select, and fine-tune on what was selected (:mod:`sft`).
-Picking the best of N moves the distribution by at most log N - (N - 1) / N nats, whatever the reward: the tether is
-built in, and later rounds add to it.
+One round is a step: roll out from the current policy, score, select, and fine-tune on the selection (:mod:`sft`).
+Picking the best of N moves the distribution by at most log N - (N - 1) / N nats, whatever the reward, so no KL term is
+needed; later rounds add to it.
 """
 
 from __future__ import annotations
@@ -20,68 +20,84 @@ from tether.algorithms.optimise import mean_of, require_finite
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import (
     batch_of,
-    kl_metrics,
+    first_of,
+    generator_figures,
+    kl_figures,
     lengths_of,
     old_logprobs,
-    policy_logprobs,
-    rollout_metrics,
+    reference_logprobs,
+    roll_out,
+    rollout_figures,
     scores_of,
 )
 from tether.errors import ConfigError
+from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
-from tether.models.policy import reference_of
+from tether.models.reference import Reference, reference_of
+from tether.models.trainable import trainable
 from tether.ops.divergence import top_k_of_n_kl
 from tether.seeds import derive_seed, generator
-from tether.types import Completion, Demonstration, Generator, Metrics, Prompt, Sampling, Score, ScoredGroup, Scorer
+from tether.types import (
+    Completion,
+    Demonstration,
+    Generator,
+    Metrics,
+    Prompt,
+    Sampling,
+    Score,
+    ScoredGroup,
+    Scorer,
+)
+from tether.world import ALONE, World
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Options of rejection sampling."""
 
-    samples_per_prompt: int = 8
-    """N: completions sampled for each prompt."""
+    group_size: int = 8
+    """N: completions per prompt."""
     top_k: int = 1
-    """K: completions kept a prompt."""
+    """K: completions kept per prompt."""
     keep: Literal["per_prompt", "overall"] = "per_prompt"
-    """Keep the K best of each prompt, or the K * prompts best of them all."""
+    """Selection per prompt (the K best of each), or overall (the K * prompts best of all)."""
     select: Literal["best", "random"] = "best"
-    """Keep by score, or by lot: the control that shows what imitation alone does."""
+    """Select the best by score, or random ones as a control for the effect of imitation alone."""
     rounds: int = 1
-    """Times to sample, select and fine-tune, each from the policy that the round before left."""
+    """Rounds of sampling, selection and fine-tuning, each from the policy of the previous round."""
     sampling: Sampling = field(default_factory=Sampling)
     sft: sft.Config = field(default_factory=sft.Config)
 
     def __post_init__(self) -> None:
-        n, k = self.samples_per_prompt, self.top_k
+        n, k = self.group_size, self.top_k
         ConfigError.unless(
             {
                 "top_k must be at least 1": k >= 1,
-                f"samples_per_prompt (N = {n}) must be at least top_k (K = {k})": n >= k,
+                f"group_size (N = {n}) must be at least top_k (K = {k})": n >= k,
                 "rounds must be at least 1": self.rounds >= 1,
-                "temperature must be above 0: N equal samples leave no choice": self.sampling.temperature > 0,
+                "temperature must be above 0: there is no best of N equal samples": self.sampling.temperature > 0,
             }
         )
 
 
 @dataclass(kw_only=True)
 class State:
-    """All that a resumed run needs."""
+    """The training state: everything a resumed run needs."""
 
     policy: PreTrainedModel
-    reference: PreTrainedModel
+    reference: Reference
     tuning: sft.State
-    """The round's fine-tuning; each round has its own optimiser, and all have one guard."""
+    """The round's fine-tuning state. Each round has its own optimizer; all rounds share one guard."""
     seed: int
     round: int = 0
-    sampled: Metrics = field(default_factory=dict)
-    """What the round has sampled, once its fine-tuning has begun."""
+    sampled: Metrics | None = None
+    """Metrics of the round's samples, once known; None between rounds."""
     rows: list[Metrics] = field(default_factory=list)
-    """Of the round's fine-tuning steps so far."""
+    """Metrics of the round's fine-tuning steps so far."""
 
     @staticmethod
     def create(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int) -> State:
-        """A fresh state; the reference is the policy as it is now. ``prompts`` is how many each round samples from."""
+        """A new state, whose reference is the current policy. ``prompts`` is the number of prompts per round."""
         return State(
             policy=policy,
             reference=reference_of(policy),
@@ -91,13 +107,13 @@ class State:
 
 
 def tuning_of(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int, number: int) -> sft.State:
-    """A fresh fine-tuning for round ``number``, over the K * ``prompts`` completions that it will select."""
+    """A new fine-tuning state for round ``number``, on the K * ``prompts`` completions that it will select."""
     return sft.State.create(policy, config.top_k * prompts, config.sft, seed=derive_seed(seed, "sft", number))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """A kept completion with the prompt it belongs to and the score it was kept for."""
+    """A selected completion with its prompt and its score."""
 
     prompt: Prompt
     completion: Completion
@@ -105,12 +121,13 @@ class Selected:
 
     @property
     def demonstration(self) -> Demonstration:
-        return Demonstration(prompt_ids=self.prompt.ids, completion_ids=self.completion.ids)
+        completion = self.completion
+        return Demonstration(prompt_ids=self.prompt.ids, completion_ids=completion.ids, completion_mask=completion.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundResult:
-    """What one round leaves behind."""
+    """The result of one round."""
 
     metrics: Metrics
     groups: tuple[ScoredGroup, ...]
@@ -121,53 +138,59 @@ def step(
     state: State,
     prompts: Sequence[Prompt],
     *,
-    generate: Generator,
-    score: Scorer,
+    generator: Generator,
+    scorer: Scorer,
     config: Config,
     on_step: Callable[[Metrics], None],
+    world: World = ALONE,
 ) -> RoundResult:
-    """One round: sample, score, select, imitate. ``on_step`` gets the metrics of each fine-tuning step.
+    """One round: sample, score, select, fine-tune. ``on_step`` receives the metrics of each fine-tuning step.
 
-    A round that was left half-way goes on where its fine-tuning was, if ``generate`` and ``score`` give again what they
-    gave then.
+    An interrupted round resumes within its fine-tuning if ``generator`` and ``scorer`` return what they returned
+    before.
     """
     where = f"rejection-sampling round {state.round + 1}"
     clock = PhaseClock(state.policy.device)
-    with clock.phase("generate"):
-        rollouts = generate.generate(
-            prompts,
-            group_size=config.samples_per_prompt,
-            sampling=config.sampling,
-            seed=derive_seed(state.seed, "rollout", state.round),
-        )
-    with clock.phase("score"):
-        groups = tuple(score.score(rollouts))
+    rolled_out = roll_out(
+        prompts,
+        generator=generator,
+        scorer=scorer,
+        group_size=config.group_size,
+        sampling=config.sampling,
+        seed=derive_seed(state.seed, "rollout", state.round),
+        first=first_of(prompts, world),
+        clock=clock,
+    )
+    groups = tuple(rolled_out)
     require_finite(scores_of(groups, torch.device("cpu")), what="the reward", where=where)
     selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
-    if not state.sampled:
+    if state.sampled is None:
         with clock.phase("reference"):
-            state.sampled = round_metrics(state, groups, selected, config=config, where=where)
+            state.sampled = round_metrics(state, groups, selected, config=config, where=where, world=world)
     with clock.phase("update"):
-        metrics = state.sampled | imitate(
-            state, [s.demonstration for s in selected], config=config.sft, on_step=on_step
-        )
+        demonstrations = [s.demonstration for s in selected]
+        metrics = state.sampled | imitate(state, demonstrations, config=config.sft, on_step=on_step, world=world)
         state.round += 1
         guard = replace(state.tuning.guard, skipped=0)
         state.tuning = tuning_of(state.policy, config, prompts=len(prompts), seed=state.seed, number=state.round)
         state.tuning.guard = guard
-        state.sampled, state.rows = {}, []
-        generate.load_weights(state.round, state.policy.named_parameters())
+        state.sampled, state.rows = None, []
+        generator.load_weights(state.round, trainable(state.policy).items())
     forward = forward_flops(shape_of(state.policy), lengths_of(groups))
-    metrics |= {"flops/generate": forward, "flops/reference": forward * (1 + config.sampling.truncated)}
-    metrics |= generate.figures() | clock.metrics()
+    flops: Figures = {
+        "flops/generate": Sum(forward),
+        "flops/reference": Sum(forward * (1 + config.sampling.truncated)),
+    }
+    metrics |= reduce(flops | generator_figures(generator) | clock.figures(), world)
     return RoundResult(metrics=metrics, groups=groups, selected=selected)
 
 
 def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple[Selected, ...]:
-    """The completions to imitate: K a prompt, or K * P overall; by score, and among equal scores by lot, or all by lot.
+    """The completions to imitate: K per prompt, or K * P overall; by score, with ties broken at random, or all at
+    random.
 
-    Rewards such as a right answer's 0 or 1 tie often: kept in the order of the data, the first prompts would take all
-    the places there are overall.
+    Rewards such as 0 or 1 for a right answer tie often. If ties were broken in the order of the data, selection overall
+    would favour the first prompts.
     """
     candidates = [
         [
@@ -178,10 +201,10 @@ def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple
     ]
     pools = candidates if config.keep == "per_prompt" else [[one for pool in candidates for one in pool]]
     amount = config.top_k if config.keep == "per_prompt" else config.top_k * len(groups)
-    lot = generator(seed)
+    draw = generator(seed)
     chosen: list[Selected] = []
     for pool in pools:
-        drawn = [pool[i] for i in torch.randperm(len(pool), generator=lot).tolist()]
+        drawn = [pool[i] for i in torch.randperm(len(pool), generator=draw).tolist()]
         if config.select == "best":
             drawn.sort(key=lambda one: -one.score.total)
         chosen += drawn[:amount]
@@ -189,42 +212,58 @@ def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple
 
 
 def round_metrics(
-    state: State, groups: Sequence[ScoredGroup], selected: Sequence[Selected], *, config: Config, where: str
+    state: State,
+    groups: Sequence[ScoredGroup],
+    selected: Sequence[Selected],
+    *,
+    config: Config,
+    where: str,
+    world: World,
 ) -> Metrics:
-    """What was sampled and what was kept.
+    """Metrics of the samples and of the selection.
 
-    ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` the most that selecting adds,
-    for K of N a prompt and no ties; ``reward/selected`` and ``reward/gain`` what it was for.
+    ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` is the most that selection
+    adds, for K of N per prompt without ties; ``reward/gain`` is its gain in mean reward.
     """
     batch = batch_of(groups, state.policy.device)
+    temperature = config.sampling.temperature
 
     def passes(budget: int) -> tuple[Tensor, Tensor]:
         return (
             old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
-            policy_logprobs(state.reference, batch, temperature=config.sampling.temperature, token_budget=budget),
+            reference_logprobs(state.reference, batch, temperature=temperature, token_budget=budget),
         )
 
-    logp, ref_logp = state.tuning.guard.fit(passes)
-    metrics = rollout_metrics(groups) | kl_metrics(logp, ref_logp, batch.mask, where=where)
-    kept = sum(one.score.total for one in selected) / len(selected)
-    metrics |= {"reward/selected": kept, "reward/gain": kept - metrics["reward"], "selected": float(len(selected))}
+    logp, ref_logp = state.tuning.guard.fit(passes, world)
+    metrics = reduce(rollout_figures(groups) | kl_figures(logp, ref_logp, batch.mask, where=where), world)
+    kept = reduce(
+        {
+            "reward/selected": Mean(sum(one.score.total for one in selected) / len(selected), len(selected)),
+            "selected": Sum(float(len(selected))),
+        },
+        world,
+    )
+    metrics |= kept | {"reward/gain": kept["reward/selected"] - metrics["reward"]}
     if config.select == "best" and config.keep == "per_prompt":
-        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.samples_per_prompt)
+        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.group_size)
     return metrics
 
 
 def imitate(
-    state: State, demonstrations: Sequence[Demonstration], *, config: sft.Config, on_step: Callable[[Metrics], None]
+    state: State,
+    demonstrations: Sequence[Demonstration],
+    *,
+    config: sft.Config,
+    on_step: Callable[[Metrics], None],
+    world: World,
 ) -> Metrics:
-    """Fine-tune on the demonstrations to the end of the schedule; gives the mean of the steps' metrics as ``sft/...``,
-    and the ``flops/update`` of them all.
+    """Fine-tune on the demonstrations to the end of the schedule. Returns the mean of the steps' metrics as
+    ``sft/...``, and their total ``flops/update``.
     """
     tuning = state.tuning
-    while tuning.step < tuning.total_steps:
-        with tuning.cursor.undone_unless_done():
-            batch = tuning.cursor.take(demonstrations, min(config.batch_size, len(demonstrations)))
-            state.rows.append(sft.step(tuning, batch, config=config))
-        on_step(state.rows[-1])
+    for result in sft.steps(tuning, demonstrations, config=config, world=world):
+        state.rows.append(result.metrics)
+        on_step(result.metrics)
     taken = [row for row in state.rows if "loss" in row]
     means = {name: value for name, value in mean_of(taken).items() if not name.startswith(("time/", "flops/"))}
     return {

@@ -1,28 +1,31 @@
-"""Reward-model training: Bradley-Terry on preference pairs, with the held-out accuracy in charge.
+"""Reward-model training: Bradley-Terry on preference pairs, with early stopping on held-out accuracy.
 
     loss = mean over pairs of -log sigmoid(r_w - r_l - margin) + centring * (r_w + r_l)^2
 
-A reward model learns its pairs within an epoch or two and then only grows surer of itself. So the held-out accuracy is
-measured several times an epoch, training stops when it has not improved for ``patience`` measurements, and the weights
-of the best one are what is left in the model.
+A reward model learns its pairs within an epoch or two; after that only its confidence grows. Held-out accuracy is
+therefore measured several times per epoch, training stops when it has not improved for ``patience`` evaluations, and
+the model ends with the weights of the best one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tether.algorithms.epochs import epochs
 from tether.algorithms.optimise import (
     Guard,
     Optim,
+    accumulate,
     adamw,
-    guarded_step,
+    apply,
     lr_scale,
     peak_learning_rate,
     require_finite,
@@ -30,17 +33,18 @@ from tether.algorithms.optimise import (
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, within_budget
 from tether.errors import ConfigError
-from tether.interruption import stoppable
+from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
 from tether.models.reward import score_batch, score_sequences
 from tether.ops.losses import bradley_terry
-from tether.types import Batch, Metrics, PreferencePair, Row
+from tether.types import Batch, Metrics, PreferencePair, PromptCompletion, StepResult
+from tether.world import ALONE, World
 
 LEARNING_RATE = 1e-5
-"""Usual for a model of 7e9 parameters."""
+"""The usual rate for a model with 7e9 parameters."""
 EMBEDDING_RATE = 3.0
-"""The token embeddings' learning rate, as a multiple: a token's row moves only when the token occurs, and in an epoch
-or two most words occur a few times at most."""
+"""Multiple of the learning rate for the token embeddings: a row moves only when its token occurs, and most words occur
+at most a few times in an epoch or two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +52,17 @@ class Config:
     """Options of reward-model training."""
 
     epochs: float = 2.0
-    """Passes over the pairs, if early stopping does not end them before."""
+    """Epochs over the pairs, unless early stopping ends them."""
     batch_size: int = 32
-    """Pairs an optimiser step."""
+    """Pairs per optimizer step."""
     centring: float = 0.01
-    """Weight of (r_w + r_l)^2, which holds the scores near 0."""
+    """Weight of (r_w + r_l)^2, which keeps the scores near 0."""
     evals_per_epoch: int = 4
-    """Measurements of held-out accuracy an epoch."""
+    """Evaluations on the held-out pairs per epoch."""
     patience: int = 4
-    """Stop after this many measurements without a better one; 0 never stops early."""
+    """Early stopping: evaluations without a better one after which training stops; 0 is off."""
     micro_batch_tokens: int = 8192
-    """Token budget of one forward and backward pass; it does not change the gradient."""
+    """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
     optim: Optim = field(default_factory=lambda: Optim(warmup_steps=20))
 
     def __post_init__(self) -> None:
@@ -74,7 +78,7 @@ class Config:
         )
 
     def total_steps(self, pairs: int) -> int:
-        """Optimiser steps for this many pairs."""
+        """Optimizer steps for this many pairs."""
         return max(1, round(self.epochs * pairs / min(self.batch_size, pairs)))
 
     def steps_between_evals(self, pairs: int) -> int:
@@ -83,16 +87,16 @@ class Config:
 
 @dataclass(kw_only=True)
 class State:
-    """All that a resumed run needs."""
+    """The training state: everything a resumed run needs."""
 
     model: PreTrainedModel
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     cursor: Cursor
     guard: Guard
     total_steps: int
     step: int = 0
-    row: Metrics = field(default_factory=dict)
-    """Of the last step, as long as its evaluation is due."""
+    pending: Metrics | None = None
+    """Metrics of the last step while its held-out evaluation is due; otherwise None."""
     best_accuracy: float = 0.0
     best_loss: float = float("inf")
     best_step: int = 0
@@ -106,26 +110,30 @@ class State:
         others = [p for p in model.parameters() if not any(p is weight for weight in embedding)]
         return State(
             model=model,
-            optimiser=adamw([(others, rate), (embedding, EMBEDDING_RATE * rate)], config.optim),
+            optimizer=adamw([(others, rate), (embedding, EMBEDDING_RATE * rate)], config.optim),
             cursor=Cursor(pairs, seed),
             guard=Guard(token_budget=config.micro_batch_tokens),
             total_steps=config.total_steps(pairs),
         )
 
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
     def over(self, config: Config) -> bool:
-        """Whether the schedule or the patience has come to its end."""
+        """Whether the schedule or the patience is exhausted."""
         impatient = config.patience > 0 and self.evals_without_better >= config.patience
-        return not self.row and (impatient or self.step >= self.total_steps)
+        return impatient or self.step >= self.total_steps
 
 
-def sides(pairs: Sequence[PreferencePair]) -> list[Row]:
+def sides(pairs: Sequence[PreferencePair]) -> list[PromptCompletion]:
     """All chosen rows, then all rejected ones."""
-    chosen: list[Row] = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
+    chosen: list[PromptCompletion] = [(pair.prompt_ids, pair.chosen_ids) for pair in pairs]
     return chosen + [(pair.prompt_ids, pair.rejected_ids) for pair in pairs]
 
 
 def pair_batches(pairs: Sequence[PreferencePair], token_budget: int) -> list[Tensor]:
-    """Index tensors of pairs for one forward and backward pass each; both sides of a pair stay together."""
+    """Index tensors of pairs, one per forward and backward pass; both sides of a pair stay together."""
     index: dict[tuple[int, ...], int] = {}
     return within_budget(
         [len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs],
@@ -135,62 +143,65 @@ def pair_batches(pairs: Sequence[PreferencePair], token_budget: int) -> list[Ten
     )
 
 
-def step(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
-    """One optimiser step on ``pairs``."""
-    clock = PhaseClock(state.model.device)
+def step(state: State, pairs: Sequence[PreferencePair], *, config: Config, world: World = ALONE) -> StepResult:
+    """One optimizer step on ``pairs``. A skipped step has no ``loss`` or other figures of the update."""
+    clock = PhaseClock(state.device)
     with clock.phase("update"):
-        metrics = update(state, pairs, config=config)
+        figures, taken = update(state, pairs, config=config, world=world)
     lengths = [(len(pair.prompt_ids), [len(pair.chosen_ids), len(pair.rejected_ids)]) for pair in pairs]
-    metrics["flops/update"] = 3 * forward_flops(shape_of(state.model), lengths)
-    return metrics | clock.metrics()
+    figures["flops/update"] = Sum(3 * forward_flops(shape_of(state.model), lengths))
+    return StepResult(metrics=reduce(figures | clock.figures(), world) | taken | state.guard.metrics())
 
 
-def update(state: State, pairs: Sequence[PreferencePair], *, config: Config) -> Metrics:
-    """Gradient and optimiser step; without ``loss`` and what belongs to it where the step was skipped."""
-    where = f"reward step {state.step + 1}"
-    device = state.model.device
+def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, world: World) -> tuple[Figures, Metrics]:
+    """Compute the gradient and take the optimizer step."""
+    chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
+    count = world.sum(len(pairs))
 
-    def gradient(token_budget: int) -> Metrics:
-        chosen, rejected = torch.zeros(len(pairs)), torch.zeros(len(pairs))
-        total = 0.0
-        for part in stoppable(pair_batches(pairs, token_budget)):
-            members = [pairs[i] for i in part.tolist()]
-            r_w, r_l = score_batch(state.model, Batch.collate(sides(members), device)).chunk(2)
-            margin = torch.tensor([pair.margin for pair in members], device=device)
-            loss = bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / len(pairs)
-            require_finite(loss, what="the loss", where=where)
-            loss.backward()
-            total += loss.item()
-            chosen[part], rejected[part] = r_w.detach().cpu(), r_l.detach().cpu()
-        return {"loss": total, **score_metrics(chosen, rejected)}
+    def loss_of(part: Tensor) -> Tensor:
+        members = [pairs[i] for i in part.tolist()]
+        r_w, r_l = score_batch(state.model, Batch.collate(sides(members), state.device)).chunk(2)
+        chosen[part], rejected[part] = r_w.detach().cpu(), r_l.detach().cpu()
+        margin = torch.tensor([pair.margin for pair in members], device=state.device)
+        return bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / count
 
-    scale = lr_scale(config.optim, state.step, state.total_steps)
-    taken = guarded_step(state.guard, state.optimiser, gradient, scale=scale, config=config.optim, where=where)
+    accumulated = accumulate(state.guard, state.optimizer, partial(pair_batches, pairs), loss_of, world=world)
+    taken = apply(
+        state.guard,
+        state.optimizer,
+        accumulated,
+        scale=lr_scale(config.optim, state.step, state.total_steps),
+        config=config.optim,
+        where=f"reward step {state.step + 1}",
+        world=world,
+    )
     state.step += 1
     tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
-    figures = taken[0] | taken[1] if taken else {}
-    return figures | state.guard.metrics() | {"num_tokens": float(tokens)}
+    figures: Figures = {"num_tokens": Sum(float(tokens))}
+    if taken is None:
+        return figures, {}
+    return figures | {"loss": Sum(accumulated.loss)} | score_figures(chosen, rejected), taken
 
 
-def score_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
-    """What the scores [N] of both sides say of the pairs that were learned from."""
+def score_figures(chosen: Tensor, rejected: Tensor) -> Figures:
+    """Accuracy, margin and mean reward on the step's pairs, from the scores [N] of both sides."""
     difference = chosen - rejected
     return {
-        "accuracy": float((difference > 0).float().mean()),
-        "margin": float(difference.mean()),
-        "mean_reward": float(torch.cat([chosen, rejected]).mean()),
+        "accuracy": Mean(float((difference > 0).float().mean()), len(chosen)),
+        "margin": Mean(float(difference.mean()), len(chosen)),
+        "mean_reward": Mean(float(torch.cat([chosen, rejected]).mean()), len(chosen)),
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How a reward model does on pairs it has not seen."""
+    """Results of a reward model on held-out pairs."""
 
     pairs: int
     accuracy: float
     """Share of pairs whose chosen side scores higher; a tie counts half."""
     log_loss: float
-    """Mean of -log sigmoid(r_w - r_l), nats; log 2 = 0.693 is a coin's."""
+    """Mean of -log sigmoid(r_w - r_l), nats; random guessing has log 2 = 0.693."""
     calibration_error: float
     """Expected calibration error: mean over pairs of |accuracy - confidence| in ten bins of confidence."""
     bins: tuple[tuple[float, float, int], ...]
@@ -216,7 +227,7 @@ def evaluate(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_b
 
 
 def assess(difference: Tensor) -> Evaluation:
-    """The evaluation that score differences r_w - r_l [N] amount to.
+    """The evaluation of score differences r_w - r_l [N].
 
     The confidence of a pair is sigmoid(|r_w - r_l|), the probability that the model gives to the side it prefers.
     """
@@ -239,48 +250,53 @@ def assess(difference: Tensor) -> Evaluation:
     )
 
 
-def train(
+def steps(
     state: State,
     pairs: Sequence[PreferencePair],
     held_out: Sequence[PreferencePair],
     *,
     config: Config,
-    on_step: Callable[[Metrics], None],
-) -> Evaluation:
-    """Train until the schedule or the patience ends, put the best weights back, and normalise.
+    world: World = ALONE,
+) -> Iterator[StepResult]:
+    """All remaining steps, with held-out figures ``evals_per_epoch`` times per epoch; call :func:`finish` afterwards.
 
-    The best weights are those with the highest held-out accuracy; where that is too close to call, those with the lower
-    log loss (:func:`better`). ``on_step`` gets each step's metrics, with held-out figures where they were measured.
+    The state keeps the weights of the best evaluation (:func:`keep_best`).
     """
-
-    def measure(token_budget: int) -> Evaluation:
-        return evaluate(state.model, held_out, token_budget=token_budget)
-
     every = config.steps_between_evals(len(pairs))
-    while not state.over(config):
-        if not state.row:
-            with state.cursor.undone_unless_done():
-                state.row = step(state, state.cursor.take(pairs, min(config.batch_size, len(pairs))), config=config)
-        metrics = dict(state.row)
-        if state.step % every == 0 or state.step == state.total_steps:
-            clock = PhaseClock(state.model.device)
-            with clock.phase("eval"):
-                evaluation = state.guard.fit(measure)
-            metrics |= evaluation.metrics() | clock.metrics()
-            keep_best(state, evaluation)
-        state.row = {}
-        on_step(metrics)
+
+    def measure() -> Metrics:
+        evaluation = state.guard.fit(lambda budget: evaluate(state.model, held_out, token_budget=budget), world)
+        keep_best(state, evaluation)
+        return evaluation.metrics()
+
+    return epochs(
+        state,
+        pairs,
+        batch_size=config.batch_size,
+        step=lambda rows: step(state, rows, config=config, world=world),
+        over=lambda: state.over(config),
+        evaluate=measure,
+        due=lambda: state.step % every == 0 or state.step == state.total_steps,
+    )
+
+
+def finish(state: State, pairs: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> Evaluation:
+    """Restore the best weights, normalise on the training pairs, and evaluate once more.
+
+    The best weights are those with the highest held-out accuracy or, within its standard error, those with the lower
+    log loss (:func:`better`).
+    """
     state.model.load_state_dict(state.best_weights)
     state.guard.fit(lambda budget: normalise(state.model, pairs, token_budget=budget))
-    return state.guard.fit(measure)
+    return state.guard.fit(lambda budget: evaluate(state.model, held_out, token_budget=budget))
 
 
 def keep_best(state: State, evaluation: Evaluation) -> None:
     """Remember the weights if this evaluation is the best so far."""
     if better(evaluation, accuracy=state.best_accuracy, log_loss=state.best_loss):
+        state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
         state.best_accuracy, state.best_loss = evaluation.accuracy, evaluation.log_loss
         state.best_step, state.evals_without_better = state.step, 0
-        state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
     else:
         state.evals_without_better += 1
 
@@ -288,8 +304,8 @@ def keep_best(state: State, evaluation: Evaluation) -> None:
 def better(evaluation: Evaluation, *, accuracy: float, log_loss: float) -> bool:
     """Whether an evaluation is better than an earlier one with this ``accuracy`` and ``log_loss`` on the same pairs.
 
-    Accuracy decides, but only beyond its standard error sqrt(a (1 - a) / pairs): the highest of several readings on a
-    few hundred pairs is mostly luck. Within it the log loss decides, which uses how sure each answer was.
+    Accuracy decides, but only beyond its standard error sqrt(a (1 - a) / pairs): the highest of several evaluations on
+    a few hundred pairs is mostly noise. Within it the log loss decides, which takes confidence into account.
     """
     a = evaluation.accuracy
     if abs(a - accuracy) > math.sqrt(a * (1 - a) / evaluation.pairs):
@@ -300,8 +316,8 @@ def better(evaluation: Evaluation, *, accuracy: float, log_loss: float) -> bool:
 def normalise(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int, most: int = 1000) -> None:
     """Store in the model's configuration the mean and standard deviation of its scores on both sides of ``pairs``.
 
-    Rewards then have mean 0 and variance 1 on the kind of completions that the pairs were made of, whatever scale the
-    training left behind. The first ``most`` pairs are enough.
+    Rewards then have mean 0 and variance 1 on completions like those of the pairs, whatever their scale after training.
+    The first ``most`` pairs are enough.
     """
     scores = score_sequences(model, sides(pairs[:most]), token_budget=token_budget)
     model.config.score_mean = float(scores.mean())

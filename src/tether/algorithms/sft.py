@@ -5,33 +5,30 @@ loss = -sum over completion tokens of log pi(a_t | s_t) / completion tokens of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import (
-    Guard,
-    Optim,
-    adamw,
-    guarded_step,
-    lr_scale,
-    peak_learning_rate,
-    require_finite,
-)
+from tether.algorithms.epochs import epochs
+from tether.algorithms.optimise import Guard, Optim, accumulate, adamw, apply, lr_scale, peak_learning_rate
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, micro_batches
 from tether.errors import ConfigError
-from tether.interruption import stoppable
+from tether.figures import Figures, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs
-from tether.ops.losses import likelihood
+from tether.ops.losses import negative_log_likelihood
 from tether.ops.reduce import token_mean
-from tether.types import Batch, Demonstration, Metrics
+from tether.stop_requests import stoppable
+from tether.types import Batch, Demonstration, Metrics, StepResult
+from tether.world import ALONE, World
 
 LEARNING_RATE = 2e-5
-"""Usual for a model of 7e9 parameters."""
+"""The usual rate for a model with 7e9 parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +36,11 @@ class Config:
     """Options of supervised fine-tuning."""
 
     epochs: float = 1.0
-    """Passes over the demonstrations."""
+    """Epochs over the demonstrations; can be a fraction."""
     batch_size: int = 32
-    """Demonstrations an optimiser step."""
+    """Demonstrations per optimizer step."""
     micro_batch_tokens: int = 8192
-    """Token budget of one forward and backward pass; it does not change the gradient."""
+    """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
@@ -56,28 +53,32 @@ class Config:
         )
 
     def total_steps(self, demonstrations: int) -> int:
-        """Optimiser steps for this many demonstrations; fewer than ``batch_size`` are one step an epoch."""
+        """Optimizer steps for this many demonstrations; with fewer than ``batch_size``, an epoch is one step."""
         return max(1, round(self.epochs * demonstrations / min(self.batch_size, demonstrations)))
 
 
 @dataclass(kw_only=True)
 class State:
-    """All that a resumed run needs."""
+    """The training state: everything a resumed run needs."""
 
     policy: PreTrainedModel
-    optimiser: torch.optim.Optimizer
+    optimizer: torch.optim.Optimizer
     cursor: Cursor
     guard: Guard
     total_steps: int
     step: int = 0
-    row: Metrics = field(default_factory=dict)
-    """Of the last step, as long as its evaluation is due."""
+    pending: Metrics | None = None
+    """Metrics of the last step while its held-out evaluation is due; otherwise None."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.policy.device
 
     @staticmethod
     def create(policy: PreTrainedModel, demonstrations: int, config: Config, *, seed: int) -> State:
         return State(
             policy=policy,
-            optimiser=adamw(
+            optimizer=adamw(
                 [(policy.parameters(), peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim
             ),
             cursor=Cursor(demonstrations, seed),
@@ -86,38 +87,66 @@ class State:
         )
 
 
-def step(state: State, demonstrations: Sequence[Demonstration], *, config: Config) -> Metrics:
-    """One optimiser step on ``demonstrations``."""
-    clock = PhaseClock(state.policy.device)
+def step(state: State, demonstrations: Sequence[Demonstration], *, config: Config, world: World = ALONE) -> StepResult:
+    """One optimizer step on ``demonstrations``. A skipped step has no ``loss`` or other figures of the update."""
+    clock = PhaseClock(state.device)
     with clock.phase("update"):
-        metrics = update(state, demonstrations, config=config)
+        figures, taken = update(state, demonstrations, config=config, world=world)
     lengths = [(len(d.prompt_ids), [len(d.completion_ids)]) for d in demonstrations]
-    metrics["flops/update"] = 3 * forward_flops(shape_of(state.policy), lengths)
-    return metrics | clock.metrics()
+    figures["flops/update"] = Sum(3 * forward_flops(shape_of(state.policy), lengths))
+    return StepResult(metrics=reduce(figures | clock.figures(), world) | taken | state.guard.metrics())
 
 
-def update(state: State, demonstrations: Sequence[Demonstration], *, config: Config) -> Metrics:
-    """Gradient and optimiser step; without ``loss`` and what belongs to it where the step was skipped."""
-    where = f"sft step {state.step + 1}"
-    batch = collate(demonstrations, state.policy.device)
-    tokens = int(batch.mask.sum())
+def update(
+    state: State, demonstrations: Sequence[Demonstration], *, config: Config, world: World
+) -> tuple[Figures, Metrics]:
+    """Compute the gradient and take the optimizer step."""
+    batch = collate(demonstrations, state.device)
+    tokens = int(world.sum(batch.mask.sum()))
 
-    def gradient(token_budget: int) -> float:
-        total = 0.0
-        for part in stoppable(micro_batches(batch, token_budget)):
-            micro = batch.rows(part)
-            (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
-            loss = token_mean(likelihood(logp), micro.mask, tokens=tokens)
-            require_finite(loss, what="the loss", where=where)
-            loss.backward()
-            total += loss.item()
-        return total
+    def loss_of(part: Tensor) -> Tensor:
+        micro = batch.rows(part)
+        (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
+        return token_mean(negative_log_likelihood(logp), micro.mask, tokens=tokens)
 
-    scale = lr_scale(config.optim, state.step, state.total_steps)
-    taken = guarded_step(state.guard, state.optimiser, gradient, scale=scale, config=config.optim, where=where)
+    accumulated = accumulate(state.guard, state.optimizer, partial(micro_batches, batch), loss_of, world=world)
+    taken = apply(
+        state.guard,
+        state.optimizer,
+        accumulated,
+        scale=lr_scale(config.optim, state.step, state.total_steps),
+        config=config.optim,
+        where=f"sft step {state.step + 1}",
+        world=world,
+    )
     state.step += 1
-    figures = {"loss": taken[0], **taken[1]} if taken else {}
-    return figures | state.guard.metrics() | {"num_tokens": float(batch.lengths.sum())}
+    figures: Figures = {"num_tokens": Sum(float(batch.lengths.sum()))}
+    return (figures, {}) if taken is None else (figures | {"loss": Sum(accumulated.loss)}, taken)
+
+
+def steps(
+    state: State,
+    data: Sequence[Demonstration],
+    held_out: Sequence[Demonstration] = (),
+    *,
+    config: Config,
+    world: World = ALONE,
+) -> Iterator[StepResult]:
+    """All remaining steps, with the held-out loss at the end of each epoch."""
+    per_epoch = max(1, len(data) // min(config.batch_size, len(data)))
+
+    def measure() -> Metrics:
+        return state.guard.fit(lambda budget: evaluate(state.policy, held_out, token_budget=budget), world)
+
+    return epochs(
+        state,
+        data,
+        batch_size=config.batch_size,
+        step=lambda rows: step(state, rows, config=config, world=world),
+        over=lambda: state.step >= state.total_steps,
+        evaluate=measure if held_out else None,
+        due=lambda: state.step % per_epoch == 0 or state.step == state.total_steps,
+    )
 
 
 @torch.no_grad()
@@ -133,4 +162,5 @@ def evaluate(policy: PreTrainedModel, demonstrations: Sequence[Demonstration], *
 
 def collate(demonstrations: Sequence[Demonstration], device: torch.device) -> Batch:
     """Demonstrations as a batch."""
-    return Batch.collate([(d.prompt_ids, d.completion_ids) for d in demonstrations], device)
+    masks = [d.completion_mask or (True,) * len(d.completion_ids) for d in demonstrations]
+    return Batch.collate([(d.prompt_ids, d.completion_ids) for d in demonstrations], device, masks=masks)

@@ -1,4 +1,4 @@
-"""Which rows go where: the order of an epoch, the minibatches of an update, the micro-batches of a backward pass."""
+"""How rows are ordered and grouped: epochs, the minibatches of an update, the micro-batches of a backward pass."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ T = TypeVar("T")
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
-    """A permutation of 0..count-1 that is a function of ``(count, seed, epoch)`` alone."""
+    """A permutation of 0..count-1 that depends on ``(count, seed, epoch)`` alone."""
     return torch.randperm(count, generator=generator(seed, "epoch", epoch)).tolist()
 
 
 @dataclass
 class Cursor:
-    """Walks over ``count`` rows, epoch after epoch, each in its own order. ``position`` is all there is to save."""
+    """Walks over ``count`` rows, epoch after epoch, each in its own order. ``position`` is its only state."""
 
     count: int
     seed: int
     position: int = 0
 
     def take(self, rows: Sequence[T], n: int) -> list[T]:
-        """The next ``n`` of ``rows``, going on into the next epoch where this one ends."""
+        """The next ``n`` of ``rows``, continued in the next epoch where this one ends."""
         if len(rows) != self.count:
             raise ValueError(f"the cursor walks over {self.count} rows, got {len(rows)}")
         taken: list[T] = []
@@ -43,8 +43,8 @@ class Cursor:
         return taken
 
     @contextlib.contextmanager
-    def undone_unless_done(self) -> Iterator[None]:
-        """Rows taken in a block that raises count as not taken."""
+    def rollback_on_error(self) -> Iterator[None]:
+        """Restore the position where the block raises."""
         position = self.position
         try:
             yield
@@ -54,7 +54,7 @@ class Cursor:
 
 
 def minibatches(count: int, parts: int, *, seed: int) -> list[Tensor]:
-    """A random partition of 0..count-1 into ``parts`` index tensors whose sizes differ by one at most."""
+    """A random partition of 0..count-1 into ``parts`` index tensors whose sizes differ by at most one."""
     if not 1 <= parts <= count:
         raise ConfigError(f"minibatches must lie in 1..{count}, the completions of a step, and is {parts}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
@@ -62,19 +62,19 @@ def minibatches(count: int, parts: int, *, seed: int) -> list[Tensor]:
 
 
 def micro_batches(batch: Batch, token_budget: int) -> list[Tensor]:
-    """Index tensors that cover every row of ``batch`` once, each at most ``token_budget`` tokens (a single row may
-    exceed it): see :func:`within_budget`."""
+    """Index tensors that cover every row of ``batch`` once, each of at most ``token_budget`` tokens (a single row may
+    exceed it); see :func:`within_budget`."""
     return within_budget(
         batch.completion_lengths.tolist(), batch.prompt_lengths.tolist(), batch.prompt_index.tolist(), token_budget
     )
 
 
 def within_budget(own: Sequence[int], shared: Sequence[int], owner: Sequence[int], token_budget: int) -> list[Tensor]:
-    """Cut items into parts of at most ``token_budget`` tokens, those of one owner together where they fit.
+    """Split items into parts of at most ``token_budget`` tokens, those of one owner together where they fit.
 
-    Item i takes ``own[i]`` tokens, and ``shared[i]`` more unless its part holds an item of the same ``owner[i]``
-    already. Owners of like length lie together, which keeps attention's grids full. How items are cut never changes a
-    gradient: denominators are counted before.
+    Item i takes ``own[i]`` tokens, and ``shared[i]`` more unless its part already holds an item of the same
+    ``owner[i]``. Owners of similar length are adjacent, which keeps attention's grids full. The split never changes a
+    gradient, because denominators are counted before it.
     """
     longest: dict[int, int] = {}
     for size, who in zip(own, owner, strict=True):

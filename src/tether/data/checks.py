@@ -1,4 +1,4 @@
-"""What was found in the rows of a command's data: how many, of what kind, on which lines, and what became of them."""
+"""What was found in the rows of a command's data: how many of each kind, on which lines, and how they were handled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tether.types import Demonstration, PreferencePair, Prompt
 from tether.untrusted import printable
 
 OnBadRows = Literal["fail", "skip"]
-"""What happens to a row that cannot be used: it stops the command, or is left out and written down."""
+"""What happens to a row that cannot be used: it stops the command, or is left out and reported."""
 
 Record = TypeVar("Record", Prompt, PreferencePair, Demonstration)
 
@@ -23,12 +23,12 @@ OVERLONG = "over-long"
 DROPPED, TRUNCATED, UNCUT = "over-long: dropped", "over-long: truncated", "over-long: cannot be truncated"
 DUPLICATE, HELD_OUT = "duplicates", "held out too"
 NAMED, LISTED = 3, 20
-"""Line numbers of one kind that a sentence names, and that :meth:`DataReport.as_dict` lists."""
+"""How many line numbers of one kind a message names, and :meth:`DataReport.as_dict` lists."""
 
 
 @dataclass
 class SourceReport:
-    """One source: rows read, records kept, the places of what was found, and the rows that were left out."""
+    """One source: rows read, records kept, the places of the findings, and the rows that were left out."""
 
     source: str
     rows: int
@@ -53,14 +53,14 @@ class SourceReport:
 
 @dataclass
 class DataReport:
-    """What was found in all sources of a command. Each call of a loader adds a source to it."""
+    """What was found in all sources of a command. Each call of a loader adds a source."""
 
     sources: list[SourceReport] = field(default_factory=list)
     _origins: dict[int, tuple[Any, Row, SourceReport]] = field(default_factory=dict, repr=False)
-    """By the ``id`` of each record, which is kept here so that no other object takes it."""
+    """By the ``id`` of each record. The record is stored too, so that the ``id`` is not reused."""
 
     def keep(self, record: Any, row: Row, source: SourceReport) -> None:
-        """Remember where a record came from, and note whether its source held the same before."""
+        """Remember where a record came from, and note whether its source already held an equal one."""
         content = digest(record)
         if content in source.seen:
             source.find(DUPLICATE, row.where)
@@ -69,16 +69,16 @@ class DataReport:
         source.kept += 1
 
     def origin(self, record: Any) -> tuple[Row, SourceReport]:
-        """The row that a record was made of, and its source. The record is one that a loader gave this report."""
+        """The row that a record was made from, and its source. The record must have been kept in this report."""
         _, row, source = self._origins[id(record)]
         return row, source
 
     def lines(self) -> list[str]:
-        """One line for each source in which something was found."""
+        """One line per source in which something was found."""
         return [f"{source.source}: {source}" for source in self.sources if source.findings]
 
     def tell(self) -> None:
-        """Print these lines to the standard error."""
+        """Print :meth:`lines` to the standard error."""
         for line in self.lines():
             print(printable(line), file=sys.stderr)
 
@@ -108,9 +108,9 @@ class DataReport:
 
 
 def leaks(training: Sequence[Record], held_out: Sequence[Record]) -> dict[int, int]:
-    """Index of each training record that is held out too, to the index of the first held-out record like it.
+    """Index of each training record that is also held out -> index of the first held-out record equal to it.
 
-    Records are alike if their tokens are: those of a prompt, of prompt and completion together, or of both sides of a
+    Records are equal if their tokens are: those of a prompt, of prompt and completion together, or of both sides of a
     pair in either order.
     """
     known: dict[frozenset[bytes], int] = {}
@@ -122,9 +122,9 @@ def leaks(training: Sequence[Record], held_out: Sequence[Record]) -> dict[int, i
 def keep_apart(
     training: Sequence[Record], held_out: Sequence[Record], *, report: DataReport, on_bad_rows: OnBadRows = "fail"
 ) -> list[Record]:
-    """The training records that are not held out too; both kinds were loaded with this ``report``.
+    """The training records that are not also held out; both kinds were loaded with this ``report``.
 
-    Raises :class:`DataError` with the lines of both for ``fail``, and where no training record is left.
+    Raises :class:`DataError` that names the lines of both, for ``fail`` or where no training record is left.
     """
     found: list[BadRow] = []
     leaked = leaks(training, held_out)
@@ -141,9 +141,9 @@ def keep_apart(
 
 
 def refusal(bad: Sequence[BadRow], rows: int) -> DataError:
-    """The error for rows that cannot be used, of ``rows`` in all: the first one, how many more, and the way out."""
+    """The error for rows that cannot be used, of ``rows`` in all: the first one, how many more, and what to do."""
     first, *more = bad
-    message = f"{first.where}: {first.reason}"
+    message = first.reason
     every = len(bad) == rows
     if every and more:
         message += f"; nor can any other of the {rows} rows be used"
@@ -152,11 +152,12 @@ def refusal(bad: Sequence[BadRow], rows: int) -> DataError:
         message += f"; {len(more)} more row{'s' * (len(more) > 1)} cannot be used ({places})"
     overlong = [row.kind == OVERLONG for row in bad]
     flags = ["--overlong drop"] * any(overlong) + ["--on-bad-rows skip"] * (not every and not all(overlong))
+    hint = ""
     if flags:
-        message += f"; leave {'them' if more else 'it'} out with {' and '.join(flags)}"
+        hint = f"leave {'them' if more else 'it'} out with {' and '.join(flags)}"
     if all(overlong):
-        message += f", or cut {'their prompts' if more else 'its prompt'} with --overlong truncate"
-    return DataError(message)
+        hint += f", or cut {'their prompts' if more else 'its prompt'} with --overlong truncate"
+    return DataError(message, where=first.where, hint=hint)
 
 
 def name_places(places: Sequence[Place]) -> str:
@@ -170,7 +171,7 @@ def _content(record: Prompt | PreferencePair | Demonstration) -> frozenset[bytes
 
 
 def _sequences(record: Prompt | PreferencePair | Demonstration) -> Iterator[tuple[int, ...]]:
-    """All that a model would read of a record."""
+    """The token sequences that a model would read."""
     if isinstance(record, Prompt):
         yield record.ids
     elif isinstance(record, PreferencePair):
@@ -181,5 +182,5 @@ def _sequences(record: Prompt | PreferencePair | Demonstration) -> Iterator[tupl
 
 
 def _plain(content: Mapping[str, Any] | str) -> Any:
-    """A row as JSON can hold it: a date, or bytes, by their ``repr``."""
+    """A row as JSON can hold it; what JSON does not know, such as a date or bytes, as its ``repr``."""
     return content if isinstance(content, str) else json.loads(json.dumps(content, default=repr))

@@ -1,4 +1,4 @@
-"""What a run was given, as one short number: the same on every machine, another where a token, margin or column is.
+"""What a run was given, as one hash: the same on every machine; it differs where a token, margin or column does.
 
 fingerprint = blake2b_16(digest(r_1) digest(r_2) ... digest(r_N))
 """
@@ -19,7 +19,7 @@ Record = Prompt | PreferencePair | Demonstration
 
 
 def fingerprint(records: Iterable[Record]) -> str:
-    """32 hexadecimal digits that depend on all of the records and their order, and on nothing else."""
+    """32 hexadecimal digits that depend on the records and their order alone."""
     whole = blake2b(digest_size=16)
     for record in records:
         whole.update(digest(record))
@@ -27,18 +27,19 @@ def fingerprint(records: Iterable[Record]) -> str:
 
 
 def digest(record: Record) -> bytes:
-    """16 bytes that two records share if they are equal, and otherwise never in practice."""
+    """16 bytes, equal for equal records and in practice different for others."""
     if isinstance(record, Prompt):
         turns = None if record.messages is None else [dict(turn) for turn in record.messages]
         return _digest(b"prompt", [record.ids], _JSON.encode([record.text, turns, record.columns]).encode())
     if isinstance(record, PreferencePair):
         sides = [record.prompt_ids, record.chosen_ids, record.rejected_ids]
         return _digest(b"pair", sides, struct.pack("<d", record.margin))
-    return _digest(b"demonstration", [record.prompt_ids, record.completion_ids])
+    masks = [] if record.completion_mask is None else [record.completion_mask]
+    return _digest(b"demonstration", [record.prompt_ids, record.completion_ids, *masks])
 
 
 def tokens_digest(*sequences: Sequence[int]) -> bytes:
-    """16 bytes that stand for sequences of token ids."""
+    """16 bytes that identify sequences of token ids."""
     return _digest(b"tokens", sequences)
 
 
@@ -47,7 +48,7 @@ def _digest(kind: bytes, sequences: Iterable[Sequence[int]], about: bytes = b"")
     if sys.byteorder == "big":
         for one in ids:
             one.byteswap()
-    # the lengths tell where one part ends, so that no two records are made of the same bytes
+    # the lengths say where each part ends, so that different records never give the same bytes
     lengths = struct.pack(f"<{len(ids)}Q", *map(len, ids))
     return blake2b(b"".join([lengths, *ids, about]), digest_size=16, person=kind).digest()
 
@@ -57,4 +58,4 @@ def _plain(value: Any) -> Any:
 
 
 _JSON = json.JSONEncoder(sort_keys=True, default=_plain)
-"""Writes a value of a data row; what JSON does not know, such as a date, by its ``repr``."""
+"""Writes a value of a data row; what JSON does not know, such as a date, as its ``repr``."""

@@ -15,20 +15,21 @@ from tether.errors import DataError
 from tether.hub import settle_for_the_cache_when_offline
 
 DEEPEST = 100
-"""Lists and objects inside one another that a row may hold."""
+"""How deep the lists and objects of a row may be nested."""
 
 
 class RowError(DataError):
     """What is wrong with one row; ``kind`` is what such rows are counted under."""
 
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, kind: str, reason: str, *, hint: str = "") -> None:
+        super().__init__(reason, hint=hint)
         self.kind = kind
+        self.args = kind, reason  # copy and pickle call __init__ with them
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row stands; as text ``pairs.jsonl:17`` or ``pairs.parquet:row 17``. ``number`` counts from 1."""
+    """Where a row is; as text ``pairs.jsonl:17`` or ``pairs.parquet:row 17``. ``number`` counts from 1."""
 
     source: str
     number: int
@@ -57,28 +58,28 @@ class BadRow:
 
 
 def read_rows(source: str) -> list[Row | BadRow]:
-    """All rows of ``source``: ``*.jsonl``, ``*.json`` (one object a line), either gzipped, ``*.parquet``, or a
+    """All rows of ``source``: ``*.jsonl``, ``*.json`` (one object per line), either gzipped, ``*.parquet``, or a
     directory or hub id that ``datasets`` can load.
 
     A data set is ``name``, ``name:split`` (``train`` unless given; ``train[:1000]`` works) or ``name:subset:split``.
-    A row that is not valid UTF-8 or not one JSON object is a :class:`BadRow`. Raises :class:`DataError` that names the
-    source where all of it is missing, unreadable or empty.
+    A row that is not valid UTF-8 or not one JSON object is a :class:`BadRow`. Raises :class:`DataError` where the whole
+    source is missing, unreadable or empty.
     """
     path = Path(source)
     if dataset := _dataset(source):
         rows: list[Row | BadRow] = list(_read_dataset(source, *dataset))
     elif not path.exists():
         raise DataError(
-            f"{source}: no such file (a local path ends in .jsonl, .json.gz or .parquet; a hub id is owner/name)"
+            "no such file (a local path ends in .jsonl, .json.gz or .parquet; a hub id is owner/name)", where=source
         )
     elif path.name.endswith(".parquet"):
         rows = list(_read_parquet(path))
     elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
         rows = list(_read_json_lines(path))
     else:
-        raise DataError(f"{source}: unknown format; give .jsonl, .json, either with .gz, or .parquet")
+        raise DataError("unknown format", where=source, hint="give .jsonl, .json, either with .gz, or .parquet")
     if not rows:
-        raise DataError(f"{source}: holds no rows")
+        raise DataError("holds no rows", where=source)
     return rows
 
 
@@ -87,7 +88,7 @@ _FILE_SUFFIXES = {".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".txt", 
 
 
 def _dataset(source: str) -> tuple[str, str | None, str] | None:
-    """``(name, subset, split)`` of a directory or of what has the form of a hub id; None for a file."""
+    """``(name, subset, split)`` of a directory or of something in the form of a hub id; None for a file."""
     if Path(source).is_dir():
         return source, None, "train"
     parts = _DATASET.fullmatch(source)
@@ -108,7 +109,7 @@ def _read_json_lines(path: Path) -> Iterator[Row | BadRow]:
                 if line.strip():
                     yield _read_line(line, Place(str(path), number, "line"))
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        raise DataError(f"cannot be read ({error})", where=path) from None
 
 
 def _read_line(line: bytes, where: Place) -> Row | BadRow:
@@ -126,28 +127,29 @@ def _parse_line(line: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise RowError(
             "not valid JSON",
-            f"not valid JSON ({error.msg} at column {error.colno}); a row is one JSON object on one line",
+            f"not valid JSON ({error.msg} at column {error.colno})",
+            hint="a row is one JSON object on one line",
         ) from None
     except RecursionError:
         raise RowError("nested too deep", f"nested deeper than {DEEPEST} lists and objects") from None
-    except ValueError:  # of all that JSON allows, Python refuses this alone
+    except ValueError:  # the only valid JSON that Python refuses
         raise RowError("not valid JSON", "holds an integer of thousands of digits") from None
     if not isinstance(values, dict):
         raise RowError("wrong type", f"a row is one JSON object on one line, found a {type(values).__name__}")
     if line.count(b"[") + line.count(b"{") > DEEPEST and _deeper(values, DEEPEST):
         raise RowError("nested too deep", f"nested deeper than {DEEPEST} lists and objects")
-    if b"\\u" in line:  # the one way in which JSON in UTF-8 can spell half a character
+    if b"\\u" in line:  # the only way in which JSON in UTF-8 can spell an unpaired surrogate
         for name, value in values.items():
             if not _encodable([name, value]):
                 raise RowError(
-                    "half a character",
-                    f"{ascii(name)[1:-1]} holds half a character (a lone surrogate), which no tokenizer can read",
+                    "unpaired surrogate",
+                    f"{ascii(name)[1:-1]} holds an unpaired surrogate, which no tokenizer can read",
                 )
     return values
 
 
 def _deeper(value: Any, depth: int) -> bool:
-    """Whether lists and objects stand in one another more than ``depth`` times. Walks level by level."""
+    """Whether lists and objects are nested more than ``depth`` deep. Walks level by level."""
     level = [value]
     for _ in range(depth + 1):
         level = [
@@ -172,15 +174,15 @@ def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
     import pyarrow.parquet
 
     try:
-        with path.open("rb") as file:  # pyarrow takes some names for addresses
+        with path.open("rb") as file:  # pyarrow would take some names for URLs
             table = pyarrow.parquet.read_table(file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a readable parquet file ({str(error).splitlines()[0]})") from None
+        raise DataError(f"not a readable parquet file ({str(error).splitlines()[0]})", where=path) from None
     number = 0
     for batch in table.to_batches(max_chunksize=1024):
         try:
             rows = batch.to_pylist()
-        except (ValueError, OverflowError, pyarrow.ArrowException):  # text not in UTF-8, dates outside of Python's
+        except (ValueError, OverflowError, pyarrow.ArrowException):  # text not in UTF-8, dates outside Python's range
             rows = [_row_of(batch, i) for i in range(batch.num_rows)]
         for values in rows:
             number += 1
@@ -205,7 +207,7 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
     try:
         import datasets
     except ImportError:
-        raise DataError(f"{source}: reading a data set needs the extra: pip install 'tether-rlhf[hub]'") from None
+        raise DataError("reading a data set needs the extra: pip install 'tether-rlhf[hub]'", where=source) from None
     datasets.disable_progress_bars()
     if not Path(name).exists():
         settle_for_the_cache_when_offline()
@@ -214,9 +216,9 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
             dataset = datasets.load_from_disk(name)
         else:
             dataset = datasets.load_dataset(name, subset, split=split, trust_remote_code=False)
-    except Exception as error:  # the hub client raises many unrelated types; all of them mean the same to the caller
+    except Exception as error:  # the hub client raises many unrelated types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{source}: not loadable as a data set ({reason})") from error
+        raise DataError(f"not loadable as a data set ({reason})", where=source) from error
     rows, number = iter(dataset), 0
     while True:
         number += 1
@@ -224,7 +226,7 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
             values = dict(next(rows))
         except StopIteration:
             return
-        except Exception as error:  # a column that its decoder cannot read: an image, a sound, text not in UTF-8
+        except Exception as error:  # a column that cannot be decoded: an image, audio, text not in UTF-8
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise DataError(f"{source}:row {number}: cannot be read ({reason})") from error
+            raise DataError(f"cannot be read ({reason})", where=Place(source, number, "row")) from error
         yield Row(Place(source, number, "row"), values)

@@ -1,4 +1,4 @@
-"""Typed records from rows: prompts, preference pairs, demonstrations. Every row is checked before any work is done."""
+"""Typed records from rows: prompts, preference pairs, demonstrations. Every row is checked before any is used."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def load_prompts(
 ) -> list[Prompt]:
     """Rows with a ``prompt`` (text or conversation); the other columns go to the reward functions.
 
-    A prompt and its ``max_new_tokens`` have to fit the ``context`` of the model, in tokens. A prompt cut on the left
-    keeps its first special token (BOS); its ``text`` is that of the tokens kept, its ``messages`` are whole.
+    A prompt and its ``max_new_tokens`` must fit the ``context`` of the model, in tokens. A prompt cut on the left keeps
+    its leading special token (BOS); its ``text`` is that of the kept tokens, its ``messages`` are not cut.
 
-    What is found goes to ``report``. Raises :class:`DataError` that names the first row that cannot be used and counts
-    the others; for ``skip`` and ``drop``, if no row is left.
+    Findings go to ``report``. Raises :class:`DataError` that names the first row that cannot be used and counts the
+    others; for ``skip`` and ``drop``, only if no row is left.
     """
 
     def parse(row: Row) -> Prompt:
@@ -72,7 +72,7 @@ def load_prompts(
         ids = cut_left(tokenizer, prompt.ids, room)
         if ids is None:
             return None
-        begin = special_front(tokenizer, ids) if prompt.messages is None else 0  # as in a prompt that is whole
+        begin = special_front(tokenizer, ids) if prompt.messages is None else 0  # as in a prompt that is not cut
         return replace(prompt, ids=ids, text=str(tokenizer.decode(list(ids[begin:]))))
 
     return _load(
@@ -97,10 +97,10 @@ def load_pairs(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
 ) -> list[PreferencePair]:
-    """Rows with ``chosen`` and ``rejected``, a ``prompt`` or none, and a ``margin`` or none.
+    """Rows with ``chosen`` and ``rejected``, and optionally ``prompt`` and ``margin``.
 
-    Without a ``prompt``, or with one in text that the sides, being conversations, hold as a turn, it is implicit: the
-    token ids that both sides begin with. The rest is as for :func:`load_prompts`; the sides are never cut.
+    The prompt is implicit, the token ids that both sides begin with, where there is no ``prompt`` or where both sides
+    are conversations that contain its text as a turn. Otherwise as :func:`load_prompts`; the sides are never cut.
     """
 
     def parse(row: Row) -> PreferencePair:
@@ -117,7 +117,7 @@ def load_pairs(
             )
         if chosen_ids == rejected_ids:
             raise RowError(
-                "equal sides", "chosen and rejected have the same token ids, so no model can tell them apart"
+                "equal sides", "chosen and rejected have the same token ids, so no model can distinguish them"
             )
         return PreferencePair(
             prompt_ids=tuple(prompt_ids),
@@ -157,7 +157,7 @@ def load_demonstrations(
 ) -> list[Demonstration]:
     """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``.
 
-    The rest is as for :func:`load_prompts`; a completion, or a text, is never cut.
+    Otherwise as :func:`load_prompts`; a completion, or a text, is never cut.
     """
 
     def parse(row: Row) -> Demonstration:
@@ -202,7 +202,7 @@ def _load(
     on_bad_rows: OnBadRows,
     report: DataReport | None,
 ) -> list[Record]:
-    """Look at every row, then raise or return: ``of`` names what ``length`` counts."""
+    """Check every row, then raise or return; ``of`` names what ``length`` counts."""
     rows = read_rows(source)
     report = DataReport() if report is None else report
     found = SourceReport(source, len(rows))
@@ -221,7 +221,7 @@ def _load(
             return shorter
         reason = f"{of} take {length(record)} tokens and the model's context is {context}"
         if overlong == "truncate":
-            return BadRow(row.where, UNCUT, f"{reason}, which cutting the prompt cannot mend", row.values)
+            return BadRow(row.where, UNCUT, f"{reason}, and cutting the prompt cannot make it fit", row.values)
         kind = OVERLONG if overlong == "fail" else DROPPED
         return BadRow(row.where, kind, reason, row.values)
 
@@ -235,20 +235,20 @@ def _load(
             else:
                 found.skip(record)
             continue
-        assert isinstance(row, Row)  # a row that could not be read has become no record
+        assert isinstance(row, Row)  # only a row that could be read becomes a record
         report.keep(record, row, found)
         kept.append(record)
     if refused:
         raise refusal(refused, len(rows))
     if not kept and set(found.findings) == {DROPPED}:
-        raise DataError(f"{source}: every row is longer than the model's context of {context} tokens")
+        raise DataError(f"every row is longer than the model's context of {context} tokens", where=source)
     if not kept:
-        raise DataError(f"{source}: no row can be used: {found}; the first: {found.skipped[0].reason}")
+        raise DataError(f"no row can be used: {found}; the first: {found.skipped[0].reason}", where=source)
     return kept
 
 
 def _text(row: Row, column: str, *, instead: str | None = None) -> Text:
-    """The column's text or conversation, or an error that says what is wrong with it."""
+    """The column's text or conversation. Raises :class:`RowError`."""
     if column not in row.values:
         names = [reprlib.repr(name) for name in list(row.values)[:8]] + ["..."] * (len(row.values) > 8)
         found = ", ".join(names) or "no columns"
@@ -284,12 +284,12 @@ def _finite(number: float) -> bool:
 
 
 def _holds(side: Text, prompt: Text) -> bool:
-    """Whether a prompt in text is a turn of a conversation already."""
+    """Whether a conversation already contains a prompt's text as a turn."""
     return not isinstance(side, str) and any(message["content"] == prompt for message in side[:-1])
 
 
 def _split_common_prefix(a: list[int], b: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """The shared beginning, at least one token short of either side, and what is left of each."""
+    """The common prefix, at least one token shorter than either side, and the rest of each."""
     limit = min(len(a), len(b)) - 1
     same = next((i for i in range(limit) if a[i] != b[i]), limit)
     return a[:same], a[same:], b[same:]

@@ -1,9 +1,9 @@
 """The one path from text to token ids.
 
-A prompt is encoded with whatever special tokens its tokenizer puts in front (BOS), and nothing behind. A completion is
-what the tokenizer gives for prompt and completion *together*, less the prompt's ids; where the prompt's ids are not a
-prefix of the whole (a merge across the boundary), the completion is encoded on its own, as the middle of a text. Every
-completion to learn from ends with EOS.
+A prompt is encoded with the special tokens that its tokenizer puts in front (BOS), and none at the end. A completion is
+what the tokenizer gives for prompt and completion *together*, without the prompt's ids; where the prompt's ids are not
+a prefix of the whole (a merge across the boundary), the completion is encoded on its own, as the middle of a text.
+Every completion to learn from ends with EOS.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ Text = str | Sequence[Message]
 def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The id that ends a completion in training data."""
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"{tokenizer.name_or_path}: the tokenizer has no EOS token, so a completion could never end")
+        raise ModelError(
+            "the tokenizer has no EOS token, so a completion could never end", where=tokenizer.name_or_path
+        )
     return int(tokenizer.eos_token_id)
 
 
@@ -43,7 +45,7 @@ def is_conversation(value: Any) -> bool:
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of ``text`` with the tokenizer's leading special tokens and without a trailing EOS.
 
-    A text that spells out the BOS that the tokenizer also adds gets one BOS, not two.
+    A text that already begins with the BOS gets one BOS, not two.
     """
     ids = list(tokenizer(text)["input_ids"])
     if ids[:2] == [tokenizer.bos_token_id] * 2:
@@ -54,24 +56,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def encode_whole(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
-    """Ids of prompt and completion in one, ending with EOS."""
+    """Ids of a text that holds prompt and completion, ending with EOS."""
     if isinstance(text, str):
         return [*encode(tokenizer, text), eos_id(tokenizer)]
     return end_with_eos(tokenizer, _encode_rendered(tokenizer, render(tokenizer, text, open_turn=False)))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, open_turn: bool) -> str:
-    """A conversation as the model's chat template writes it; ``open_turn`` ends it where the assistant is to speak."""
+    """A conversation as the model's chat template writes it; ``open_turn`` ends it with the assistant's turn opened."""
     if not tokenizer.chat_template:
         raise RowError(
             "no chat template",
-            f"the data holds conversations and the tokenizer of {tokenizer.name_or_path} has no chat template; "
-            "give plain text, or a model with a template",
+            f"the data holds conversations and the tokenizer of {tokenizer.name_or_path} has no chat template",
+            hint="give plain text, or a model with a template",
         )
     turns = [dict(message) for message in messages]
     try:
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=open_turn))
-    except Exception as error:  # templates are programs: they refuse roles out of order, and stumble over odd values
+    except Exception as error:  # templates are programs: they refuse roles out of order, and fail on unusual values
         reason = " ".join(str(error).split())
         raise RowError(
             "refused by the chat template",
@@ -86,9 +88,9 @@ def special_front(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> int
 
 
 def cut_left(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], room: int) -> tuple[int, ...] | None:
-    """``room`` of the ``ids``: the special tokens in front, and the last ones behind these.
+    """``room`` of the ``ids``: the leading special tokens, and the last of the others.
 
-    None where there is no room for one token behind them, or nothing to cut.
+    None where there is room for none of the others, or nothing to cut.
     """
     front = special_front(tokenizer, ids)
     if not front < room < len(ids):
@@ -117,7 +119,8 @@ def encode_continuation(
             raise RowError(
                 "refused by the chat template",
                 f"the chat template of {tokenizer.name_or_path} does not extend a prompt when a turn is added, "
-                "so prompt and completion cannot be told apart; give plain text",
+                "so prompt and completion cannot be told apart",
+                hint="give plain text",
             )
         whole, tail = _encode_rendered(tokenizer, closed), closed[len(opened) :]
     else:
@@ -128,9 +131,9 @@ def encode_continuation(
 
 
 def end_with_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
-    """``ids`` up to their last EOS where only white space follows it, as chat templates write it, else with EOS added.
+    """``ids`` up to their last EOS where only white space follows it, as in chat templates, else with EOS appended.
 
-    An EOS with text behind it does not end the sequence: it is a BOS of the same id, or closes an earlier turn.
+    An EOS that text follows does not end the sequence: it is a BOS of the same id, or closes an earlier turn.
     """
     eos = eos_id(tokenizer)
     end = len(ids) - ids[::-1].index(eos) if eos in ids else 0
@@ -140,14 +143,14 @@ def end_with_eos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int
 
 
 def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of what a chat template wrote, which holds its special tokens already."""
+    """Ids of a chat template's output, which already contains its special tokens."""
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _encode_tail(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of a text that goes on from another.
+    """Ids of a text that continues another.
 
-    Tokenizers of the SentencePiece kind put a space in front of a text; behind a line break they do not.
+    Tokenizers like SentencePiece put a space in front of a text, but not after a line break.
     """
     anchor, anchored = _encode_rendered(tokenizer, "\n"), _encode_rendered(tokenizer, "\n" + text)
     if anchored[: len(anchor)] == anchor:

@@ -1,14 +1,15 @@
 """The rollout engine's key-value cache: each prompt's keys once, and each completion's own.
 
-A *slot* holds a prompt, a *row* a completion in flight; both lie densely in their pools, because whoever leaves is
-replaced by the last one. Attention of a decoding step is taken in two parts (:mod:`tether.ops.attention`): all queries
-of a prompt's completions meet its keys in one product, and every row meets its own keys.
+A *slot* holds a prompt, a *row* a completion in flight. Both are dense in their pools: the last one moves to the place
+of one that leaves. Attention of a decoding step is computed in two parts (:mod:`tether.ops.attention`): the queries of
+all completions of a prompt on its keys in one product, and the query of each row on its own keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from tether.ops.attention import causal_attention, fused_attention, merge, plain
 
 ALIGNED = 8
 """Rows and tokens are run in multiples of this, so that a row is rounded alike in every batch. Measured on a CPU: a
-product of fewer than 12 rows, and not a multiple of 4, sums in another order, and what is left of an elementwise
+product of fewer than 12 rows, and not a multiple of 4, sums in another order, and the rest of an elementwise
 exponential beyond a multiple of 32 numbers is computed by another routine."""
 
 
@@ -32,9 +33,9 @@ def aligned(count: int) -> int:
 def extent(length: int, device: torch.device) -> int:
     """The number of keys, at least ``length``, that attention is given where ``length`` are real.
 
-    On a CPU the sum over keys is taken in blocks of 512, and a block of 193 to 383 keys in another order than any other
-    (measured; the keys behind ``length`` weigh nothing either way). Those lengths are left out, so that a completion
-    does not depend on how long its neighbours are.
+    On a CPU the sum over keys runs in blocks of 512, and in another order for a block of 193 to 383 keys than for any
+    other (measured; the keys behind ``length`` have weight 0 either way). Those lengths are avoided, so that a
+    completion does not depend on the lengths of the others in its batch.
     """
     rest = length % 512
     if device.type == "cpu" and rest > 192:
@@ -56,7 +57,7 @@ class Pool:
 
     @staticmethod
     def bytes_per_token(model: PreTrainedModel) -> int:
-        """What one token takes, in all layers."""
+        """Bytes per token, in all layers."""
         return Pool(model, 1, 1).data.nbytes
 
     def keys(self, layer: int, places: int, length: int) -> Tensor:
@@ -67,7 +68,7 @@ class Pool:
         return self.data[layer, 1, :places, :, :length]
 
     def move(self, targets: Tensor, sources: Tensor) -> None:
-        """Put the sequences at ``sources`` in the places ``targets``."""
+        """Copy the sequences at ``sources`` to the places ``targets``."""
         self.data[:, :, targets] = self.data[:, :, sources]
 
 
@@ -75,8 +76,8 @@ class Pool:
 class PrefillLayout:
     """Several prompts, one behind the other, into slots; a :class:`tether.models.attention.Layout`.
 
-    Each prompt's attention runs by itself, in a shape that is its own, so that its keys do not depend on who else is
-    prefilled. Tokens behind the last prompt are there for alignment only.
+    The attention of each prompt is computed by itself, in its own shape, so that its keys do not depend on the prompts
+    that are prefilled with it. Tokens behind the last prompt are for alignment only.
     """
 
     prefixes: Pool
@@ -99,46 +100,67 @@ class PrefillLayout:
         return out
 
 
-@dataclass(frozen=True)
-class Seating:
-    """Which rows belong to which slot: rows [0, n) on a grid [slots, members], places nobody has pointing at row 0."""
+class Shape(NamedTuple):
+    """All sizes in a decoding step that can change from step to step."""
 
     rows: int
     slots: int
-    grid: Tensor  # [slots * members] int64: the row at each place
-    seats: Tensor  # [n] int64: the place of each row
-    prefix_lengths: Tensor  # [slots] int64
+    members: int
+    """Places per slot on the grid: the most completions that one prompt has in flight, or more."""
     prefix_reach: int
     """Keys of a slot that attention is given."""
     own_reach: int
     """Keys of a row that attention is given."""
 
-    @property
-    def members(self) -> int:
-        return self.grid.size(0) // self.slots
+
+@dataclass(frozen=True)
+class Seating:
+    """Which rows belong to which slot: rows [0, n) on a grid [slots, members], whose empty places point at row 0."""
+
+    shape: Shape
+    grid: Tensor  # [slots * members] int64: the row at each place
+    seats: Tensor  # [n] int64: the place of each row
+    prefix_lengths: Tensor  # [slots] int64
+
+    @staticmethod
+    def of(members: Sequence[Sequence[int]], lengths: Sequence[int], shape: Shape, device: torch.device) -> Seating:
+        """The rows ``members`` of each slot, whose prompt has ``lengths`` tokens; ``shape`` may be larger than that."""
+        grid = torch.zeros(shape.slots, shape.members, dtype=torch.int64)
+        seats = torch.zeros(shape.rows, dtype=torch.int64)
+        for slot, rows in enumerate(members):
+            for k, row in enumerate(rows):
+                grid[slot, k] = row
+                seats[row] = slot * shape.members + k
+        return Seating(
+            shape=shape,
+            grid=grid.flatten().to(device),
+            seats=seats.to(device),
+            prefix_lengths=torch.tensor([*lengths, *[1] * (shape.slots - len(lengths))], device=device),
+        )
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.grid, self.seats, self.prefix_lengths
 
 
 class DecodeLayout:
-    """One new token for each row: a :class:`tether.models.attention.Layout`. All shapes come from the seating."""
+    """One new token per row: a :class:`tether.models.attention.Layout`. All shapes come from the seating."""
 
     def __init__(self, prefixes: Pool, own: Pool, seating: Seating, positions: Tensor, counts: Tensor) -> None:
-        """``positions`` [n]: of the new tokens in their texts; ``counts`` [n]: tokens of each row, the new one too."""
+        """``positions`` [n]: of the new tokens in their texts; ``counts`` [n]: tokens per row, the new one included."""
         self.prefixes, self.own, self.seating = prefixes, own, seating
         self.positions, self.counts = positions, counts
-        self.rows = torch.arange(seating.rows, device=counts.device)
+        self.shape = seating.shape
+        self.rows = torch.arange(self.shape.rows, device=counts.device)
         self.biases: dict[int | None, tuple[Tensor, Tensor]] = {}
 
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        seating, n = self.seating, self.seating.rows
+        seating, shape, n = self.seating, self.shape, self.shape.rows
         self.own.data[layer.index, 0][self.rows, :, self.counts - 1] = k[:n, :, 0]
         self.own.data[layer.index, 1][self.rows, :, self.counts - 1] = v[:n, :, 0]
         prefix_bias, own_bias = self._biases(layer.window)
-        seated = q[:n, :, 0].index_select(0, seating.grid).unflatten(0, (seating.slots, seating.members))
-        to_prefix = self._attention(layer, seated.transpose(1, 2), self.prefixes, seating.prefix_reach, prefix_bias)
-        to_own = self._attention(layer, q[:n], self.own, seating.own_reach, own_bias)
+        seated = q[:n, :, 0].index_select(0, seating.grid).unflatten(0, (shape.slots, shape.members))
+        to_prefix = self._attention(layer, seated.transpose(1, 2), self.prefixes, shape.prefix_reach, prefix_bias)
+        to_own = self._attention(layer, q[:n], self.own, shape.own_reach, own_bias)
         out, _ = merge(
             (
                 to_prefix[0].transpose(1, 2).flatten(0, 1).index_select(0, seating.seats),
@@ -156,21 +178,21 @@ class DecodeLayout:
         return fused_attention(q, k, v, bias=bias, scale=layer.scale)
 
     def _biases(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Of rows on prefixes, [slots, 1, 1 or members, reach], and on their own keys, [n, 1, 1, reach]."""
+        """Biases of rows on prefixes, [slots, 1, 1 or members, reach], and on their own keys, [n, 1, 1, reach]."""
         if window not in self.biases:
             self.biases[window] = self._make_biases(window)
         return self.biases[window]
 
     def _make_biases(self, window: int | None) -> tuple[Tensor, Tensor]:
-        seating = self.seating
-        at = torch.arange(max(seating.prefix_reach, seating.own_reach), device=self.counts.device)
-        in_prefix, in_own = at[: seating.prefix_reach], at[: seating.own_reach]
+        seating, shape = self.seating, self.shape
+        at = torch.arange(max(shape.prefix_reach, shape.own_reach), device=self.counts.device)
+        in_prefix, in_own = at[: shape.prefix_reach], at[: shape.own_reach]
         prefix = _hide(in_prefix >= seating.prefix_lengths.unsqueeze(1))[:, None, None]
         first = self.positions - self.counts + 1  # of each row's own tokens
         own = _hide(in_own >= self.counts.unsqueeze(1))[:, None, None]
         if window is not None:
-            seated = self.positions.index_select(0, seating.grid).view(seating.slots, seating.members)
-            keys = in_prefix.expand(seating.slots, seating.prefix_reach)
+            seated = self.positions.index_select(0, seating.grid).view(shape.slots, shape.members)
+            keys = in_prefix.expand(shape.slots, shape.prefix_reach)
             prefix = prefix + window_bias(seated, keys, window).unsqueeze(1)
             own = own + window_bias(self.positions.unsqueeze(1), first.unsqueeze(1) + in_own, window).unsqueeze(1)
         return prefix, own

@@ -5,20 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tether.seeds import generator
 from tether.types import Sampling
 
 
-def uniforms(seed: int, prompt: int, completion: int, count: int) -> Tensor:
-    """The ``count`` numbers in [0, 1) that decide completion ``completion`` of prompt ``prompt``: [count], float64."""
-    return torch.rand(count, dtype=torch.float64, generator=generator(seed, prompt, completion))
+def uniforms(seed: int, count: int) -> Tensor:
+    """The numbers in [0, 1) that decide the tokens of the completion with this seed, [count] float64."""
+    return torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def log_distribution(logits: Tensor, sampling: Sampling, *, step: Tensor, ends: Tensor) -> Tensor:
     """Log-probabilities of the distribution that samples token ``step`` of each row; -inf where one cannot be drawn.
 
     Divided by the temperature first, then cut to top-k, top-p and min-p in this order, then renormalised. Temperature 0
-    is left at 1 here: the choice is the argmax, and its log-prob is the model's.
+    is taken as 1 here: the choice is the argmax, and its log-prob is the model's.
     Shapes: ``logits`` and the result [B, V], ``step`` [B] int64 from 0, ``ends`` [n] int64, the end-of-sequence ids.
     """
     scores = logits.float()
@@ -45,8 +44,8 @@ def log_distribution(logits: Tensor, sampling: Sampling, *, step: Tensor, ends: 
 def draw(logp: Tensor, u: Tensor, *, greedy: bool) -> Tensor:
     """The token at quantile ``u`` of each row's distribution, in the order of ids; the likeliest when ``greedy``.
 
-    One number in [0, 1) decides, so a completion depends on its own seed and not on its neighbours in the batch. The
-    sum runs in float64: with 150,000 tokens, float32 would misplace quantiles by more than rare tokens weigh.
+    One number in [0, 1) decides, so a completion depends on its own seed and not on the other rows of the batch. The
+    sum is in float64: with 150,000 tokens, the error of a float32 sum exceeds the probability of rare tokens.
     Shapes: ``logp`` [B, V], ``u`` [B] float64; the result is [B] int64.
     """
     if greedy:

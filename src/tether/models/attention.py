@@ -1,8 +1,8 @@
-"""A model's attention, handed to a layout: what a token sees is the layout's business, the rest stays transformers'.
+"""A model's attention, delegated to a layout: the layout decides what a token sees, the rest stays transformers'.
 
-Inside ``with laid_out(model):`` every attention layer of a model gives its queries, keys and values to the object that
-the forward pass was called with as ``layout=``, and no mask is made. Training packs groups that way
-(:mod:`tether.models.packing`), the rollout engine reads and fills its cache that way (:mod:`tether.generation.cache`).
+Inside ``with laid_out(model):`` every attention layer of a model passes its queries, keys and values to the object that
+the forward pass was called with as ``layout=``, and no mask is made. Training packs groups this way
+(:mod:`tether.models.packing`), the rollout engine reads and fills its cache this way (:mod:`tether.generation.cache`).
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from tether.errors import ModelError
 
 NAME = "tether"
 FULL, SLIDING = "full_attention", "sliding_attention"
-"""The kinds of layers in a configuration's ``layer_types`` that are known; where it states none, they are full."""
+"""The supported kinds of layers in a configuration's ``layer_types``; without it, all layers are full."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """What an attention layer asks for."""
+    """The parameters of an attention layer."""
 
     index: int
     scale: float
     window: int | None
-    """Keys this far back and further are out of sight."""
+    """Keys this many positions back or further are not seen; None sees all."""
     softcap: float | None
-    """Scores are squashed into +- this by a tanh."""
+    """Scores are bounded to +- this by a tanh; None does not bound them."""
 
 
 class Layout(Protocol):
-    """Says what each token of a packed forward pass attends to."""
+    """Decides what each token of a packed forward pass attends to."""
 
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The attention's output [b, s, H, d] for queries [b, H, s, d] and keys and values [b, H_kv, s, d]."""
+        """The attention output [b, s, H, d] for queries [b, H, s, d] and keys and values [b, H_kv, s, d]."""
         ...
 
 
@@ -58,7 +58,7 @@ def _attend(
     kinds = getattr(module.config, "layer_types", None)
     kind = kinds[module.layer_idx] if kinds else FULL
     if kind != FULL and (kind != SLIDING or sliding_window is None):
-        raise ModelError(f"{type(module).__name__}: tether does not know what a layer of {kind} sees")
+        raise ModelError(f"attention layers of the kind {kind} are not supported", where=type(module).__name__)
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
     return layout.attend(Layer(module.layer_idx, scale, sliding_window, softcap), query, key, value), None
 
@@ -67,13 +67,13 @@ AttentionInterface.register(NAME, _attend)
 
 
 def laid_out(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Attention by layout for the forward passes inside."""
+    """Use attention by layout in the forward passes inside the block."""
     return laid_out_by(model.config)
 
 
 @contextlib.contextmanager
 def laid_out_by(config: Any) -> Iterator[None]:
-    """The same for the model of this configuration."""
+    """:func:`laid_out` for the model with this configuration."""
     before = config._attn_implementation
     config._attn_implementation = NAME
     try:

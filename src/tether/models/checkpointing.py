@@ -1,4 +1,4 @@
-"""Activation checkpointing: a layer's activations are computed again in the backward pass instead of kept."""
+"""Activation checkpointing: a layer's activations are recomputed in the backward pass instead of kept."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tether.models.attention import laid_out_by
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Keep one hidden state a layer and token for the backward pass, for a third more arithmetic.
+    """Keep only one hidden state per layer and token for the backward pass, for a third more arithmetic.
 
-    transformers does this in training mode alone. The mode is set on the layers themselves, and not on what is in them,
-    so that dropout stays off; and attention by layout is set again where a layer is run a second time.
+    transformers does this only in training mode. The mode is set on the layers themselves and not on their submodules,
+    so that dropout stays off; attention by layout is set again when a layer runs a second time.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise ModelError(f"{type(model).__name__}: transformers knows no activation checkpointing for it")
+        raise ModelError("transformers has no activation checkpointing for it", where=type(model).__name__)
     for layer in layers:
         layer.training = layer.gradient_checkpointing = True
         run: Any = partial(
@@ -32,5 +32,5 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def _contexts(config: Any) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Around the forward pass, and around its repetition. A copy of the model, configuration and all, gets a copy."""
+    """Contexts of the forward pass and of its recomputation. A copied model gets that of its own configuration."""
     return nullcontext(), laid_out_by(config)

@@ -1,4 +1,4 @@
-"""A model in one short number, to tell whether it is still the one it was."""
+"""A short fingerprint of a model's weights, to tell whether they have changed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 CHUNK = 4096
-"""Words that are summed up before their place counts."""
+"""64-bit words per chunk; within a chunk the order of words does not count."""
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """32 hexadecimal digits of the names, shapes and bits of a model's weights, on whatever device they lie.
+    """32 hexadecimal digits from the names, shapes, dtypes and bits of a model's weights, the same on every device.
 
-    It takes one reading of the memory, because a weight counts by :func:`bit_sums` alone: another training, model or
-    precision is told apart, not a forgery.
+    It reads the weights once, because they enter through :func:`bit_sums` only. It detects other weights, models and
+    precisions, but not a deliberate forgery.
     """
     digest = blake2b(digest_size=16)
     for name, weight in sorted(model.state_dict().items()):
@@ -24,8 +24,8 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def bit_sums(weight: Tensor) -> list[int]:
-    """Sums modulo 2^64 over a tensor's bits as integers of 64: of all, and of each chunk's sum times its number; then
-    the bytes that are left over. Integers add up to the same in any order.
+    """Sums modulo 2^64 over a tensor's bits as 64-bit integers: of all words, and of each chunk's sum times its number;
+    then the remaining bytes. Integer sums do not depend on the order of addition.
     """
     octets = weight.detach().contiguous().flatten().view(torch.uint8)
     if octets.storage_offset() % 8:

@@ -1,9 +1,9 @@
-"""Model FLOPs: the arithmetic that a pass over some tokens needs, however it is carried out.
+"""Model FLOPs: the arithmetic that a pass over some tokens needs, whatever the implementation.
 
-Counted are the multiplications and additions of matrix products, as in Chowdhery et al. 2022 (arXiv 2204.02311,
-appendix B): norms, activations and softmaxes are not, nor is the lookup of an embedding. A backward pass is twice a
-forward pass. What an implementation computes more than once (padding, a prompt again for each completion, activations
-again in the backward pass) counts once, so that a faster implementation shows as a higher utilisation.
+The multiplications and additions of matrix products are counted, as in Chowdhery et al. 2022 (arXiv 2204.02311,
+appendix B); norms, activations, softmaxes and embedding lookups are not. A backward pass is twice a forward pass. Extra
+work of an implementation (padding, a prompt repeated per completion, activations recomputed in the backward pass) does
+not count, so that a faster implementation has a higher utilisation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 Lengths = Iterable[tuple[int, Sequence[int]]]
-"""Of each prompt: its tokens, and the tokens of each of its completions."""
+"""Per prompt: its length, and the lengths of its completions, in tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,13 +30,13 @@ class ModelShape:
     head: int
     """Weights of the output head, tied to the embedding or not; 0 without one."""
     width: int
-    """Attention heads times their dimension."""
+    """Number of attention heads times their dimension."""
     windows: tuple[int | None, ...]
-    """The positions that each layer's attention sees; None is all."""
+    """Number of positions that each layer's attention sees; None is all."""
 
 
 def shape_of(model: PreTrainedModel) -> ModelShape:
-    """The shape of a model, or of a trunk without head. A head to one number is left out: it has one row of weights."""
+    """The shape of a model, or of a trunk without head. A scalar head is left out: it has one row of weights."""
     config = model.config.get_text_config()
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     window = getattr(config, "sliding_window", None)
@@ -59,9 +59,9 @@ def forward_flops(shape: ModelShape, lengths: Lengths) -> float:
 
         2 trunk N + 2 head R + sum over layers of 4 width C
 
-    N: tokens, each prompt's once for all its completions. R: completion tokens, at which alone the head is read.
-    C: the positions that every token attends to, itself included, summed over tokens; 4 = a product and a sum for the
-    scores, and for the mean of the values.
+    N: tokens, each prompt's once for all its completions. R: completion tokens, the only ones that need the head. C:
+    the positions that a token attends to, itself included, summed over tokens; 4 = a product and a sum for the scores,
+    and for the mean of the values.
     """
     layers = Counter(shape.windows).items()
     total = 0

@@ -1,4 +1,4 @@
-"""Work that shrinks until it fits into memory."""
+"""Work that is split until it fits into memory."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ from tether.errors import MemoryShortError
 
 T = TypeVar("T")
 
-
 UNTYPED = ("can't allocate memory", "could not create a primitive", "could not create a memory object")
-"""What torch's CPU allocator and oneDNN, which multiplies bfloat16 on a CPU, say in a plain RuntimeError."""
+"""Texts of the plain RuntimeErrors of torch's CPU allocator and of oneDNN, which multiplies bfloat16 on a CPU."""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -23,21 +22,32 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def within_memory(attempt: Callable[[int], T], budget: int, *, least: int = 1) -> tuple[T, int]:
-    """``attempt(budget)``, with half the budget each time that memory runs out; also gives the budget that fitted.
+def alone(short: bool) -> bool:
+    """Whether memory ran out on one rank."""
+    return short
 
-    ``attempt`` has to begin anew each time. Raises :class:`MemoryShortError` where ``least`` does not fit either.
+
+def within_memory(
+    attempt: Callable[[int], T], budget: int, *, least: int = 1, agree: Callable[[bool], bool] = alone
+) -> tuple[T, int]:
+    """``(attempt(budget), budget)``, with the budget halved each time memory runs out.
+
+    ``attempt`` starts over each time. Raises :class:`MemoryShortError` where ``least`` does not fit either.
     """
     while True:
+        found: list[T] = []
+        reason = "on another rank"
         try:
-            return attempt(budget), budget
+            found.append(attempt(budget))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            if budget <= least:
-                reason = (str(error).splitlines() or ["no more memory"])[0]
-                raise MemoryShortError(f"out of memory, however little is computed at a time ({reason})") from error
+            reason = (str(error).splitlines() or ["no more memory"])[0]
         # out of the handler, where the error no longer holds on to the tensors of what failed
+        if not agree(not found):
+            return found[0], budget
+        if budget <= least:
+            raise MemoryShortError(f"out of memory, however little is computed at a time ({reason})")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         budget = max(least, budget // 2)

@@ -1,8 +1,8 @@
-"""Groups in one packed row: each prompt once, then each of its completions, which sees the prompt and itself.
+"""Groups packed in one row: each prompt once, then each of its completions, which sees the prompt and itself.
 
-The linear layers, nearly all of the arithmetic, then run once on every distinct token and on no padding. Only inside
-attention are the tokens laid out on grids: the prompts' [P, L] and the completions' [P, G, T]. A prompt with a single
-completion is one causal sequence with it.
+The linear layers, nearly all of the arithmetic, then run once per distinct token and without padding. Only attention
+lays the tokens out on grids: the prompts' [P, L] and the completions' [P, G, T]. A prompt with a single completion
+forms one causal sequence with it.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from torch import Tensor
 
 from tether.models.attention import Layer
 from tether.ops.attention import causal_attention, shared_prefix_attention, window_bias
+from tether.ops.reduce import length_mask
 from tether.types import Batch
 
 SLACK = 1.25
-"""Padding inside attention may make it this much larger than without any."""
+"""Maximum factor by which padding may enlarge attention."""
 SMALL = 2**18
-"""Scores of an attention that is too small for its padding to matter."""
+"""Number of scores up to which an attention is too small for its padding to matter."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Groups of like size on the grids of one attention call: the prompts' [P, L] and the completions' [P, G, T].
+    """Groups of similar size on the grids of one attention call: the prompts' [P, L] and the completions' [P, G, T].
 
-    Where the prompts are alone with a single completion each, that is part of the trunk, and G is 0.
+    If each prompt has a single completion, the completion is part of the trunk, and G is 0.
     """
 
     trunks: tuple[int, int]  # P, L
@@ -38,11 +39,11 @@ class Block:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Places of the trunks and of the branches."""
+        """Number of places of the trunks and of the branches."""
         return math.prod(self.trunks), math.prod(self.branches)
 
     def attend(self, layer: Layer, trunk: Sequence[Tensor], branch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Outputs [P * L, H, d] and [P * G * T, H, d], for q, k and v of the trunks and of the branches likewise."""
+        """Outputs [P * L, H, d] and [P * G * T, H, d], for q, k and v of the trunks and of the branches."""
         q_trunk, k_trunk, v_trunk = (x.view(*self.trunks, *x.shape[1:]) for x in trunk)
         trunk_bias, prefix_bias, branch_bias = self._biases(layer.window)
         from_trunks = causal_attention(
@@ -65,7 +66,7 @@ class Block:
         return from_trunks, from_branches.flatten(0, 2)
 
     def _biases(self, window: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of trunks on themselves, of branches on trunks and on themselves; None where plainly causal or all seen."""
+        """Of trunks on themselves, branches on trunks, and branches on themselves; None where causal or all seen."""
         if window not in self.biases:
             self.biases[window] = self._make_biases(window)
         return self.biases[window]
@@ -92,18 +93,18 @@ class Block:
 
 @dataclass(frozen=True)
 class GroupLayout:
-    """Where each token of a packed row stands, and what it sees: a :class:`tether.models.attention.Layout`."""
+    """The place of each token of a packed row, and what it sees: a :class:`tether.models.attention.Layout`."""
 
     blocks: tuple[Block, ...]
     grids: Tensor
-    """[C] int64: the token at each place of the blocks' grids, one grid behind the other; token 0 where there is none,
-    and what is computed there is never read."""
+    """[C] int64: the token at each place of the blocks' grids, one grid after the other; 0 at empty places, whose
+    results are never read."""
     places: Tensor
     """[N] int64: the place of each token."""
 
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         sizes = [size for block in self.blocks for size in block.sizes]
-        # laid out at once and then split, whose gradient is put together at once too
+        # laid out in one operation and then split, so that the gradient is assembled in one operation too
         laid = [x.squeeze(0).transpose(0, 1).index_select(0, self.grids).split(sizes) for x in (q, k, v)]
         parts = list(zip(*laid, strict=True))
         out = [
@@ -121,21 +122,21 @@ class Pack:
     ids: Tensor  # [1, N] int64
     positions: Tensor  # [1, N] int64
     layout: GroupLayout
-    states: Tensor  # [n] int64: the place of s_t for every completion token, row by row
+    states: Tensor  # [n] int64: the place of s_t for every token that the policy emitted, row by row
     ends: Tensor  # [B] int64: the place of each row's last token, if that was packed
 
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one prompt, and the tokens of theirs that are run."""
+    """The rows of one prompt, and how many of their tokens are run."""
 
     rows: list[int]
     trunk: int
     branches: list[int]
-    """Empty where there is one row, which is in the trunk."""
+    """Lengths of the branches; empty if there is a single row, which is in the trunk."""
 
     def scores(self, trunk: int, width: int) -> int:
-        """Scores of its attention on grids of these sizes."""
+        """Number of its attention scores on grids of these sizes."""
         return trunk**2 + len(self.branches) * width * (trunk + width)
 
     @property
@@ -144,7 +145,7 @@ class Group:
 
 
 def in_blocks(groups: list[Group]) -> list[list[Group]]:
-    """Groups of like size together: either all with as many branches, or all without."""
+    """Groups of similar size together; all groups of a block have the same number of branches."""
     blocks: list[list[Group]] = []
     exact = trunk = width = 0
     for group in sorted(groups, key=lambda group: (-len(group.branches), -group.trunk, -group.width)):
@@ -162,9 +163,9 @@ def in_blocks(groups: list[Group]) -> list[list[Group]]:
 
 
 def pack(batch: Batch, *, ends: bool) -> Pack:
-    """``batch`` as one packed row. Rows with one prompt share it.
+    """``batch`` as one packed row. Rows with the same prompt share it.
 
-    Nothing follows a completion's last token, so it is run only where its own state is wanted: ``ends``.
+    Nothing follows a completion's last token, so it is run only if its own state is needed: ``ends``.
     """
     prompts: list[int] = batch.prompt_lengths.tolist()
     completions: list[int] = batch.completion_lengths.tolist()
@@ -228,13 +229,13 @@ def pack(batch: Batch, *, ends: bool) -> Pack:
         ids=batch.ids.flatten()[ranges(sources, lengths).to(device)].unsqueeze(0),
         positions=ranges(offsets, lengths).unsqueeze(0).to(device),
         layout=GroupLayout(blocks=tuple(blocks), grids=grids.to(device), places=places.to(device)),
-        states=states.to(device),
+        states=states.to(device)[batch.mask[length_mask(batch.completion_lengths, batch.mask.size(1)).to(device)]],
         ends=(torch.tensor(completion_start) + counts - 1).to(device),
     )
 
 
 def ranges(starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """starts[i], starts[i] + 1, ... of ``lengths[i]`` numbers each, one after the other."""
+    """The ranges starts[i], starts[i] + 1, ... of ``lengths[i]`` numbers, concatenated."""
     counts = torch.tensor(lengths)
     skipped = torch.tensor(starts) - (counts.cumsum(0) - counts)
     return torch.repeat_interleave(skipped, counts) + torch.arange(int(counts.sum()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from tether.models.attention import laid_out
 from tether.models.packing import Pack, pack
+from tether.models.trainable import trainable
 from tether.ops.logprobs import chunked_logprobs
 from tether.types import Batch
 
@@ -28,14 +29,14 @@ def project(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def policy_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    """Logits [B, S, V] of ids [B, S] from position 0, by way of the hidden states."""
+    """Logits [B, S, V] of ids [B, S] from position 0, computed from the hidden states."""
     return project(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
 
 
 def completion_states(trunk: nn.Module, batch: Batch) -> Tensor:
-    """The hidden state at s_t for every real completion token, [N, D] with N = ``batch.mask.sum()``, row by row.
+    """The hidden state at s_t for every token that the policy emitted, [N, D], N = ``batch.mask.sum()``, row by row.
 
-    Rows with one prompt share it, and nothing is padded (:mod:`tether.models.packing`).
+    Rows with the same prompt share it, and nothing is padded (:mod:`tether.models.packing`).
     """
     packed = pack(batch, ends=False)
     return packed_states(trunk, packed)[packed.states]
@@ -56,21 +57,21 @@ def packed_states(trunk: nn.Module, packed: Pack) -> Tensor:
 
 
 def padded_states(trunk: nn.Module, batch: Batch) -> Tensor:
-    """What :func:`completion_states` gives, by way of the padded rows and the model's own attention: its oracle."""
+    """The oracle of :func:`completion_states`: the same from padded rows and the model's own attention."""
     hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
     rows = torch.arange(len(batch), device=hidden.device).unsqueeze(1)
     return hidden[rows, batch.predictors][batch.mask]
 
 
 def unflatten(flat: Tensor, mask: Tensor) -> Tensor:
-    """Values of the True positions, [N], back on their places in [B, T]; 0 elsewhere."""
+    """Scatter values of the True positions, [N], to [B, T]; 0 elsewhere."""
     return torch.zeros(mask.shape, dtype=flat.dtype, device=flat.device).masked_scatter(mask, flat)
 
 
 def logprobs_of_states(
     model: PreTrainedModel, states: Tensor, batch: Batch, *, temperature: float, entropy: bool = False
 ) -> tuple[Tensor, ...]:
-    """``(logp,)``, or with ``entropy`` ``(logp, entropy)``, all [B, T], of the completion tokens given their states
+    """``(logp,)``, or with ``entropy`` ``(logp, entropy)``, all [B, T], of the emitted tokens given their states
     [N, D]."""
     mask = batch.mask
     figures = chunked_logprobs(states, batch.targets[mask], project(model), temperature=temperature, entropy=entropy)
@@ -80,8 +81,8 @@ def logprobs_of_states(
 def completion_logprobs(
     model: PreTrainedModel, batch: Batch, *, temperature: float, entropy: bool = False
 ) -> tuple[Tensor, ...]:
-    """``(logp,)``, or with ``entropy`` ``(logp, entropy)``, of every completion token under
-    softmax(logits / temperature), all [B, T], 0 at padding."""
+    """``(logp,)``, or with ``entropy`` ``(logp, entropy)``, of every emitted token under
+    softmax(logits / temperature), all [B, T], 0 where the mask is False."""
     states = completion_states(model.base_model, batch)
     return logprobs_of_states(model, states, batch, temperature=temperature, entropy=entropy)
 
@@ -101,28 +102,24 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, batch: Batch, policy_states: Callable[[], Tensor]) -> Tensor:
-        """Values [B, T] of the states before each completion token, 0 at padding.
+        """Values [B, T] of the states before each emitted token, 0 where the mask is False.
 
-        ``policy_states`` gives the policy's states [N, D]; it is called only by a critic without a trunk of its own.
+        ``policy_states`` returns the policy's states [N, D]; only a critic without a trunk of its own calls it.
         """
         states = policy_states() if self.trunk is None else completion_states(self.trunk, batch)
         return unflatten(self.head(states).squeeze(-1).float(), batch.mask)
 
 
 @torch.no_grad()
-def replace_weights(model: PreTrainedModel, weights: Iterator[tuple[str, Tensor]]) -> None:
-    """Copy ``weights``, the ``named_parameters`` of a like model, into ``model``: all of them, or none and an error.
-    Nothing is copied where the tensors are the model's own already.
+def replace_weights(model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy ``weights``, the :func:`tether.models.trainable.trainable` of a model with the same parameters, into
+    ``model``: all of them, or none and an error. Tensors that are the model's own already are not copied.
     """
     own, given = dict(model.named_parameters()), dict(weights)
-    wrong = own.keys() ^ given.keys() or {name for name in own if own[name].shape != given[name].shape}
+    wrong = (trainable(model).keys() - given.keys()) | (given.keys() - own.keys())
+    wrong |= {name for name in own.keys() & given.keys() if own[name].shape != given[name].shape}
     if wrong:
         raise ValueError(f"the weights do not fit the model: {sorted(wrong)[:3]}")
     for name, tensor in given.items():
         if own[name].data_ptr() != tensor.data_ptr():
             own[name].copy_(tensor)
-
-
-def reference_of(policy: PreTrainedModel) -> PreTrainedModel:
-    """A frozen copy of the policy as it is now."""
-    return copy.deepcopy(policy).requires_grad_(False).eval()

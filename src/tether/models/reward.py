@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from tether.data.batching import micro_batches
 from tether.errors import ModelError
-from tether.interruption import stoppable
+from tether.models.linear import has_rounded_matmuls, round_matmuls
 from tether.models.loading import (
     check_tokenizer,
     embedding_rows,
@@ -31,26 +31,26 @@ from tether.models.loading import (
 )
 from tether.models.memory import within_memory
 from tether.models.policy import final_states
-from tether.models.precision import has_rounded_products, round_products
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
-from tether.types import Batch, Row
+from tether.stop_requests import stoppable
+from tether.types import Batch, PromptCompletion
 
 TOKEN_BUDGET = 16384
-"""Tokens of a forward pass that scores, unless said otherwise."""
+"""Default tokens per forward pass when scoring."""
 RELOAD_TOLERANCE = {True: (1e-4, 1e-5), False: (0.05, 0.02)}
-"""Largest difference of a score that a save and reload may make, in full precision or not: a share of the spread of
-scores, and what rounding does to a score of size 1 when rows are batched otherwise."""
+"""How far a score may change in a save and reload, in full precision (True) or not: a share of the scores' standard
+deviation, and what rounding does to a score of size 1 when rows are batched differently."""
 
 
 def new_reward_model(
     base: str, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A reward model on the trunk of the causal language model ``base``, its head drawn from N(0, 1 / (D + 1)); or
-    ``base`` itself where it is a reward model already, head and all, to be trained on.
+    """A reward model on the trunk of the causal language model ``base``, with a head drawn from N(0, 1 / (D + 1)); or
+    ``base`` itself, head included, where it already is a reward model.
 
-    The tokenizer gets a padding token of its own where it has none or pads with EOS: transformers pools the right-most
-    token that is not padding, and would otherwise read the score before the EOS.
+    The tokenizer gets its own padding token where it has none or pads with EOS: transformers pools the right-most token
+    that is not padding, and would otherwise read the score before the EOS.
     """
     if is_classifier(model_config(base)):
         return load_reward_model(base, dtype=dtype, device=device)
@@ -77,9 +77,11 @@ def load_reward_model(
     config = model_config(name)
     if not is_classifier(config):
         found = (config.architectures or ["not stated"])[0]
-        raise ModelError(f"{name}: not a reward model: its architecture is {found}; train one with 'tether reward'")
+        raise ModelError(
+            f"not a reward model: its architecture is {found}", where=name, hint="train one with 'tether reward'"
+        )
     if config.num_labels != 1:
-        raise ModelError(f"{name}: a reward model has one label and this classifier has {config.num_labels}")
+        raise ModelError(f"a reward model has one label and this classifier has {config.num_labels}", where=name)
     tokenizer = load_tokenizer(name)
     model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
     check_tokenizer(name, tokenizer, embedding_rows(model))
@@ -91,56 +93,60 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
     """The linear layer from the last hidden state to the score."""
     head = getattr(model, "score", None)
     if not isinstance(head, nn.Linear) or head.bias is not None or head.out_features != 1:
-        raise ModelError(f"{type(model).__name__}: no bias-free linear head named 'score', so not a reward model here")
+        raise ModelError(
+            "no bias-free linear head named 'score', so not a reward model here", where=type(model).__name__
+        )
     return head
 
 
 def score_batch(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Raw scores [B], read at the last token of each row; rows with one prompt share it."""
+    """Raw scores [B], read at the last token of each row. Rows with the same prompt share its computation."""
     scores: Tensor = head_of(model)(final_states(model.base_model, batch))
     return scores.squeeze(-1).float()
 
 
 @torch.no_grad()
-def score_sequences(model: PreTrainedModel, rows: Sequence[Row], *, token_budget: int = TOKEN_BUDGET) -> Tensor:
+def score_sequences(
+    model: PreTrainedModel, rows: Sequence[PromptCompletion], *, token_budget: int = TOKEN_BUDGET
+) -> Tensor:
     """Raw scores [N] of (prompt ids, completion ids), in their order."""
     batch = Batch.collate(rows, model.device)
     scores = torch.zeros(len(rows))
     for part in stoppable(micro_batches(batch, token_budget)):
-        scores[part] = score_batch(model, batch.rows(part.to(model.device))).cpu()
+        scores[part] = score_batch(model, batch.rows(part)).cpu()
     return scores
 
 
 def normalised_scores(model: PreTrainedModel, raw: Tensor) -> Tensor:
-    """(raw - score_mean) / score_std, with what the model's configuration stores; raw where it stores nothing."""
+    """(raw - score_mean) / score_std with the statistics in the model's configuration; raw where it has none."""
     mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
     return (raw - mean) / std
 
 
 def save_reward_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[Row]
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[PromptCompletion]
 ) -> None:
-    """Save, read back with ``AutoModelForSequenceClassification``, score the ``probes`` both ways, and then keep it.
+    """Save a reward model, reload it with ``AutoModelForSequenceClassification``, and compare scores of the ``probes``.
 
-    Heads that are lost, renamed or newly initialised on the way are common; a model whose own pooling or reloaded
-    weights give other scores is refused, and nothing is left behind.
+    Heads are easily lost, renamed or newly initialised on the way. Raises :class:`ModelError`, and leaves nothing
+    behind, where the reloaded weights or transformers' own pooling give other scores.
     """
     expected, _ = within_memory(lambda budget: score_sequences(model, probes, token_budget=budget), TOKEN_BUDGET)
     if not torch.isfinite(expected).all():
-        raise ModelError(f"{directory}: not saved: the model's scores are not finite")
+        raise ModelError("not saved: the model's scores are not finite", where=directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{directory.name}.saving-"
     for left in directory.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left)  # by a process that was killed
+        shutil.rmtree(left)  # left by a process that was killed
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
         candidate = Path(temporary) / "model"
         save_model(model, tokenizer, candidate)
         reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
         reloaded = place(reloaded, model.device)
-        if has_rounded_products(model):  # the file is what is on trial here, not the rounding
-            round_products(reloaded)
+        if has_rounded_matmuls(model):  # the file is tested here, not the rounding
+            round_matmuls(reloaded)
         batch = Batch.collate(probes, model.device)
-        mask = length_mask(batch.lengths, batch.ids.size(1))
+        mask = length_mask(batch.lengths, batch.ids.size(1)).to(model.device)
         ids = batch.ids.masked_fill(~mask, tokenizer.pad_token_id)
 
         @torch.no_grad()
@@ -152,13 +158,14 @@ def save_reward_model(
 
         found, _ = within_memory(own_scores, len(probes))
         difference = float((found - expected).abs().max())
-        full_precision = model.dtype == torch.float32 and not has_rounded_products(model)
+        full_precision = model.dtype == torch.float32 and not has_rounded_matmuls(model)
         share, rounding = RELOAD_TOLERANCE[full_precision]
         allowed = share * float(expected.std(unbiased=False)) + rounding * (1.0 + float(expected.abs().max()))
         if not difference <= allowed:
             raise ModelError(
-                f"{directory}: not saved: after a reload the scores differ by up to {difference:.2g}; "
-                f"{type(model).__name__} does not survive the Hugging Face layout"
+                f"not saved: after a reload the scores differ by up to {difference:.2g}",
+                where=directory,
+                hint=f"{type(model).__name__} does not survive the Hugging Face layout",
             )
         if directory.exists():
             shutil.rmtree(directory)

@@ -1,22 +1,24 @@
-"""Advantages from rewards alone: how much better a completion is than its siblings.
+"""Advantages from rewards alone: how much better a completion is than the others of its prompt.
 
-``rewards`` is [P, G]: G completions of each of P prompts. No gradient flows through any of these.
+``rewards`` is [P, G]: G completions of each of P prompts. No gradient flows through these functions.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 ZERO_VARIANCE = 1e-6
-"""A spread below this share of the rewards' own magnitude is rounding residue, not signal."""
+"""A spread below this fraction of the rewards' magnitude is rounding error, not signal."""
 
 
 def zero_variance(rewards: Tensor) -> Tensor:
-    """Which groups hold one reward only: std <= 1e-6 * max(1, max |r|). ``rewards`` [P, G]; the result [P] bool.
+    """Which groups have equal rewards only: std <= 1e-6 * max(1, max |r|). ``rewards`` [P, G]; the result [P] bool.
 
-    Such a group says nothing about which completion is better. The comparison is relative because the standard
-    deviation of equal floats computed in float32 need not be 0, and dividing by that residue makes enormous advantages.
+    Such a group carries no learning signal. The comparison is relative because the standard deviation of equal floats
+    computed in float32 need not be 0, and dividing by that rounding error makes advantages enormous.
     """
     scale = rewards.abs().amax(-1).clamp(min=1.0)
     return rewards.std(-1, unbiased=False) <= ZERO_VARIANCE * scale
@@ -35,7 +37,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """
     group = rewards.size(-1)
     if group < 2:
-        raise ValueError(f"leave-one-out needs at least 2 completions a prompt, got {group}")
+        raise ValueError(f"leave-one-out needs at least 2 completions per prompt, got {group}")
     return centred(rewards) * (group / (group - 1))
 
 
@@ -46,13 +48,24 @@ def group_standardised(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
     is not that of E[r] - beta KL; see :func:`centred` for the unscaled form.
     """
     if rewards.size(-1) < 2:
-        raise ValueError(f"standardising a group needs at least 2 completions a prompt, got {rewards.size(-1)}")
+        raise ValueError(f"standardising a group needs at least 2 completions per prompt, got {rewards.size(-1)}")
     return centred(rewards) / (rewards.std(-1, keepdim=True) + eps)
 
 
-def batch_standardised(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
-    """(r_i - mean_group) / (std over the whole batch of the centred rewards + eps). [P, G] -> [P, G]."""
+def alone(x: Tensor) -> list[Tensor]:
+    """The gather of a single rank."""
+    return [x]
+
+
+def batch_standardised(
+    rewards: Tensor, *, eps: float = 1e-4, gather: Callable[[Tensor], list[Tensor]] = alone
+) -> Tensor:
+    """(r_i - mean_group) / (std over the whole batch of the centred rewards + eps). [P, G] -> [P, G].
+
+    ``gather`` returns the tensors of all ranks, which then count as one batch.
+    """
     difference = centred(rewards)
-    if difference.numel() < 2:
+    whole = torch.cat(gather(difference))
+    if whole.numel() < 2:
         raise ValueError("standardising a batch needs at least 2 completions")
-    return difference / (difference.std() + eps)
+    return difference / (whole.std() + eps)

@@ -1,15 +1,15 @@
-"""Attention whose keys lie in two places: a prefix that many rows share, and each row's own keys behind it.
+"""Attention over keys in two parts: a prefix that many rows share, and each row's own keys after it.
 
-A softmax over a row of scores can be taken in parts. With lse_i = log sum_j exp(s_ij) of each part and o_i its output,
+A softmax over a row of scores can be computed in parts. With lse_i = log sum_j exp(s_ij) of part i and o_i its output,
 
     lse = log(exp(lse_1) + exp(lse_2)),    o = exp(lse_1 - lse) o_1 + exp(lse_2 - lse) o_2,
 
-so the queries of all G completions meet their prompt's keys in one product, and nobody copies those keys (the same
+so the queries of all G completions multiply their prompt's keys in one product, without copies of the keys (the same
 identity as in FlashAttention, Dao et al. 2022, arXiv 2205.14135, and in cascade attention).
 
 The parts run in torch's fused kernels, which never hold a [queries, keys] matrix of scores: the flash kernel on a CPU,
-the memory-efficient one on CUDA. Scores under a soft cap, which those kernels do not know, are computed plainly by
-:func:`plain_attention`, which is also the oracle for the fused ones.
+the memory-efficient one on CUDA. Those kernels do not support a soft cap; it is computed by :func:`plain_attention`,
+which is also the oracle for the fused ones.
 
 Shapes: queries [B, H, Q, d], keys and values [B, H_kv, S, d] with H a multiple of H_kv; a bias is added to the scores,
 is 0 or -inf, and broadcasts to [B, 1, Q, S]; ``lse`` is [B, H, Q], float32.
@@ -26,8 +26,8 @@ from torch import Tensor
 aten: Any = torch.ops.aten
 
 FEW = 4
-"""Queries of which a CPU's kernel has fewer are repeated: products of 4 rows and more round a row alike whatever the
-others are, products of fewer do not (measured)."""
+"""Minimum number of queries for a CPU's kernel; fewer are repeated. In products of at least 4 rows the rounding of a
+row does not depend on the other rows; in smaller ones it does (measured)."""
 
 
 def plain_attention(
@@ -41,7 +41,7 @@ def plain_attention(
     softcap: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """``(softmax(s) v, log sum exp s)`` with s = cap * tanh(scale * q k' / cap) + bias, in plain differentiable
-    products. A query that sees no key gets zeros and an lse of -inf."""
+    operations. A query that sees no key gets zeros and an lse of -inf."""
     heads = k.size(1)
     grouped = q.unflatten(1, (heads, q.size(1) // heads)).float()  # [B, H_kv, H / H_kv, Q, d]
     scores = torch.matmul(grouped, k.float().unsqueeze(2).transpose(-1, -2)) * scale
@@ -80,7 +80,7 @@ def fused_attention(
             q, _repeat(k, q), _repeat(v, q), _aligned(bias, q, k), True, 0.0, causal, scale=scale
         )
         lse = lse.narrow(2, 0, q.size(2))
-    if bias is not None and bias.size(2) > 1:  # a query may see no key, and the kernels do not agree on its lse
+    if bias is not None and bias.size(2) > 1:  # the kernels disagree on the lse of a query that sees no key
         blind = bias.narrow(2, 0, out.size(2)).amax(-1) == -torch.inf
         out, lse = out.masked_fill(blind.unsqueeze(-1), 0.0), lse.masked_fill(blind, -torch.inf)
     return out.reshape(shape), lse.reshape(shape[:3])
@@ -100,8 +100,8 @@ def fused_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v through *these* keys, where ``out`` and ``lse`` are of the softmax over all keys.
 
-    With p_j = exp(s_j - lse) the gradient of a score is p_j (grad . v_j - grad . out): it needs of the other keys
-    nothing but what is in ``out`` and ``lse``. That is what the kernels compute, so parts need no kernel of their own.
+    With p_j = exp(s_j - lse) the gradient of a score is p_j (grad . v_j - grad . out): of the other keys it needs only
+    ``out`` and ``lse``. The fused kernels compute exactly this, so parts need no kernel of their own.
     """
     shape = q.shape
     if not causal:
@@ -114,7 +114,7 @@ def fused_attention_backward(
         )
         return dq.reshape(shape), dk, dv
     padded = F.pad(lse, (0, -lse.size(2) % 32), value=torch.inf)  # as that kernel's forward pass leaves it
-    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # of a dropout that is off
+    seed = torch.zeros((), dtype=torch.int64, device=q.device)  # for dropout, which is off
     dq, dk, dv, _ = aten._scaled_dot_product_efficient_attention_backward(
         grad,
         q,
@@ -137,7 +137,7 @@ def fused_attention_backward(
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """``(out, lse)`` over the keys of both parts, from the ``(out, lse)`` of each; out is [..., d] and lse [...]."""
     (out_1, lse_1), (out_2, lse_2) = first, second
-    # a softmax of two and not a sigmoid: it takes row by row, while a sigmoid of many rounds its last few otherwise
+    # a softmax of two, not a sigmoid: it computes row by row, while a sigmoid of many rounds the last few differently
     share = torch.stack([lse_1, lse_2], -1).softmax(-1)[..., :1].to(out_1.dtype)
     return out_2 + share * (out_1 - out_2), torch.logaddexp(lse_1, lse_2)
 
@@ -215,14 +215,14 @@ def shared_prefix_attention(
     scale: float,
     softcap: float | None = None,
 ) -> Tensor:
-    """Attention of G rows a group over the prefix of their group, all of it, and over their own keys, causally.
+    """Attention of the G rows of a group over all of the group's prefix, and causally over their own keys.
 
     Differentiable in q, k, v and the prefix, whose gradient is summed over the group by the kernel: neither the prefix
-    nor a matrix of scores is laid out G times.
+    nor a matrix of scores is stored G times.
 
-    Shapes, in the order of tokens and not of heads: ``q`` and the result [P, G, T, H, d]; ``k``, ``v``
-    [P, G, T, H_kv, d]; ``prefix_k``, ``prefix_v`` [P, L, H_kv, d]; ``prefix_bias`` [P, 1, 1 or G * T, L], -inf where a
-    prefix has no token; ``bias`` [P * G, 1, T, T] in place of the causal mask, where a window narrows it.
+    Shapes, with tokens before heads: ``q`` and the result [P, G, T, H, d]; ``k``, ``v`` [P, G, T, H_kv, d];
+    ``prefix_k``, ``prefix_v`` [P, L, H_kv, d]; ``prefix_bias`` [P, 1, 1 or G * T, L], -inf where a prefix has no token;
+    ``bias`` [P * G, 1, T, T] replaces the causal mask where a window narrows it.
     """
     if softcap is None:
         out: Tensor = _SharedPrefix.apply(q, k, v, prefix_k, prefix_v, prefix_bias, bias, scale)
@@ -243,9 +243,9 @@ def shared_prefix_attention(
 def causal_attention(
     q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None = None, scale: float, softcap: float | None = None
 ) -> Tensor:
-    """Attention of each row over its own keys, causally. Differentiable.
+    """Causal attention of each row over its own keys. Differentiable.
 
-    Shapes: ``q`` and the result [B, S, H, d]; ``k``, ``v`` [B, S, H_kv, d]; ``bias`` [B or 1, 1, S, S] in place of the
+    Shapes: ``q`` and the result [B, S, H, d]; ``k``, ``v`` [B, S, H_kv, d]; ``bias`` [B or 1, 1, S, S] replaces the
     causal mask.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -262,7 +262,7 @@ def causal_attention(
 
 
 def window_bias(query_positions: Tensor, key_positions: Tensor, window: int | None) -> Tensor:
-    """0 where a query may look, -inf where the key lies ahead of it or ``window`` or more positions back.
+    """0 where a query sees the key, -inf where the key is ahead of it or ``window`` or more positions back.
 
     Shapes: ``query_positions`` [..., Q], ``key_positions`` [..., S]; the result is [..., Q, S], float32.
     """
@@ -272,8 +272,8 @@ def window_bias(query_positions: Tensor, key_positions: Tensor, window: int | No
 
 
 def _fold(x: Tensor, k: Tensor) -> Tensor:
-    """The query heads that share a key head as more queries of it, [B, H, Q, ...] -> [B, H_kv, H / H_kv * Q, ...], so
-    that keys need no copies. Not for causal attention, where a query's row says what it sees."""
+    """Fold the query heads that share a key head into more queries, [B, H, Q, ...] -> [B, H_kv, H / H_kv * Q, ...], so
+    that keys need no copies. Not for causal attention, where a query's row decides what it sees."""
     return x if x.size(1) == k.size(1) else x.reshape(x.size(0), k.size(1), -1, *x.shape[3:])
 
 
@@ -311,7 +311,7 @@ def _repeat(k: Tensor, q: Tensor) -> Tensor:
 
 
 def _aligned(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """The bias for every query and head, [B, H, Q, S], its rows on 16-element boundaries as the kernel wants them."""
+    """The bias for every query and head, [B, H, Q, S], its rows on 16-element boundaries as the kernel requires."""
     if bias is None:
         return None
     wide = F.pad(bias.to(q.dtype), (0, -bias.size(-1) % 16)).narrow(-1, 0, bias.size(-1))

@@ -7,7 +7,7 @@ divergence. With s = grad log pi and samples from pi:
 ====================  ==============================  =======================================================
 estimator             value                           gradient of its expectation as a loss (samples held fixed)
 ====================  ==============================  =======================================================
-k1 = d                KL(pi || pi_ref), unbiased      E[s] = 0: it does nothing
+k1 = d                KL(pi || pi_ref), unbiased      E[s] = 0: no effect
 k2 = d^2 / 2          biased, close for small d       E[d s] = grad KL(pi || pi_ref), the reverse KL
 k3 = e^-d - 1 + d     KL(pi || pi_ref), unbiased      E[(1 - e^-d) s] = grad KL(pi_ref || pi), the forward KL
 ratio * k3            KL(pi || pi_ref), unbiased      E[d s] = grad KL(pi || pi_ref) again, also off policy
@@ -27,8 +27,8 @@ from torch import Tensor
 KLEstimator = Literal["k1", "k2", "k3", "k3_corrected"]
 
 MAX_EXPONENT = 10.0
-"""Bound of exponents. Under samples of pi, P(pi_ref / pi > e^10) < e^-10 (Markov), so it alters next to no estimate.
-Where it does, the gradient is bounded with its sign kept: the policy is still pulled towards the reference."""
+"""Bound on exponents. Under samples of pi, P(pi_ref / pi > e^10) < e^-10 (Markov), so it rarely alters an estimate.
+Where it does, the gradient is bounded but keeps its sign: the policy is still pulled towards the reference."""
 
 
 def k1(d: Tensor) -> Tensor:
@@ -42,8 +42,8 @@ def k2(d: Tensor) -> Tensor:
 
 
 def k3(d: Tensor) -> Tensor:
-    """exp(-d) - 1 + d: unbiased for KL(pi || pi_ref), never negative. Float32; the exponential goes on as its tangent
-    where -d is above :data:`MAX_EXPONENT`, so that neither it nor its slope overflows, and the slope keeps its sign.
+    """exp(-d) - 1 + d: unbiased for KL(pi || pi_ref), never negative. Float32; where -d is above :data:`MAX_EXPONENT`
+    the exponential continues as its tangent, so that neither it nor its slope overflows and the slope keeps its sign.
     """
     d = d.float()
     tangent = math.exp(MAX_EXPONENT) * (-d - MAX_EXPONENT).clamp(min=0)
@@ -53,10 +53,10 @@ def k3(d: Tensor) -> Tensor:
 def kl_penalty(estimator: KLEstimator, d: Tensor, log_ratio: Tensor) -> Tensor:
     """The KL term of a loss, elementwise; differentiate it through ``d`` and ``log_ratio``.
 
-    ``d`` = logp - ref_logp and ``log_ratio`` = logp - old_logp, of any one shape: tokens [B, T], or whole completions
-    [B] when both are summed over the tokens first. Only ``k3_corrected`` = exp(log_ratio) * k3(d) reads ``log_ratio``.
-    It is computed as pi_ref / pi_old + exp(log_ratio) * (d - 1), the same number: the first term does not depend on pi,
-    so its bound leaves the gradient exp(log_ratio) * d exact.
+    ``d`` = logp - ref_logp and ``log_ratio`` = logp - old_logp have one shape: tokens [B, T], or completions [B] when
+    both are summed over the tokens first. Only ``k3_corrected`` = exp(log_ratio) * k3(d) reads ``log_ratio``. It is
+    computed as pi_ref / pi_old + exp(log_ratio) * (d - 1), which is equal: the first term does not depend on pi, so its
+    bound leaves the gradient exp(log_ratio) * d exact.
     """
     match estimator:
         case "k1":
@@ -74,7 +74,7 @@ def kl_penalty(estimator: KLEstimator, d: Tensor, log_ratio: Tensor) -> Tensor:
 def kl_slope(estimator: KLEstimator, d: Tensor) -> Tensor:
     """c(d) such that the on-policy gradient of :func:`kl_penalty` is E[c(d) grad log pi]: the table above.
 
-    ``d`` of any shape; the result has it too and carries no gradient.
+    ``d`` has any shape; the result has the same shape and no gradient.
     """
     d = d.detach()
     match estimator:
@@ -129,8 +129,8 @@ def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, samples: int, hor
     """The proportional controller of Ziegler et al. (2019, arXiv 1909.08593, section 2.2).
 
     e = clip(kl / target - 1, -0.2, 0.2); kl_coef <- kl_coef * (1 + e * samples / horizon), where ``kl`` is the step's
-    mean KL in nats a completion, ``samples`` its number of completions, and ``horizon`` counts completions too. A step
-    of more completions than the horizon counts as one of ``horizon``: five times as many could turn the sign.
+    mean KL in nats per completion, ``samples`` its number of completions, and ``horizon`` is in completions too.
+    ``samples`` is capped at ``horizon``: beyond five times the horizon the factor could be negative.
     """
     error = min(max(kl / target - 1.0, -0.2), 0.2)
     return kl_coef * (1.0 + error * min(samples / horizon, 1.0))

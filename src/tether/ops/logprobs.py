@@ -1,10 +1,11 @@
 """Log-probabilities of tokens, and the entropy of the distributions they came from.
 
-Both are of the *tempered* distribution softmax(logits / temperature): the one that sampled. Everything is computed in
-float32, whatever the dtype of the logits (in float64 where they are).
+Both are of the *tempered* distribution softmax(logits / temperature), from which tokens are sampled. Everything is
+computed in float32, whatever the dtype of the logits (in float64 if the logits are).
 
 From logits, :func:`token_logprobs` and :func:`token_entropy`. From hidden states, :func:`chunked_logprobs`, which
-never holds all logits where they are many: for a vocabulary of 150,000 they are the largest tensor of a training pass.
+does not hold all logits at once if there are many: for a vocabulary of 150,000 they are the largest tensor of a
+training pass.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 LOGIT_BYTES = 128 * 2**20
-"""float32 logits of this many bytes are kept from the forward pass to the backward pass; of more, only a chunk of rows
-is alive at a time, of at most as many bytes."""
+"""Up to this many bytes of float32 logits are kept from the forward pass to the backward pass; if there are more, only
+one chunk of rows, of at most this many bytes, exists at a time."""
 CHUNKS = 64
-"""Logits that are not kept are cut into at least so many chunks."""
+"""Minimum number of chunks for logits that are not kept."""
 CACHE_BYTES, LAUNCH_BYTES = 2**20, 2**25
-"""The softmax goes through a chunk in blocks of about this size: on a CPU what stays in the cache, elsewhere what is
-worth the launch of a kernel."""
+"""Approximate sizes of the blocks in which a chunk's softmax is computed: on a CPU one that stays in the cache,
+elsewhere one that is worth a kernel launch."""
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -52,15 +53,15 @@ def chunked_logprobs(
     entropy: bool = False,
     logit_bytes: int = LOGIT_BYTES,
 ) -> tuple[Tensor, ...]:
-    """``(logp,)`` straight from hidden states, or with ``entropy`` ``(logp, entropy)``, in little memory.
+    """``(logp,)`` directly from hidden states, or ``(logp, entropy)`` with ``entropy``, in little memory.
 
     Equal to ``token_logprobs(project(hidden), ids)`` and ``token_entropy(project(hidden))``. Logits of at most
-    ``logit_bytes`` are kept for the backward pass; of more, each chunk's are computed again there, and then gradients
-    are had from ``backward()`` and not from ``torch.autograd.grad``. An entropy that is not differentiated costs
-    nothing in the backward pass.
+    ``logit_bytes`` are kept for the backward pass; if there are more, each chunk's are recomputed there, and gradients
+    must come from ``backward()``, not from ``torch.autograd.grad``. An entropy that is not differentiated costs nothing
+    in the backward pass.
 
     Shapes: ``hidden`` [N, D], ``ids`` [N] int64; the results are [N], float32. ``project`` maps [n, D] to [n, V] row by
-    row, for any n from 0, by anything differentiable, such as a product and a soft cap.
+    row, for any n from 0, and is differentiable, such as a product and a soft cap.
     """
 
     def one(rows: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
@@ -73,8 +74,8 @@ def chunked_logprobs(
         return one(hidden, ids)
     size = max(1, min(count // CHUNKS, logit_bytes // row_bytes))
     parts = [
-        # reentrant where it can be: each chunk's gradient of the weights then goes into theirs at once, in place of
-        # waiting in a sum of its own, as large as they are
+        # reentrant where possible: each chunk's gradient is then added to the weights' gradient at once, instead of
+        # accumulating in a separate tensor of the weights' size
         checkpoint(one, rows, targets, use_reentrant=hidden.requires_grad, preserve_rng_state=False)
         if torch.is_grad_enabled()
         else one(rows, targets)
@@ -86,7 +87,7 @@ def chunked_logprobs(
 class TokenSoftmax(torch.autograd.Function):
     """``(log p[ids], H)``, or without ``entropy`` ``(log p[ids],)``, with p = softmax(logits / T) and H its entropy.
 
-    It keeps the logits alone, and makes one tensor of their size in the backward pass:
+    It saves only the logits, and allocates one tensor of their size in the backward pass:
 
         d logits = ((onehot(ids) - p) g_logp - p (log p + H) g_H) / T
 

@@ -1,22 +1,34 @@
-"""Losses, elementwise: one number a pair, a completion or a token.
+"""Losses, elementwise: one number per pair, completion or token.
 
-How the elements become one number is :mod:`tether.ops.reduce`'s business, because the denominator of a loss belongs to
-the whole optimiser step and not to the part at hand.
+:mod:`tether.ops.reduce` reduces the elements to one number, because the denominator of a loss belongs to the whole
+optimizer step and not to a part of it.
+
+A policy loss is a value: :class:`LossInputs` in, :class:`LossTerms` out (:func:`ppo_loss`, :func:`grpo_loss`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tether.ops.divergence import KLEstimator, kl_penalty
+from tether.ops.masked import masked_mean, masked_sum
+
+Level = Literal["token", "sequence"]
+"""Whether a quantity is per token or per completion."""
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, *, centring: float = 0.0) -> Tensor:
     """-log sigmoid(r_w - r_l - margin) + centring * (r_w + r_l)^2.
 
     P(w preferred to l) = sigmoid(r_w - r_l) (Bradley and Terry 1952; as a reward-model loss, Stiennon et al. 2020,
-    arXiv 2009.01325). The loss does not see a constant added to all scores; the centring term (Eisenstein et al. 2023,
-    arXiv 2312.09244) pins it near 0.
+    arXiv 2009.01325). The loss does not depend on a constant added to all scores; the centring term (Eisenstein et al.
+    2023, arXiv 2312.09244) keeps it near 0.
 
     Shapes: ``chosen``, ``rejected`` and ``margin`` [B] scores in any unit; the result is [B], float32.
     """
@@ -29,10 +41,10 @@ def clipped_surrogate(
 ) -> tuple[Tensor, Tensor]:
     """max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high)) with rho = exp(log_ratio), log_ratio = logp - old_logp.
 
-    PPO's loss (Schulman et al. 2017, arXiv 1707.06347); clip_high > clip_low is DAPO's clip-higher. Also says where the
-    clip is active, that is, where the gradient is cut: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low.
+    PPO's loss (Schulman et al. 2017, arXiv 1707.06347); clip_high > clip_low is DAPO's clip-higher. ``clipped`` is True
+    where the clip is active and the gradient is 0: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low.
 
-    Shapes: ``log_ratio``, ``advantages`` of one shape, tokens [B, T] or sequences [B]; gives ``(loss, clipped)`` of
+    Shapes: ``log_ratio``, ``advantages`` of one shape, tokens [B, T] or sequences [B]; returns ``(loss, clipped)`` of
     that shape, ``clipped`` bool.
     """
     ratio = log_ratio.exp()
@@ -45,13 +57,134 @@ def clipped_surrogate(
 def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
     """1/2 max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2).
 
-    Shapes: all [B, T]; gives ``(loss, clipped)``, ``clipped`` True where the clipped branch is the larger one.
+    Shapes: all [B, T]; returns ``(loss, clipped)``, ``clipped`` True where the clipped branch is the larger one.
     """
     bounded = old_values + (values - old_values).clamp(-clip, clip)
     plain, limited = (values - returns).square(), (bounded - returns).square()
     return 0.5 * torch.maximum(plain, limited), limited > plain
 
 
-def likelihood(logp: Tensor) -> Tensor:
+def negative_log_likelihood(logp: Tensor) -> Tensor:
     """-log p of each token: what maximum-likelihood training minimises. [B, T] -> [B, T], nats."""
     return -logp
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossInputs:
+    """The inputs of a policy loss, all [B, T]. Values are arbitrary where ``mask`` is False.
+
+    ``logp`` and ``entropy`` have gradient. The log-probs are of the emitted tokens under softmax(logits / T), T the
+    sampling temperature.
+    """
+
+    logp: Tensor
+    """Log-probs under the current policy."""
+    old_logp: Tensor
+    """Log-probs under the policy at the start of the update."""
+    ref_logp: Tensor
+    """Log-probs under the reference."""
+    entropy: Tensor
+    """Entropy of the policy's distribution over the next token, nats."""
+    advantages: Tensor
+    mask: Tensor
+    """bool, True where the policy emitted the token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueInputs:
+    """The inputs of a value loss, all [B, T]; ``values`` have gradient."""
+
+    values: Tensor
+    old_values: Tensor
+    """Values at the start of the update."""
+    returns: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerms:
+    """A loss before it is reduced."""
+
+    loss: Tensor
+    """Loss per token, [B, T], with gradient."""
+    figures: Mapping[str, Tensor]
+    """Values per token, [B, T], by metric name; the metric is the mean over emitted tokens."""
+
+
+def ppo_loss(
+    policy: LossInputs,
+    value: ValueInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    value_clip: float,
+    value_coef: float,
+    entropy_coef: float,
+) -> LossTerms:
+    """clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, per token.
+
+    Source: Schulman et al. 2017, arXiv 1707.06347, equation 9. ``policy.ref_logp`` is not read: PPO's KL penalty is in
+    its rewards.
+    """
+    log_ratio = policy.logp - policy.old_logp
+    surrogate, clipped = clipped_surrogate(log_ratio, policy.advantages, clip_low=clip_low, clip_high=clip_high)
+    value_loss, value_clipped = clipped_value(value.values, value.old_values, value.returns, clip=value_clip)
+    loss = surrogate + value_coef * value_loss
+    if entropy_coef:
+        loss = loss - entropy_coef * policy.entropy
+    return LossTerms(
+        loss=loss,
+        figures={
+            "loss/policy": surrogate,
+            "loss/value": value_loss,
+            "entropy": policy.entropy,
+            "policy/clipfrac": clipped,
+            "val/clipfrac": value_clipped,
+            "val/ratio": log_ratio.exp(),
+        },
+    )
+
+
+def grpo_loss(
+    inputs: LossInputs,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratio_level: Level,
+    kl_coef: float,
+    kl_estimator: KLEstimator,
+    kl_level: Level,
+) -> LossTerms:
+    """clipped surrogate + kl_coef * KL estimate, per token.
+
+    ``ratio_level = "sequence"`` uses one ratio per completion, exp(mean log-ratio) (GSPO, arXiv 2507.18071).
+    Source: Shao et al. 2024, arXiv 2402.03300, equation 3.
+    """
+    log_ratio = inputs.logp - inputs.old_logp
+    ratio = log_ratio
+    if ratio_level == "sequence":
+        ratio = masked_mean(log_ratio, inputs.mask, dim=1).unsqueeze(1).expand_as(log_ratio)
+    surrogate, clipped = clipped_surrogate(ratio, inputs.advantages, clip_low=clip_low, clip_high=clip_high)
+    kl = kl_terms(inputs, estimator=kl_estimator, level=kl_level)
+    return LossTerms(
+        loss=surrogate + kl_coef * kl,
+        figures={
+            "loss/kl": kl,
+            "entropy": inputs.entropy,
+            "clip_ratio/low_mean": clipped & (inputs.advantages < 0),
+            "clip_ratio/high_mean": clipped & (inputs.advantages > 0),
+            "clip_ratio/region_mean": clipped,
+        },
+    )
+
+
+def kl_terms(inputs: LossInputs, *, estimator: KLEstimator, level: Level) -> Tensor:
+    """The KL estimate at each token, [B, T].
+
+    At the sequence level a completion has one estimate, k(sum_t d_t), spread equally over its tokens, so that any
+    reduction treats it like the surrogate's sum over tokens.
+    """
+    d, log_ratio = inputs.logp - inputs.ref_logp, inputs.logp - inputs.old_logp
+    if level == "token":
+        return kl_penalty(estimator, d, log_ratio)
+    whole = kl_penalty(estimator, masked_sum(d, inputs.mask, dim=1), masked_sum(log_ratio, inputs.mask, dim=1))
+    return (whole / inputs.mask.sum(1)).unsqueeze(1).expand_as(d)

@@ -1,8 +1,8 @@
-"""From one number a token to one number a step.
+"""From one number per token to one number per step.
 
-A loss is a sum of per-token terms divided by a denominator that belongs to the *optimiser step*. The denominator is
-counted once, before anything is split into micro-batches or over ranks, and passed in here: then adding up the losses
-of the parts gives exactly the loss of the whole, and the gradient cannot depend on how the step was cut.
+A loss is a sum of per-token terms divided by a denominator that belongs to the *optimizer step*. The denominator is
+counted once, before anything is split into micro-batches or over ranks, and passed in here: then the losses of the
+parts add up to exactly the loss of the whole, and the gradient does not depend on how the step was split.
 
 ``x`` and ``mask`` are [B, T] throughout; the result is a scalar.
 """
@@ -30,14 +30,14 @@ def sequence_mean(x: Tensor, mask: Tensor, *, sequences: int) -> Tensor:
 
 
 def fixed_length(x: Tensor, mask: Tensor, *, sequences: int, max_length: int) -> Tensor:
-    """sum over tokens / (``sequences`` * ``max_length``): no length of anything in the denominator (Dr. GRPO)."""
+    """sum over tokens / (``sequences`` * ``max_length``), independent of the completions' lengths (Dr. GRPO)."""
     return masked_sum(x, mask) / (sequences * max_length)
 
 
 def reduce_loss(
     x: Tensor, mask: Tensor, *, reduction: Reduction, sequences: int, tokens: int, max_length: int
 ) -> Tensor:
-    """One of the three above, by name; ``sequences`` and ``tokens`` are counts of the whole optimiser step."""
+    """One of the reductions above, by name; ``sequences`` and ``tokens`` are counts of the whole optimizer step."""
     match reduction:
         case "sequence_mean":
             return sequence_mean(x, mask, sequences=sequences)
@@ -48,5 +48,5 @@ def reduce_loss(
 
 
 def length_mask(lengths: Tensor, width: int) -> Tensor:
-    """True on the first ``lengths[b]`` positions: masks come from lengths, never from ids. [B] -> [B, ``width``]."""
+    """True on the first ``lengths[b]`` positions: which are not padding. [B] -> [B, ``width``]."""
     return torch.arange(width, device=lengths.device).unsqueeze(0) < lengths.unsqueeze(1)

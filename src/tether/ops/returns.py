@@ -1,7 +1,11 @@
 """Returns and generalised advantage estimates over the tokens of completions.
 
-All tensors are [B, T], padded on the right: row b's mask is True on its first n_b tokens and False after. The value at
-t is V(s_t), read at the state *before* token t is emitted; after a row's last token the value is 0.
+All tensors are [B, T]. The mask is True where the policy emitted the token. The value at t is V(s_t), read at the state
+*before* token t is emitted; after a row's last emitted token the value is 0.
+
+Positions where the mask is False, padding or an environment's tokens between two turns, are skipped: the value and the
+advantage of the next emitted token are carried through, undiscounted, and the result is 0 there. Rewards belong on
+emitted tokens; others are not read.
 """
 
 from __future__ import annotations
@@ -11,33 +15,35 @@ from torch import Tensor
 
 
 def discounted_returns(rewards: Tensor, mask: Tensor, *, gamma: float) -> Tensor:
-    """G_t = r_t + gamma * G_{t+1}, G after the last token = 0; 0 at padding.
+    """G_t = r_t + gamma * G_t', with t' the next emitted token, and G after the last one = 0; 0 where not emitted.
 
     Shapes: ``rewards``, ``mask`` and the result [B, T].
     """
     returns = torch.zeros_like(rewards)
     running = rewards.new_zeros(rewards.size(0))
     for t in reversed(range(rewards.size(1))):
-        running = torch.where(mask[:, t], rewards[:, t] + gamma * running, torch.zeros_like(running))
-        returns[:, t] = running
+        running = torch.where(mask[:, t], rewards[:, t] + gamma * running, running)
+        returns[:, t] = torch.where(mask[:, t], running, torch.zeros_like(running))
     return returns
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv 1506.02438).
 
-    delta_t = r_t + gamma * V_{t+1} - V_t,  A_t = delta_t + gamma * lam * A_{t+1},  return_t = A_t + V_t,
-    with V and A after a row's last token = 0. Returns belong to the unwhitened advantages.
+    delta_t = r_t + gamma * V_t' - V_t,  A_t = delta_t + gamma * lam * A_t',  return_t = A_t + V_t,
+    with t' the next emitted token, and V and A after a row's last one = 0. Returns belong to the unwhitened advantages.
 
-    Shapes: ``rewards``, ``values``, ``mask`` [B, T]; gives ``(advantages, returns)``, both [B, T] and 0 at padding.
+    Shapes: ``rewards``, ``values``, ``mask`` [B, T]; returns ``(advantages, returns)``, both [B, T] and 0 where the
+    policy did not emit the token.
     """
     advantages = torch.zeros_like(rewards)
     zero = rewards.new_zeros(rewards.size(0))
     next_value, next_advantage = zero, zero
     for t in reversed(range(rewards.size(1))):
+        emitted = mask[:, t]
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        next_advantage = torch.where(mask[:, t], delta + gamma * lam * next_advantage, zero)
-        next_value = torch.where(mask[:, t], values[:, t], zero)
-        advantages[:, t] = next_advantage
+        next_advantage = torch.where(emitted, delta + gamma * lam * next_advantage, next_advantage)
+        next_value = torch.where(emitted, values[:, t], next_value)
+        advantages[:, t] = torch.where(emitted, next_advantage, zero)
     returns = torch.where(mask, advantages + values, torch.zeros_like(values))
     return advantages, returns

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from tether.runtime.files import whole
+from tether.runtime.files import atomic_write
 
 STYLE = """
 :root { color-scheme: light; }
@@ -54,12 +54,12 @@ def paragraph(text: str) -> str:
 
 
 def write_page(path: Path, title: str, lead: str, *sections: str) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page, all of it or nothing."""
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{"".join(sections)}</body></html>\n'
     )
-    with whole(path) as partial:
-        # JSON may hold half a character, which UTF-8 cannot
+    with atomic_write(path) as partial:
+        # JSON may hold an unpaired surrogate, which UTF-8 cannot encode
         partial.write_text(html, encoding="utf-8", errors="backslashreplace")

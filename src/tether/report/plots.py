@@ -1,4 +1,4 @@
-"""Plots as SVG text, to stand inside a page."""
+"""Plots as SVG text, to be embedded in a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """One line or set of points. ``x`` and ``y`` of one length; ``dashed`` and ``marker`` as matplotlib has them."""
+    """One line or set of points; ``x`` and ``y`` have one length."""
 
     label: str
     x: Sequence[float]
@@ -61,8 +61,14 @@ def _pyplot() -> Any:
     return plt
 
 
-def figure(panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, height: float = 3.1) -> Any:
-    """A matplotlib figure of panels side by side, ``columns`` in a row."""
+def figure(
+    panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, height: float = 3.1, one_legend: bool = False
+) -> Any:
+    """A matplotlib figure of panels side by side, ``columns`` in a row, ``width`` inches wide and ``height`` per row.
+
+    Panels with several series have a legend each; ``one_legend`` puts one above all of them instead, where a label
+    has the same colour everywhere.
+    """
     plt = _pyplot()
     rows = -(-len(panels) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained")
@@ -75,9 +81,15 @@ def figure(panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, hei
                 axis.errorbar(one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=label, capsize=3, zorder=3)
             else:
                 axis.plot(one.x, one.y, style, color=one.colour, label=label, linewidth=1.6)
-        axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
-        if len(panel.series) > 1:
+        axis.set(title=printable(panel.title), xlabel=panel.x_label, ylabel=panel.y_label)
+        if len(panel.series) > 1 and not one_legend:
             axis.legend(fontsize=8)
+    if one_legend:
+        named: dict[str, Any] = {}
+        for axis in fig.axes:
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                named.setdefault(label, handle)
+        fig.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, fontsize=8)
     return fig
 
 

@@ -3,79 +3,109 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tether.report.page import paragraph, plot, samples, section, table, write_page
-from tether.report.plots import COLOURS, Panel, Series, series_of, svg
-from tether.report.run import reading
-from tether.runtime.directory import read_metrics
-from tether.types import Metrics
+from rich.console import Console
+from rich.table import Table
 
-COLOUR = dict(zip(("base", "rejection_sampling", "ppo", "grpo"), ("#5f5f5f", *COLOURS), strict=False))
+from tether.report.page import paragraph, plot, samples, section, table, write_page
+from tether.report.panels import against_kl, held_out_point, over_steps
+from tether.report.plots import COLOURS, Panel, Series, series_of, svg
+from tether.report.view import RunView, reading
+
+TITLES = {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO"}
+"""Method to what it is called; every method but the base model is a run in a directory of its name."""
+COLOUR = dict(zip(TITLES, ("#5f5f5f", *COLOURS), strict=False))
 GOLD, PROXY = "rewards/sentiment/mean", "rewards/reward/mean"
 """What the runs inside the quickstart call the gold reward and the learned one."""
+SAMPLES = "samples.jsonl"
+"""The completions that the methods are compared by; of all run directories, only a quickstart's has this file."""
+
+COLUMNS = ("method", "gold reward", "proxy reward", "KL, nats", "wins against base", "tokens", "distinct-2", "seconds")
 
 
-def title(method: str) -> str:
-    return {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO"}[method]
-
-
-def against_kl(methods: dict[str, dict[str, float]], runs: dict[str, list[Metrics]]) -> list[Panel]:
-    """Gold and proxy over KL: the path of each run's training samples, and where it stands on held-out prompts."""
-    panels = []
-    for name, column, key in (("Gold reward", GOLD, "gold_reward"), ("Proxy reward", PROXY, "proxy_reward")):
-        paths = [
-            series_of(rows, column, label=f"{title(method)}, training", colour=COLOUR[method], x="kl")
-            for method, rows in runs.items()
-            if len(rows) > 1
-        ]
-        ends = [
-            Series(
-                label=f"{title(method)}, held out",
-                x=[row["kl"]],
-                y=[row[key]],
-                colour=COLOUR[method],
-                points=True,
-                error=[row["gold_ci95"]] if key == "gold_reward" else None,
-            )
-            for method, row in methods.items()
-        ]
-        label = "KL to the base model, nats a completion"
-        panels.append(Panel(title=f"{name} against KL", x_label=label, y_label=name.lower(), series=[*paths, *ends]))
-    return panels
-
-
-def over_steps(runs: dict[str, list[Metrics]]) -> list[Panel]:
-    """Gold, proxy, KL and length over the steps of PPO and GRPO."""
-    wanted = (
-        ("Gold reward of the rollouts", GOLD),
-        ("Proxy reward of the rollouts", PROXY),
-        ("KL to the base model, nats a completion", "kl"),
-        ("Completion length, tokens", "completions/mean_length"),
-    )
+def comparison_cells(methods: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    """The table of the methods, one row each: what :data:`COLUMNS` names."""
     return [
-        Panel(
-            title=name,
-            x_label="step",
-            y_label="",
-            series=[
-                series_of(rows, column, label=title(method), colour=COLOUR[method])
-                for method, rows in runs.items()
-                if len(rows) > 1
-            ],
-        )
-        for name, column in wanted
+        [
+            TITLES[name],
+            f"{row['gold_reward']:+.3f} ± {row['gold_ci95']:.3f}",
+            f"{row['proxy_reward']:+.2f}",
+            f"{row['kl']:.1f}",
+            f"{row['win_rate']:.0%}",
+            f"{row['mean_length']:.1f}",
+            f"{row['distinct_2']:.2f}",
+            f"{row['seconds']:.0f}",
+        ]
+        for name, row in methods.items()
     ]
 
 
-def judge_panels(rows: list[Metrics], judge: dict[str, Any]) -> list[Panel]:
-    """The reward model's accuracy over its training, and its calibration on the pairs it is judged by."""
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """The table of the methods and the reward model's accuracy, on the terminal."""
+    judge = summary["reward_model"]
+    grid = Table(title="held-out prompts", title_justify="left")
+    for column in COLUMNS:
+        grid.add_column(column, justify="left" if column == "method" else "right")
+    for cells in comparison_cells(summary["methods"]):
+        grid.add_row(*cells)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(grid)
+    console.print(
+        f"reward model: {judge['accuracy']:.1%} of {judge['held_out_pairs']} held-out choices predicted, after "
+        f"{judge['pairs']} pairs; the noise in the choices allows {judge['ceiling']:.1%}"
+    )
+
+
+def frontier_panels(methods: Mapping[str, Mapping[str, float]], views: Sequence[RunView]) -> list[Panel]:
+    """Gold and proxy over KL: the path of each run's training samples, and where each method stands on held-out
+    prompts."""
+    panels = []
+    for name, metric, key in (("Gold reward", GOLD, "gold_reward"), ("Proxy reward", PROXY, "proxy_reward")):
+        held_out = [
+            held_out_point(
+                f"{TITLES[method]}, held out",
+                COLOUR[method],
+                kl=row["kl"],
+                reward=row[key],
+                ci95=row["gold_ci95"] if key == "gold_reward" else None,
+            )
+            for method, row in methods.items()
+        ]
+        panel = against_kl(
+            views,
+            metric,
+            title=f"{name} against KL",
+            x_label="KL to the base model, nats per completion",
+            y_label=name.lower(),
+            held_out=held_out,
+            suffix=", training",
+        )
+        panels.append(panel)
+    return panels
+
+
+def progress_panels(views: Sequence[RunView]) -> list[Panel]:
+    """Gold, proxy, KL and length over the steps of the methods that have several."""
+    wanted = (
+        ("Gold reward of the rollouts", GOLD),
+        ("Proxy reward of the rollouts", PROXY),
+        ("KL to the base model, nats per completion", "kl"),
+        ("Completion length, tokens", "completions/mean_length"),
+    )
+    return [over_steps(views, metric, title=title) for title, metric in wanted]
+
+
+def judge_panels(view: RunView, judge: Mapping[str, Any]) -> list[Panel]:
+    """The reward model's accuracy during its training, and its calibration on the pairs it is judged by."""
     bins: list[tuple[float, float, int]] = judge["calibration_bins"]
-    last = max((row["step"] for row in rows), default=1.0)
+    last = max((row["step"] for row in view.rows), default=1.0)
     accuracy = [
-        series_of(rows, "accuracy", label="training batches", colour=COLOURS[5]),
-        series_of(rows, "eval/accuracy", label="held out, for stopping", colour=COLOURS[0]),
+        series_of(view.rows, "accuracy", label="training batches", colour=COLOURS[5]),
+        series_of(view.rows, "eval/accuracy", label="held out, for stopping", colour=COLOURS[0]),
         Series(label="ceiling", x=[1, last], y=[judge["ceiling"]] * 2, colour=COLOURS[6], dashed=True),
     ]
     calibration = [
@@ -91,15 +121,15 @@ def judge_panels(rows: list[Metrics], judge: dict[str, Any]) -> list[Panel]:
 def before_and_after(path: Path, prompts: int = 6) -> str:
     """The first completion of every method for some held-out prompts: not chosen, the first ones."""
     # as bytes: in text, characters that a completion may hold end a line too
-    rows = [json.loads(line) for line in (path / "samples.jsonl").read_bytes().splitlines()]
+    rows = [json.loads(line) for line in (path / SAMPLES).read_bytes().splitlines()]
     seen = list(dict.fromkeys(row["prompt"] for row in rows))[:prompts]
     first: dict[tuple[str, str], dict[str, Any]] = {}
     for row in rows:
         first.setdefault((row["prompt"], row["method"]), row)
     shown = [
-        (f"{title(method)} (gold {row['gold']:+.2f})", prompt, row["completion"])
+        (f"{TITLES[method]} (gold {row['gold']:+.2f})", prompt, row["completion"])
         for prompt in seen
-        for method in COLOUR
+        for method in TITLES
         if (row := first.get((prompt, method)))
     ]
     return samples(shown)
@@ -107,47 +137,24 @@ def before_and_after(path: Path, prompts: int = 6) -> str:
 
 def sections_of(path: Path) -> list[str]:
     """What the page of a quickstart's directory shows, from the files in it."""
-    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    summary = RunView.read(path).summary
     methods, judge = summary["methods"], summary["reward_model"]
-    runs = {name: read_metrics(path / name) for name in methods if name != "base"}
-    header = [
-        "method",
-        "gold reward",
-        "proxy reward",
-        "KL, nats",
-        "wins against base",
-        "tokens",
-        "distinct-2",
-        "seconds",
-    ]
-    cells = [
-        [
-            title(name),
-            f"{row['gold_reward']:+.3f} ± {row['gold_ci95']:.3f}",
-            f"{row['proxy_reward']:+.2f}",
-            f"{row['kl']:.1f}",
-            f"{row['win_rate']:.0%}",
-            f"{row['mean_length']:.1f}",
-            f"{row['distinct_2']:.2f}",
-            f"{row['seconds']:.0f}",
-        ]
-        for name, row in methods.items()
-    ]
+    views = [RunView.read(path / name, name=TITLES[name]) for name in methods if name != "base"]
     return [
         section(
             "What each method gained",
-            table(header, cells),
+            table(COLUMNS, comparison_cells(methods)),
             paragraph(
                 "Gold is the annotator's own score, which no method sees; proxy is the reward model's, which all "
                 "optimise. A win is a higher gold score than the base model's for the same held-out prompt; ties count "
                 "half. KL is how far a method moved from the base model to get there."
             ),
             plot(
-                svg(against_kl(methods, runs)),
+                svg(frontier_panels(methods, views)),
                 "Lines: samples during training. Points: held-out prompts, gold with its 95% interval.",
             ),
         ),
-        section("On the way", plot(svg(over_steps(runs)), "Means over the completions of a step.")),
+        section("On the way", plot(svg(progress_panels(views)), "Means over the completions of a step.")),
         section(
             "The reward model",
             paragraph(
@@ -155,22 +162,27 @@ def sections_of(path: Path) -> list[str]:
                 f"{judge['pairs']}. The annotator is noisy: knowing its score would give {judge['ceiling']:.1%}."
             ),
             plot(
-                svg(judge_panels(read_metrics(path / "reward"), judge)),
-                "Calibration: pairs of prompts that had no say in training or stopping.",
+                svg(judge_panels(RunView.read(path / "reward"), judge)),
+                "Calibration: pairs of prompts that neither training nor early stopping has used.",
             ),
         ),
         section("Before and after, the first completions of the first held-out prompts", before_and_after(path)),
     ]
 
 
-def quickstart_report(path: Path) -> Path:
-    """Write ``report.html`` of a quickstart's directory; gives its path."""
+def is_quickstart(path: Path) -> bool:
+    """Whether a run directory is a quickstart's."""
+    return (path / SAMPLES).is_file()
+
+
+def quickstart_report(path: Path, out: Path) -> None:
+    """Write the page of the quickstart in ``path`` to ``out``. Raises :class:`tether.errors.RunError`, with the file
+    or the directory at fault."""
     with reading(path):
         sections = sections_of(path)
     write_page(
-        path / "report.html",
+        out,
         "tether quickstart",
         "A small language model through all of RLHF: an annotator's choices, a reward model, and three ways to use it.",
         *sections,
     )
-    return path / "report.html"

@@ -1,96 +1,119 @@
-"""``tether report DIR``: the page of one training run."""
+"""``tether report``: the page of one training run, or of several beside each other."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
-from tether.errors import RunError
+from tether.errors import ConfigError, RunError
 from tether.report.page import paragraph, plot, samples, section, table, write_page
-from tether.report.plots import COLOURS, Panel, series_of, svg
-from tether.runtime.directory import CONFIG, read_metrics
-from tether.types import Metrics
-from tether.untrusted import read_flat_yaml
+from tether.report.panels import against_kl, held_out_points, panels_of, shown_metrics
+from tether.report.plots import Panel, svg
+from tether.report.quickstart import is_quickstart, quickstart_report
+from tether.report.view import EVALUATED, RunView, Sample, read_runs
+from tether.runtime.files import require_file
 
-PANELS = (
-    ("Reward", ("reward", "reward/selected")),
-    ("KL to the reference, nats a completion", ("kl",)),
-    ("Loss", ("loss", "loss/policy", "loss/value", "eval/loss")),
-    ("Accuracy", ("accuracy", "eval/accuracy")),
-    ("Entropy, nats a token", ("entropy",)),
-    ("Completion length, tokens", ("completions/mean_length",)),
-    ("Gradient norm", ("grad_norm",)),
-    ("Sampler and trainer log-probs, gap in nats", ("sampling/logprob_gap_mean", "sampling/logprob_gap_max")),
-    ("Seconds a step", ("step_time",)),
-)
-"""Title and metrics of each plot; one whose metrics a run does not have is left out."""
+NONE = "–"
+"""Stands for an option or a figure that a run does not have."""
 
 
-@contextlib.contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """What ``file`` holds that tether does not write there is a :class:`RunError` that names it."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
-        raise RunError(f"{file}: not as tether writes it ({type(error).__name__}: {error})") from error
+def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page of some run directories to ``out``, or of one to its ``report.html``; gives the path.
 
-
-def panels_of(rows: list[Metrics]) -> list[Panel]:
-    """The plots that these metrics can fill, the parts of the reward included."""
-    parts = sorted({name for row in rows for name in row if name.startswith("rewards/") and name.endswith("/mean")})
-    wanted = [*PANELS[:1], *([("Parts of the reward", tuple(parts))] if parts else []), *PANELS[1:]]
-    panels = []
-    for title, names in wanted:
-        present = [name for name in names if any(name in row for row in rows)]
-        if present:
-            series = [
-                series_of(rows, name, label=name, colour=COLOURS[i % len(COLOURS)]) for i, name in enumerate(present)
-            ]
-            panels.append(Panel(title=title, x_label="step", y_label="", series=series))
-    return panels
-
-
-def last_samples(path: Path, most: int = 8) -> list[tuple[str, str, str]]:
-    """(score, prompt, completion) of the newest rollout file: its best and its worst by score."""
-    files = sorted((path / "rollouts").glob("*.parquet"))
-    if not files:
-        return []
-    import pyarrow.parquet
-
-    with reading(files[-1]), files[-1].open("rb") as file:  # pyarrow takes some names for addresses
-        rows = sorted(pyarrow.parquet.read_table(file).to_pylist(), key=lambda row: -row["score"])
-        shown = rows if len(rows) <= most else [*rows[: most // 2], *rows[-(most // 2) :]]
-        return [(f"{row['score']:+.2f}", str(row["prompt"]), str(row["completion"])) for row in shown]
-
-
-def held_out_table(file: Path) -> str:
-    """The evaluation in a ``summary.json``, or nothing where the run had no held-out prompts."""
-    with reading(file):
-        evaluation = json.loads(file.read_text(encoding="utf-8")).get("evaluation") or {}
-        names = ["reward", "reward_ci95", "kl", "win_rate", "mean_length", "distinct_2"]
-        cells = [[who, *(f"{found[name]:.3f}" for name in names)] for who, found in evaluation.items()]
-        return section("On held-out prompts", table(["model", *names], cells)) if cells else ""
-
-
-def run_report(path: Path) -> Path:
-    """Write ``report.html`` into a run directory from what the run left there; gives its path."""
-    rows = read_metrics(path)
-    config = read_flat_yaml(path / CONFIG)
-    summary = path / "summary.json"
-    parts = [held_out_table(summary)] if summary.is_file() else []
-    if rows:
-        parts.append(
-            section("Over the steps", plot(svg(panels_of(rows)), "Each figure is one row of metrics.jsonl a step."))
-        )
+    Raises :class:`ConfigError` where several runs have no ``out``, and :class:`RunError` where one is no run.
+    """
+    if out is not None:
+        require_file(out)
+    elif len(runs) > 1:
+        named = ", ".join(map(str, runs))
+        raise ConfigError(f"{len(runs)} runs make one page ({named})", hint="name the file to write with --out FILE")
+    target = runs[0] / "report.html" if out is None else out
+    if len(runs) > 1:
+        several_runs_report(runs, target)
+    elif is_quickstart(runs[0]):
+        quickstart_report(runs[0], target)
     else:
-        parts.append(paragraph("The run has no metrics yet."))
-    if found := last_samples(path):
-        parts.append(section("Samples of the last rollouts, best and worst by score", samples(found)))
-    parts.append(
-        section("Configuration", table(["option", "value"], [[k, str(v)] for k, v in config.items()], text=True))
+        one_run_report(runs[0], target)
+    return target
+
+
+def one_run_report(path: Path, out: Path) -> None:
+    """Held-out evaluation, plots, samples and configuration, as far as the run has them."""
+    view = RunView.read(path)
+    sections = []
+    if cells := evaluation_cells(view):
+        sections.append(section("On held-out prompts", table(["model", *EVALUATED], cells)))
+    if view.rows:
+        plots = plot(svg(panels_of([view])), "Each figure is one row of metrics.jsonl per step.")
+        sections.append(section("Over the steps", plots))
+    else:
+        sections.append(paragraph("The run has no metrics yet."))
+    if view.samples:
+        shown = sample_table(view.best_and_worst(8))
+        sections.append(section("Samples of the last rollouts, best and worst by score", shown))
+    options = [[name, str(value)] for name, value in view.config.items()]
+    sections.append(section("Configuration", table(["option", "value"], options, text=True)))
+    lead = f"{len(view.rows)} rows of metrics, from {view.name}"
+    write_page(out, f"tether {view.command}", lead, *sections)
+
+
+def several_runs_report(paths: Sequence[Path], out: Path) -> None:
+    """Where the runs differ, where they ended, how they got there, and what their samples read like."""
+    views = read_runs(paths)
+    for path, view in zip(paths, views, strict=True):
+        if view.command == "quickstart":
+            raise RunError("a quickstart holds several runs", where=path, hint=f"name those in it, such as {path}/ppo")
+    names = [view.name for view in views]
+    options = differing_options(views)
+    differ = table(["option", *names], options, text=True) if options else paragraph("All options are the same.")
+    sections = [section("Options that differ", differ)]
+    if cells := [[f"{view.name}: {model}", *rest] for view in views for model, *rest in evaluation_cells(view)]:
+        sections.append(section("On held-out prompts", table(["run and model", *EVALUATED], cells)))
+    if any(view.rows for view in views):
+        sections.append(section("Last figures", table(["metric", *names], last_figures(views))))
+    else:
+        sections.append(paragraph("The runs have no metrics yet."))
+    if panels := panels_of_several(views):
+        caption = "Lines: one row of metrics.jsonl per step. Points: held-out prompts, with their 95% interval."
+        sections.append(section("Over the steps", plot(svg(panels, one_legend=True), caption)))
+    for view in views:
+        if view.samples:
+            title = f"Samples of {view.name}, best and worst of the last rollouts"
+            sections.append(section(title, sample_table(view.best_and_worst(6))))
+    write_page(out, f"tether: {len(views)} runs", ", ".join(names), *sections)
+
+
+def evaluation_cells(view: RunView) -> list[list[str]]:
+    """One row per model of the held-out evaluation: its name and :data:`EVALUATED`."""
+    return [[model, *(f"{found[name]:.3f}" for name in EVALUATED)] for model, found in view.evaluation.items()]
+
+
+def sample_table(shown: Sequence[Sample]) -> str:
+    """Completions behind their prompts, labelled with their scores."""
+    return samples([(f"{sample.score:+.2f}", sample.prompt, sample.completion) for sample in shown])
+
+
+def differing_options(views: Sequence[RunView]) -> list[list[str]]:
+    """One row per option that is not the same in all runs: its name, and its value in each. ``out`` is left out."""
+    names = dict.fromkeys(name for view in views for name in view.config if name != "out")
+    rows = [[name, *(str(view.config.get(name, NONE)) for view in views)] for name in names]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def last_figures(views: Sequence[RunView]) -> list[list[str]]:
+    """One row per metric of the plots: its name, and its newest value in each run."""
+    names = ["step", *(name for _, metrics in shown_metrics(views) for name in metrics)]
+    return [[name, *(NONE if (last := view.last(name)) is None else f"{last:.4g}" for view in views)] for name in names]
+
+
+def panels_of_several(views: Sequence[RunView]) -> list[Panel]:
+    """Reward against KL, where a run has both, and the metrics over the steps."""
+    frontier = against_kl(
+        views,
+        "reward",
+        title="Reward against KL",
+        x_label="KL to the reference, nats per completion",
+        y_label="reward",
+        held_out=held_out_points(views),
     )
-    command = config.get("command", "run")
-    write_page(path / "report.html", f"tether {command}", f"{len(rows)} rows of metrics, from {path.name}", *parts)
-    return path / "report.html"
+    return [*([frontier] if frontier.series else []), *panels_of(views)]

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tether.errors import RewardError
-from tether.types import RolloutGroup, Score, ScoredGroup
+from tether.types import Completion, RolloutGroup, Score, ScoredGroup
 
 RewardValue = float | tuple[float, ...] | None
-"""What one reward says of one completion: a number, a number for each token, or None where it does not apply."""
+"""What a reward says of one completion: a number, one number per token, or None where it does not apply."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What one reward says of one completion.
+
+    >>> Judgement(0.5, parts={"helpful": 0.7, "harmless": 0.3})
+    """
+
+    value: RewardValue
+    """Numbers per token have one entry per token of ``completion.ids``, 0 where ``completion.mask`` is False."""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
+    """What the members of an ensemble said, by their names; None where a member does not apply."""
 
 
 class Reward(Protocol):
@@ -20,64 +33,109 @@ class Reward(Protocol):
     @property
     def name(self) -> str: ...
 
-    def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
-        """A value for each completion of each group. Raises :class:`RewardError` when it cannot say."""
+    def judge(self, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
+        """One judgement per completion of each group. Raises :class:`RewardError` where it cannot give one."""
         ...
 
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """A :class:`tether.types.Scorer`: total = sum over rewards of weight * value, leaving out those that do not apply.
+    """A :class:`tether.types.Scorer`: total = sum over rewards of weight * value, without those that do not apply.
 
-    Token rewards of several parts add up token by token; a part with one number then counts on the last token.
+    Token rewards add up token by token; a reward that gives one number then adds it to the last token that the policy
+    emitted. The parts of a score are each reward's own value under its name, and what its members said under
+    ``NAME/MEMBER``. A judgement that lacks a member which the reward's other judgements have counts as None there.
     """
 
     rewards: tuple[tuple[Reward, float], ...]
 
     def __post_init__(self) -> None:
-        names = [reward.name for reward, _ in self.rewards]
-        repeated = {name for name in names if names.count(name) > 1}
-        if repeated:
-            raise RewardError(f"two rewards are named {sorted(repeated)[0]!r}; each is reported by name, so rename one")
-        if not names:
-            raise RewardError("no reward given; add --reward")
+        require_distinct([reward.name for reward, _ in self.rewards])
+        if not self.rewards:
+            raise RewardError("no reward given", hint="add --reward")
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        by_reward = [reward.values(groups) for reward, _ in self.rewards]
+        by_reward = [judged(reward, groups) for reward, _ in self.rewards]
+        members = [list(dict.fromkeys(m for row in rows for one in row for m in one.parts)) for rows in by_reward]
         return [
             ScoredGroup(
                 rollouts=group,
                 scores=tuple(
-                    self._total([values[i][j] for values in by_reward], len(completion.ids), group.prompt.text)
+                    self._total([rows[i][j] for rows in by_reward], members, completion, group.prompt.text)
                     for j, completion in enumerate(group.completions)
                 ),
             )
             for i, group in enumerate(groups)
         ]
 
-    def _total(self, values: Sequence[RewardValue], tokens: int, prompt: str) -> Score:
+    def _total(
+        self, judgements: Sequence[Judgement], members: Sequence[Sequence[str]], completion: Completion, prompt: str
+    ) -> Score:
+        """The score of one completion; ``members`` are those of each reward."""
+        which = f"a completion of the prompt {prompt[:60]!r}"
         parts: dict[str, float | None] = {}
-        per_token = [0.0] * tokens
+        per_token = [0.0] * len(completion.ids)
         dense = False
-        for (reward, weight), value in zip(self.rewards, values, strict=True):
-            if value is None:
-                parts[reward.name] = None
-                continue
+        for (reward, weight), judgement, names in zip(self.rewards, judgements, members, strict=True):
+            value = judgement.value
             if isinstance(value, tuple):
+                require_token_rewards(reward.name, value, completion, which)
                 dense = True
                 parts[reward.name] = sum(value)
                 per_token = [a + weight * b for a, b in zip(per_token, value, strict=True)]
             else:
                 parts[reward.name] = value
-                per_token[-1] += weight * value
-        if all(part is None for part in parts.values()):
-            raise RewardError(f"no reward applies to a completion of the prompt {prompt[:60]!r}: all gave None")
+                if value is not None:
+                    per_token[completion.last_emitted] += weight * value
+            parts |= {f"{reward.name}/{member}": judgement.parts.get(member) for member in names}
+        if all(judgement.value is None for judgement in judgements):
+            raise RewardError(f"no reward applies to {which}: all gave None")
         try:
             total = math.fsum(per_token)
         except (OverflowError, ValueError):  # finite numbers with an infinite sum, and infinities of either sign
             total = math.inf
         if not math.isfinite(total):
-            raise RewardError(
-                f"the rewards of a completion of the prompt {prompt[:60]!r} add up to more than a float can hold"
-            )
+            raise RewardError(f"the rewards of {which} add up to more than a float can hold")
         return Score(total=total, parts=parts, token_rewards=tuple(per_token) if dense else None)
+
+
+def judged(reward: Reward, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
+    """What ``reward`` says, or a :class:`RewardError` where that is not one judgement per completion, or a member's
+    name or number is not usable."""
+    rows = reward.judge(groups)
+    found, wanted = [len(row) for row in rows], [len(group.completions) for group in groups]
+    if found != wanted:
+        raise RewardError(f"reward {reward.name!r} gave judgements for {found} completions per group, not {wanted}")
+    for judgement in (judgement for row in rows for judgement in row):
+        for member, value in judgement.parts.items():
+            if not member or "/" in member:
+                raise RewardError(f"reward {reward.name!r} has a member named {member!r}; a name has no '/'")
+            if value is not None and not math.isfinite(value):
+                raise RewardError(f"the member {member!r} of reward {reward.name!r} gave {value}, which is not finite")
+    return rows
+
+
+def require_distinct(names: Sequence[str]) -> None:
+    """Raise :class:`RewardError` where two rewards have one name."""
+    repeated = [name for name in names if names.count(name) > 1]
+    if repeated:
+        raise RewardError(
+            f"two rewards are named {repeated[0]!r}", hint="give one of them another name: --reward NAME:=SPEC"
+        )
+
+
+def require_token_rewards(name: str, rewards: Sequence[float], completion: Completion, which: str) -> None:
+    """Raise :class:`RewardError` unless ``rewards`` has one entry per token, 0 where the policy did not emit it.
+
+    ``which`` names the completion in the error.
+    """
+    if len(rewards) != len(completion.ids):
+        raise RewardError(
+            f"reward {name!r} returned {len(rewards)} token rewards for {which}, which has {len(completion.ids)} tokens"
+        )
+    for i, (reward, emitted) in enumerate(zip(rewards, completion.mask, strict=True)):
+        if reward and not emitted:
+            raise RewardError(
+                f"reward {name!r} returned {reward:g} for token {i} of {which}, which the policy did not emit",
+                hint="token rewards must be 0 there",
+            )

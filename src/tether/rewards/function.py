@@ -2,11 +2,13 @@
 
     def my_reward(prompts, completions, completion_ids, **columns) -> list[float | None]
 
-It is called once a step with flat lists, one entry a completion. Conversational prompts arrive as lists of messages,
-and their completions as one assistant message; the data's other columns arrive by name. It may be async, may return
-None for a completion it does not apply to, and may return a list of floats for a completion: one reward a token.
+It is called once per step with flat lists, one entry per completion. Conversational prompts arrive as lists of
+messages, and their completions as one assistant message; the data's other columns arrive by name. It may be async, may
+return None for a completion it does not apply to, and may return a list of floats for a completion: one reward per
+token of ``completion_ids``.
 
-It runs in the main thread, as signal handlers need it (math-verify's SIGALRM is one); an async one runs in a thread.
+It runs in the main thread, because signal handlers need that (math-verify's SIGALRM is one); an async one runs in a
+thread.
 """
 
 from __future__ import annotations
@@ -30,9 +32,9 @@ from typing import Any
 
 from tether.data.tokenise import Text
 from tether.errors import RewardError
-from tether.interruption import DeadlineError, Interrupted
-from tether.rewards.combine import RewardValue
+from tether.rewards.combine import Judgement, RewardValue, require_token_rewards
 from tether.rewards.supervision import supervised
+from tether.stop_requests import DeadlineError, Interrupted
 from tether.types import Completion, Prompt, RolloutGroup
 from tether.untrusted import shown
 
@@ -41,8 +43,8 @@ from tether.untrusted import shown
 class FunctionReward:
     """A :class:`tether.rewards.combine.Reward` that calls ``function``.
 
-    A call fails when it raises, takes longer than ``deadline`` seconds (None for no limit), or returns what cannot be
-    a reward. It is then made again up to ``retries`` times, for which the function has to be safe to call twice.
+    A call fails when it raises, takes longer than ``deadline`` seconds (None for no limit), or returns something that
+    cannot be a reward. It is then repeated up to ``retries`` times, so the function must be safe to call twice.
     """
 
     name: str
@@ -50,13 +52,13 @@ class FunctionReward:
     deadline: float | None = None
     retries: int = 0
 
-    def values(self, groups: Sequence[RolloutGroup]) -> list[list[RewardValue]]:
+    def judge(self, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
         flat = [(group.prompt, completion) for group in groups for completion in group.completions]
         rows = iter(supervised(self.name, lambda: self._call(flat), deadline=self.deadline, retries=self.retries))
-        return [[next(rows) for _ in group.completions] for group in groups]
+        return [[Judgement(next(rows)) for _ in group.completions] for group in groups]
 
     def _call(self, flat: Sequence[tuple[Prompt, Completion]]) -> list[RewardValue]:
-        """One call, with lists of its own: the function may change them."""
+        """One call, with new lists, which the function may change."""
         arguments = {
             **_columns([prompt for prompt, _ in flat]),
             "prompts": [list(p.messages) if p.messages else p.text for p, _ in flat],
@@ -68,7 +70,7 @@ class FunctionReward:
             if inspect.isawaitable(returned):
                 returned = _awaited(returned)
             return self._check(returned, [completion for _, completion in flat])
-        except (RewardError, DeadlineError, Interrupted, KeyboardInterrupt):  # a RewardError says itself what is wrong
+        except (RewardError, DeadlineError, Interrupted, KeyboardInterrupt):  # a RewardError already says what is wrong
             raise
         except BaseException as error:  # SystemExit and a panic of Rust code too: one line, with the cause chained
             raise RewardError(
@@ -82,7 +84,7 @@ class FunctionReward:
             raise RewardError(
                 f"reward {self.name!r} must return a list of values; it returned {type(returned).__name__}"
             ) from None
-        values = list(itertools.islice(rows, len(completions) + 1))  # a generator may go on for ever
+        values = list(itertools.islice(rows, len(completions) + 1))  # a generator may never end
         if len(values) != len(completions):
             count = len(values) if len(values) < len(completions) else f"more than {len(completions)}"
             raise RewardError(f"reward {self.name!r} returned {count} values for {len(completions)} completions")
@@ -97,18 +99,16 @@ class FunctionReward:
         if hasattr(value, "tolist"):  # numpy and torch scalars and arrays
             value = value.tolist()
         if isinstance(value, list | tuple):
-            if len(value) != len(completion.ids):
-                raise RewardError(
-                    f"reward {self.name!r} returned {len(value)} token rewards for completion {index}, "
-                    f"which has {len(completion.ids)} tokens"
-                )
-            return tuple(self._number(v, index) for v in value)
+            token_rewards = tuple(self._number(v, index) for v in value)
+            require_token_rewards(self.name, token_rewards, completion, f"completion {index}")
+            return token_rewards
         return self._number(value, index)
 
     def _number(self, value: Any, index: int) -> float:
         if not isinstance(value, int | float):
             raise RewardError(
-                f"reward {self.name!r} returned {shown(value)} for completion {index}; it must be a number or None"
+                f"reward {self.name!r} returned {shown(value)} for completion {index}",
+                hint="it must be a number or None",
             )
         try:
             number = float(value)
@@ -116,13 +116,13 @@ class FunctionReward:
             number = math.inf
         if not math.isfinite(number):
             raise RewardError(
-                f"reward {self.name!r} returned {shown(value)} for completion {index}; a reward must be finite"
+                f"reward {self.name!r} returned {shown(value)} for completion {index}", hint="a reward must be finite"
             )
         return number
 
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """The columns that every prompt has, as lists over the completions."""
+    """The columns that every prompt has, as lists with one entry per completion."""
     shared = set.intersection(*(set(prompt.columns) for prompt in prompts))
     return {name: [prompt.columns[name] for prompt in prompts] for name in sorted(shared)}
 
@@ -133,7 +133,7 @@ def as_given(prompt: Prompt, completion: Completion) -> Text:
 
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``arguments`` that the function takes: all of them when it has ``**kwargs``."""
+    """The ``arguments`` that the function takes: all of them when it has ``**kwargs``."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
         return arguments
@@ -142,10 +142,10 @@ def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[s
 
 
 def _awaited(awaitable: Any) -> Any:
-    """What ``awaitable`` gives. It runs in a thread of its own: in a notebook this one has a loop already.
+    """The result of ``awaitable``. It runs in a thread of its own: in a notebook this thread already has a loop.
 
-    A deadline or a request to stop cancels it and goes on without waiting for it. The thread is a daemon's, so that one
-    that hangs does not keep the process from ending either.
+    A deadline or a request to stop cancels it and does not wait for it. The thread is a daemon, so that a call that
+    hangs does not keep the process from ending.
     """
     outcome: Future[Any] = Future()
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)  # sets no loop for this thread
@@ -155,7 +155,7 @@ def _awaited(awaitable: Any) -> Any:
         try:
             with runner:
                 result = runner.run(_wait(awaitable))
-        except BaseException as error:  # the caller's, who raises it
+        except BaseException as error:  # raised by the caller
             outcome.set_exception(error)
         else:
             outcome.set_result(result)
@@ -169,7 +169,7 @@ def _awaited(awaitable: Any) -> Any:
         return outcome.result()
     finally:
         if not outcome.done():
-            with contextlib.suppress(RuntimeError):  # the loop has closed in this very moment
+            with contextlib.suppress(RuntimeError):  # the loop has just closed
                 loop.call_soon_threadsafe(cancel)
 
 
@@ -178,15 +178,16 @@ async def _wait(awaitable: Any) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    """The innermost line of code that ``error`` came through, in brackets; import's own machinery does not count."""
+    """The innermost line of code that ``error`` came through, in brackets, import machinery excluded."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})"
 
 
 def load_function(spec: str, *, deadline: float | None = None, retries: int = 0) -> FunctionReward:
-    """The function behind ``path/to/file.py:name`` or ``package.module:name``; ``deadline`` and ``retries`` go to it.
+    """The function behind ``path/to/file.py:name`` or ``package.module:name``, with this ``deadline`` and ``retries``.
 
-    The file may import its neighbours, and a module may lie in the working directory: both join the end of the path.
+    The file may import its neighbours, and a module may be in the working directory: both directories are appended to
+    ``sys.path``. Raises :class:`RewardError`.
     """
     source, _, name = spec.rpartition(":")
     try:
@@ -197,18 +198,20 @@ def load_function(spec: str, *, deadline: float | None = None, retries: int = 0)
             module = importlib.import_module(source)
     except RewardError:
         raise
-    except (Exception, SystemExit) as error:  # importing runs the person's code, which may be a script
+    except (Exception, SystemExit) as error:  # importing runs user code, which may be a script
         if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
             raise RewardError(
-                f"{spec}: no built-in reward has this name, and there is no module {source!r} to take {name!r} from"
+                f"no built-in reward has this name, and there is no module {source!r} to take {name!r} from", where=spec
             ) from error
         raise RewardError(
-            f"{spec}: importing it raised {type(error).__name__}: {shown(error, str)}{_place(error)}"
+            f"importing it raised {type(error).__name__}: {shown(error, str)}{_place(error)}", where=spec
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         names = [n for n, value in vars(module).items() if inspect.isfunction(value) and not n.startswith("_")]
-        raise RewardError(f"{spec}: {source} has no function {name!r}; it has {', '.join(names) or 'no functions'}")
+        raise RewardError(
+            f"{source} has no function {name!r}", where=spec, hint=f"it has {', '.join(names) or 'no functions'}"
+        )
     return FunctionReward(name, function, deadline, retries)
 
 
@@ -218,8 +221,8 @@ def _join_path(directory: Path) -> None:
 
 
 def _module_from_file(path: Path) -> Any:
-    if not os.path.isfile(path):  # which, unlike the path, takes a name that is too long for one of no file
-        raise RewardError(f"{path}: no such file to take a reward function from")
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
+        raise RewardError("no such file to take a reward function from", where=path)
     spec = importlib.util.spec_from_file_location(f"tether_reward_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,79 +1,141 @@
-"""From ``--reward`` values to a scorer."""
+"""From ``--reward`` values to a scorer.
+
+A value is ``[NAME:=]SPEC[=WEIGHT]``. SPEC is a rule (``length:40``), a Python function (``file.py:function`` or
+``module:function``) or a reward model (a directory or a hub id). Each reward is reported by its name: NAME, else the
+short name of SPEC (``length``, ``function``, the directory's name), else, where another reward has that too, SPEC.
+
+NAME consists of ASCII letters, digits, ``_``, ``-`` and ``.``. So ``format:=x`` names the reward ``x``; a regular
+expression that begins with ``=`` is written ``format:[=]x``.
+"""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from tether.errors import RewardError
+from tether.errors import RewardError, TetherError
+from tether.models.linear import round_matmuls
 from tether.models.loading import BASE
-from tether.models.precision import round_products
 from tether.models.reward import load_reward_model
-from tether.rewards.combine import Reward, WeightedSum
+from tether.rewards.combine import Reward, WeightedSum, require_distinct
 from tether.rewards.function import FunctionReward, load_function
 from tether.rewards.learned import LearnedReward
 from tether.rewards.rules import RULES
+from tether.untrusted import printable
 
 
-def split_weight(spec: str) -> tuple[str, float]:
-    """``"R=0.5"`` as ``("R", 0.5)``; without a number after the last ``=`` all of it is the name, and the weight 1."""
-    name, _, tail = spec.rpartition("=")
+def split_name(value: str) -> tuple[str | None, str]:
+    """``"NAME:=R"`` as ``("NAME", "R")``; anything else as ``(None, value)``.
+
+    >>> split_name("short:=length:40=0.1")
+    ('short', 'length:40=0.1')
+    """
+    name, _, rest = value.partition(":")
+    if not rest.startswith("="):
+        return None, value
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise RewardError(
+            f"the name {name!r} of a reward may hold ASCII letters, digits, '_', '-' and '.' only",
+            where=f"--reward {value}",
+        )
+    if rest == "=":
+        raise RewardError("no reward after the name", where=f"--reward {value}", hint="write NAME:=SPEC")
+    return name, rest[1:]
+
+
+def split_weight(value: str) -> tuple[str, float]:
+    """``"R=0.5"`` as ``("R", 0.5)``; without a number after the last ``=``, all of it is SPEC and the weight is 1."""
+    spec, _, tail = value.rpartition("=")
     try:
         weight = float(tail)
     except ValueError:
-        return spec, 1.0
-    if not name:
-        return spec, 1.0
+        return value, 1.0
+    if not spec:
+        return value, 1.0
     if not math.isfinite(weight):
-        raise RewardError(f"--reward {spec}: the weight must be a finite number")
-    return name, weight
+        raise RewardError("the weight must be a finite number", where=f"--reward {value}")
+    return spec, weight
+
+
+def short_name(spec: str) -> str:
+    """A rule or function without its argument or file, a model without its path.
+
+    >>> [short_name(spec) for spec in ("length:40", "rewards.py:speech", "runs/judge/model", "owner/judge")]
+    ['length', 'speech', 'judge', 'judge']
+    """
+    rule = spec.partition(":")[0]
+    if rule in RULES:
+        return rule
+    if ":" in spec:
+        return spec.rpartition(":")[2]
+    path = Path(spec)
+    return path.parent.name if path.name == "model" else path.name
+
+
+def part_names(rewards: Sequence[tuple[str | None, str]]) -> list[str]:
+    """What each (NAME or None, SPEC) is reported by: NAME, its short name, or SPEC where the short name is taken.
+
+    Raises :class:`RewardError` where two names are equal even so.
+    """
+    names = [name or short_name(spec) for name, spec in rewards]
+    names = [
+        printable(spec) if name is None and names.count(short) > 1 else short
+        for (name, spec), short in zip(rewards, names, strict=True)
+    ]
+    require_distinct(names)
+    return names
 
 
 def resolve_reward(
     spec: str,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    name: str | None = None,
     dtype: torch.dtype,
     device: torch.device | str,
     rounded: bool = False,
     deadline: float | None = None,
     retries: int = 0,
 ) -> Reward:
-    """The reward behind a name: a rule, a Python function or a reward model, tried in this order.
+    """The reward behind ``spec``: a rule, a Python function or a reward model, tried in this order.
 
-    ``deadline`` (seconds) and ``retries`` are a Python function's: what comes with tether neither hangs nor recovers.
+    It is reported by ``name``, or else by its short name. ``deadline`` (seconds) and ``retries`` apply to a Python
+    function only: built-in rewards neither hang nor recover.
     """
+    name = name or short_name(spec)
     rule, colon, argument = spec.partition(":")
     if rule in RULES:
-        return FunctionReward(rule, RULES[rule](argument if colon else None))
+        return FunctionReward(name, RULES[rule](argument if colon else None))
     if "://" in spec:
-        raise RewardError(f"{spec}: a reward is a rule, a local file or module, or a model, not an address")
+        raise RewardError("a reward is a rule, a local file or module, or a model, not an address", where=spec)
     if ":" in spec:
-        return load_function(spec, deadline=deadline, retries=retries)
+        return replace(load_function(spec, deadline=deadline, retries=retries), name=name)
     if spec.endswith(".py"):
-        raise RewardError(f"{spec}: name the function too, as in {spec}:FUNCTION")
+        raise RewardError(f"name the function too, as in {spec}:FUNCTION", where=spec)
     if not os.path.exists(spec) and spec.count("/") != 1 and spec != BASE:
         raise RewardError(
-            f"{spec}: no such reward; give a reward-model directory or hub id, file.py:function, module:function, "
-            f"or one of {', '.join(RULES)}"
+            "no such reward",
+            where=spec,
+            hint="give a reward-model directory or hub id, file.py:function, module:function, "
+            f"or one of {', '.join(RULES)}",
         )
     model, own = load_reward_model(spec, dtype=dtype, device=device)
     if rounded:
-        round_products(model)
-    name = Path(spec).parent.name if Path(spec).name == "model" else Path(spec).name
+        round_matmuls(model)
     return LearnedReward(
         name, model.requires_grad_(False), own, own.get_vocab().items() >= tokenizer.get_vocab().items()
     )
 
 
 def resolve_scorer(
-    specs: Sequence[str],
+    values: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     *,
     dtype: torch.dtype = torch.float32,
@@ -84,17 +146,28 @@ def resolve_scorer(
 ) -> WeightedSum:
     """All ``--reward`` values as one scorer.
 
-    ``rounded`` gives reward models :func:`tether.models.precision.round_products`; ``deadline`` and ``retries`` are
+    ``rounded`` gives reward models :func:`tether.models.linear.round_matmuls`; ``deadline`` and ``retries`` are
     those of each :class:`tether.rewards.function.FunctionReward` from a file or a module.
     """
-    named = [split_weight(spec) for spec in specs]  # all of them, before the first takes its time to load
-    resolve = partial(
-        resolve_reward,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        device=device,
-        rounded=rounded,
-        deadline=deadline,
-        retries=retries,
-    )
-    return WeightedSum(tuple((resolve(name), weight) for name, weight in named))
+    named = [split_name(value) for value in values]
+    weighted = [split_weight(rest) for _, rest in named]
+    names = part_names([(name, spec) for (name, _), (spec, _) in zip(named, weighted, strict=True)])
+    rewards: list[tuple[Reward, float]] = []
+    for (given, _), name, (spec, weight) in zip(named, names, weighted, strict=True):
+        try:
+            reward = resolve_reward(
+                spec,
+                tokenizer,
+                name=name,
+                dtype=dtype,
+                device=device,
+                rounded=rounded,
+                deadline=deadline,
+                retries=retries,
+            )
+        except TetherError as error:
+            if given == "format":
+                error.advise("for text that begins with '=', write format:[=]" + spec)
+            raise
+        rewards.append((reward, weight))
+    return WeightedSum(tuple(rewards))

@@ -1,4 +1,4 @@
-"""Rewards that are rules: each is made from its argument, and is a function in TRL's signature."""
+"""Built-in rewards: each rule is made from its argument, and is a function in TRL's signature."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _count(text: str) -> int | None:
 
 
 def length(argument: str | None) -> Rule:
-    """``length:N``: -|tokens - N| / N, so 0 at N tokens and -1 for an empty or a doubled completion."""
+    """``length:N``: -|tokens - N| / N, which is 0 at N tokens, and -1 at 0 and 2 N."""
     target = _count(argument or "")
     if target is None:
         raise RewardError("reward 'length' needs a target in tokens, such as length:40")
@@ -35,7 +35,7 @@ def length(argument: str | None) -> Rule:
 
 
 def repetition(argument: str | None) -> Rule:
-    """``repetition`` or ``repetition:n``: minus the share of repeated word n-grams (n = 3): 0 where none repeats."""
+    """``repetition`` or ``repetition:n``: minus the share of repeated word n-grams (n = 3); 0 where none repeats."""
     n = 3 if argument is None else _count(argument)
     if n is None:
         raise RewardError("reward 'repetition' takes the length of its word n-grams, such as repetition:2")
@@ -47,14 +47,14 @@ def repetition(argument: str | None) -> Rule:
 
 
 def distinct(text: str, n: int) -> float:
-    """Distinct word n-grams / all of them; 1 where there are none. distinct-1 and distinct-2 of Li et al. 2016."""
+    """Distinct word n-grams / word n-grams, 1 where there are none: distinct-1 and distinct-2 of Li et al. 2016."""
     words = text.lower().split()
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def format_(argument: str | None) -> Rule:
-    """``format:REGEX``: 1 where the whole completion matches (white space around it aside), else 0."""
+    """``format:REGEX``: 1 where the whole completion, without outer white space, matches, else 0."""
     if argument is None:
         raise RewardError("reward 'format' needs a regular expression, such as 'format:<think>.*</think>.*'")
     try:
@@ -71,7 +71,7 @@ def format_(argument: str | None) -> Rule:
 def sentiment(argument: str | None) -> Rule:
     """``sentiment`` or ``sentiment:negative``: VADER's compound score in [-1, 1] (Hutto and Gilbert 2014), or minus it.
 
-    The lexicon holds the mean ratings of ten people a word; no part of it was trained.
+    The lexicon holds the mean of ten people's ratings per word; nothing in it was trained.
     """
     if argument not in (None, "positive", "negative"):
         raise RewardError(f"reward 'sentiment' takes 'positive' or 'negative', not {argument!r}")
@@ -89,11 +89,11 @@ def sentiment(argument: str | None) -> Rule:
 
 
 def exact_answer(argument: str | None) -> Rule:
-    """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer is that of the column ``answer``.
+    """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer is that of the column ``answer``, else 0.
 
     The final answer is what follows the last ``####`` on its line, else what the last ``\\boxed{...}`` holds, else, in
-    a completion, the last number, else the whole text. Two numbers are compared as numbers (``$``, ``%``, thousands'
-    commas and a closing full stop aside), anything else as text without case and outer white space.
+    a completion, the last number, else the whole text. Two numbers are compared as numbers (without ``$``, ``%``,
+    thousands separators and a final full stop), anything else as text without case and outer white space.
     """
     column = argument or "answer"
 

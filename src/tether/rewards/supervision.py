@@ -1,6 +1,6 @@
-"""Calls of code that is not ours: each has a deadline, heeds requests to stop, and is tried again where that is safe.
+"""Calls of user code: each has a deadline, can be interrupted, and is retried where that is safe.
 
-A call that fails ends in a :class:`tether.errors.RewardError`, and never in a number.
+A call that fails raises :class:`tether.errors.RewardError`; it never counts as a number.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tether import interruption
+from tether import stop_requests
 from tether.errors import RewardError
 from tether.untrusted import one_line
 
@@ -21,21 +21,21 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 
 
 def supervised(name: str, call: Callable[[], T], *, deadline: float | None, retries: int) -> T:
-    """What ``call`` returns; after a :class:`RewardError` it is tried again, up to ``retries`` times.
+    """What ``call`` returns; after a :class:`RewardError` it is retried, up to ``retries`` times.
 
-    ``call`` turns all that can go wrong in it into a :class:`RewardError`, save :class:`Interrupted` and
-    :class:`DeadlineError` of :mod:`tether.interruption`, which it lets through: the first ends this call too, and the
-    second, ``deadline`` seconds after a try began, is one more way to fail. Raises the error of the last try.
+    ``call`` raises :class:`RewardError` for whatever goes wrong in it, except :class:`Interrupted` and
+    :class:`DeadlineError` of :mod:`tether.stop_requests`, which it must let through: the first ends this call too, the
+    second is raised ``deadline`` seconds after a try began and counts as a failure. Raises the error of the last try.
     """
     wait, tries = FIRST_PAUSE, 1
     while True:
         try:
             return _in_time(name, call, deadline)
         except RewardError as error:
-            interruption.check()  # what the call made an error of may have been the request to stop
+            stop_requests.check()  # the call may have turned a request to stop into an error
             if tries > retries:
                 if retries:
-                    raise RewardError(f"{error}; tried {tries} times") from error
+                    error.advise(f"tried {tries} times")
                 raise
             what = one_line(str(error))
         tries += 1
@@ -45,8 +45,8 @@ def supervised(name: str, call: Callable[[], T], *, deadline: float | None, retr
 
 
 def pause(seconds: float) -> None:
-    """Sleep, unless somebody asks to stop."""
-    with interruption.at_once():
+    """Sleep; a request to stop interrupts it."""
+    with stop_requests.at_once():
         time.sleep(seconds)
 
 
@@ -54,14 +54,14 @@ def _in_time(name: str, call: Callable[[], T], deadline: float | None) -> T:
     """What ``call`` returns, unless a request to stop or its deadline ends it first."""
     started = time.monotonic()
     try:
-        with interruption.at_once(), interruption.deadline(deadline):
+        with stop_requests.at_once(), stop_requests.deadline(deadline):
             returned = call()
-        # A bare "except:" in the call swallows both, and what it then returns is no reward.
-        interruption.check()
+        # A bare "except:" in the call swallows both, and what the call then returns is not a reward.
+        stop_requests.check()
         if deadline is not None and time.monotonic() - started > deadline:
-            raise interruption.DeadlineError
-    except interruption.DeadlineError as error:
+            raise stop_requests.DeadlineError
+    except stop_requests.DeadlineError as error:
         raise RewardError(
-            f"reward {name!r} did not return within {deadline:g} s; raise --reward-deadline or mend it"
+            f"reward {name!r} did not return within {deadline:g} s", hint="raise --reward-deadline or make it faster"
         ) from error
     return returned

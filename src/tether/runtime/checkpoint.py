@@ -1,9 +1,9 @@
-"""Checkpoints: written aside, summed up, named last, and trusted only where the sums are right.
+"""Checkpoints: written under a temporary name, renamed last, and trusted only where every checksum is right.
 
     checkpoints/step_000020/      after step 20
     checkpoints/step_000020.01/   within step 21
         model/ tensors.safetensors state.json    the state (:mod:`tether.runtime.state`)
-        manifest.json                            size and SHA-256 of each file, and where the run was
+        manifest.json                            size and SHA-256 of each file, and the run's position
 
 A directory has its name only once all of it is on the disk, and older ones are removed only then.
 """
@@ -25,8 +25,8 @@ from transformers import PreTrainedTokenizerBase
 
 from tether.errors import RunError
 from tether.models.loading import save_tokenizer
-from tether.runtime.files import remove, whole, writing
-from tether.runtime.state import MODEL, Snapshot
+from tether.runtime.files import atomic_write, remove, writing
+from tether.runtime.state import MODEL, RunState, Snapshot
 from tether.types import Metrics
 
 MANIFEST = "manifest.json"
@@ -34,7 +34,7 @@ NAME = re.compile(r"step_(\d{6,})(?:\.(\d{2,}))?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class RunPosition:
     """Where a run was when a checkpoint was made."""
 
     step: int
@@ -48,15 +48,15 @@ class Place:
     metrics: Metrics = field(default_factory=dict)
     """The row of that step."""
     needs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Files outside the checkpoint that it cannot go on without, as the manifest lists its own."""
+    """Files outside the checkpoint that resuming needs, as the manifest lists its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """One whose files are all there and as they were written."""
+    """A checkpoint whose files are all there and as they were written."""
 
     path: Path
-    place: Place
+    position: RunPosition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,16 +64,17 @@ class Kept:
     """Which checkpoints are kept."""
 
     last: int
-    """How many of the newest."""
+    """How many of the newest: of those after a step, and of those within the step that follows."""
     best: str | None
-    """And the one with the highest value of this metric, or with a minus before it the lowest."""
+    """The one with the highest value of this metric too, or with a minus before the name the lowest."""
 
 
 class Checkpoints:
-    """The checkpoints of a run. The run goes on while one gets to the disk; with ``overlap``, while it is written too.
+    """The checkpoints of a run. Training continues while one reaches the disk; with ``overlap``, while it is written
+    too.
 
-    That is for CUDA. Training on a CPU uses all its cores, and slows down by more than the writer's share where one
-    thread of a product has to wait for its core.
+    Overlap is for CUDA. Training on a CPU uses all its cores, and a writer that takes one of them slows every matrix
+    product down.
     """
 
     def __init__(self, run: Path, tokenizer: PreTrainedTokenizerBase, kept: Kept, *, overlap: bool = False) -> None:
@@ -83,27 +84,27 @@ class Checkpoints:
         self.under_way: Future[None] | None = None
         self.tokenizer_files: dict[str, bytes] = {}
 
-    def save(self, state: Any, place: Place, *, within_step: bool) -> None:
+    def save(self, state: RunState, position: RunPosition, *, within_step: bool) -> None:
         """Begin to write a checkpoint; the state may change once this returns."""
         self.wait()
         with writing(self.directory):
             self.directory.mkdir(exist_ok=True)
             if not self.tokenizer_files:
                 self.tokenizer_files = self._files_of_tokenizer()
-        name, snapshot = self._name(place.step, within_step), Snapshot.of(state, copy=self.overlap)
+        name, snapshot = self._name(position.step, within_step), Snapshot.of(state, copy=self.overlap)
         if self.overlap:
-            self.under_way = self.writer.submit(lambda: self._keep(self._written(snapshot, place, name)))
+            self.under_way = self.writer.submit(lambda: self._keep(self._written(snapshot, position, name)))
         else:
-            self.under_way = self.writer.submit(self._keep, self._written(snapshot, place, name))
+            self.under_way = self.writer.submit(self._keep, self._written(snapshot, position, name))
 
     def wait(self) -> None:
-        """Return once what is under way is on the disk; raises what went wrong there."""
+        """Return once the checkpoint being written is on the disk; raises what went wrong there."""
         if self.under_way is not None:
             under_way, self.under_way = self.under_way, None
             under_way.result()
 
     def _files_of_tokenizer(self) -> dict[str, bytes]:
-        """Its files, asked for once: a tokenizer must not be used in two threads at a time."""
+        """Its files, read once: a tokenizer must not be used in two threads at a time."""
         with tempfile.TemporaryDirectory(prefix=".tokenizer", dir=self.directory) as scratch:
             save_tokenizer(self.tokenizer, Path(scratch))
             return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
@@ -114,10 +115,10 @@ class Checkpoints:
         taken = [part for number, part, _ in self.names() if number == step]
         return f"step_{step:06d}.{max(taken, default=0) + 1:02d}"
 
-    def _written(self, snapshot: Snapshot, place: Place, name: str) -> contextlib.ExitStack:
-        """All files of a checkpoint. Closing the stack waits for the disk, and gives it its name."""
+    def _written(self, snapshot: Snapshot, position: RunPosition, name: str) -> contextlib.ExitStack:
+        """All files of a checkpoint. Closing the stack waits for the disk, then renames the directory."""
         with contextlib.ExitStack() as stack:
-            partial = stack.enter_context(whole(self.directory / name, durable=True))
+            partial = stack.enter_context(atomic_write(self.directory / name, durable=True))
             partial.mkdir()
             snapshot.write(partial)
             for file, content in self.tokenizer_files.items():
@@ -125,7 +126,7 @@ class Checkpoints:
             files = {
                 str(path.relative_to(partial)): summed(path) for path in sorted(partial.rglob("*")) if path.is_file()
             }
-            manifest = {**asdict(place), "files": files}
+            manifest = {**asdict(position), "files": files}
             (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
             return stack.pop_all()
 
@@ -143,8 +144,13 @@ class Checkpoints:
 
     def _prune(self) -> None:
         """Remove all but those to be kept, and what a killed process left behind."""
-        paths = [path for *_, path in self.names()]
-        kept = set(paths[-self.kept.last :]) | {best for best in [self._best(paths)] if best}
+        named = self.names()
+        paths = [path for *_, path in named]
+        after_steps = [path for _, part, path in named if not part]
+        within = paths[paths.index(after_steps[-1]) + 1 :] if after_steps else paths
+        # counted apart: a run that was interrupted keeps after its end what one that was not keeps
+        kept = {*after_steps[-self.kept.last :], *within[-self.kept.last :]}
+        kept |= {best for best in [self._best(paths)] if best}
         for path in self.directory.iterdir():
             if path.name.startswith("."):
                 remove(path)
@@ -157,7 +163,7 @@ class Checkpoints:
         metric, sign = self.kept.best.removeprefix("-"), -1.0 if self.kept.best.startswith("-") else 1.0
         values = {}
         for path in paths:
-            with contextlib.suppress(RunError):  # one that cannot be read is no best one
+            with contextlib.suppress(RunError):  # one that cannot be read is not the best
                 metrics = read_manifest(path)["metrics"]
                 if metric in metrics:
                     values[path] = sign * metrics[metric]
@@ -168,7 +174,7 @@ class Checkpoints:
         return next((step for step, *_ in self.names()), 0)
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that is as it was written, and what is wrong with those passed over for it."""
+        """The newest checkpoint that is as it was written, and what is wrong with newer ones."""
         wrong: list[str] = []
         for *_, path in reversed(self.names()):
             try:
@@ -178,41 +184,41 @@ class Checkpoints:
         return None, wrong
 
     def forget_after(self, checkpoint: Checkpoint | None) -> None:
-        """Remove what was passed over for ``checkpoint``, so that the run's next ones have its place."""
+        """Remove all checkpoints after ``checkpoint``, so that the run's next ones can take their names."""
         paths = [path for *_, path in self.names()]
         with writing(self.directory):
             for path in paths[paths.index(checkpoint.path) + 1 if checkpoint else 0 :]:
                 discard(path)
             if self.directory.is_dir():
-                self._prune()  # the process may have been killed before it did
+                self._prune()  # a killed process may not have done so
 
     def accept(self, checkpoint: Checkpoint, config: Mapping[str, Any]) -> None:
-        """From now on ``checkpoint`` is as good with this configuration."""
+        """Record that ``checkpoint`` may be resumed with this configuration."""
         manifest = read_manifest(checkpoint.path) | {"config": dict(config)}
-        with whole(checkpoint.path / MANIFEST, durable=True) as partial:
+        with atomic_write(checkpoint.path / MANIFEST, durable=True) as partial:
             partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     def finish(self) -> None:
-        """Remove those of unfinished steps, which nothing goes on from once the run is finished."""
+        """Remove those within a step, which nothing resumes once the run is finished."""
         with writing(self.directory):
             for _, part, path in self.names()[:-1]:
                 if part:
                     discard(path)
 
     def verified(self, path: Path) -> Checkpoint:
-        """Read every byte; raise :class:`RunError` where one is missing or another."""
+        """Read every byte; raise :class:`RunError` where a file is missing or differs."""
         manifest = read_manifest(path)
         for base, files in ((path, manifest.pop("files")), (self.run, manifest["needs"])):
             for name, expected in files.items():
                 file = base / name
                 if not file.is_file():
-                    raise RunError(f"{path}: corrupt: {name} is missing")
+                    raise RunError(f"corrupt: {name} is missing", where=path)
                 if summed(file) != expected:
-                    raise RunError(f"{path}: corrupt: {name} is not as it was written")
-        return Checkpoint(path=path, place=Place(**manifest))
+                    raise RunError(f"corrupt: {name} is not as it was written", where=path)
+        return Checkpoint(path=path, position=RunPosition(**manifest))
 
     def close(self) -> None:
-        """Wait for what is under way, and end the thread."""
+        """Wait for the checkpoint being written, and end the thread."""
         try:
             self.wait()
         finally:
@@ -220,7 +226,7 @@ class Checkpoints:
 
 
 def discard(path: Path) -> None:
-    """Remove a checkpoint; half of one never has a checkpoint's name."""
+    """Remove a checkpoint, renaming it first: a directory with a checkpoint's name is always complete."""
     doomed = path.with_name(f".{path.name}.removed")
     remove(doomed)
     path.rename(doomed)
@@ -239,10 +245,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RunError(f"{path}: corrupt: {MANIFEST} cannot be read ({error.strerror})") from None
+        raise RunError(f"corrupt: {MANIFEST} cannot be read ({error.strerror})", where=path) from None
     except ValueError:
-        raise RunError(f"{path}: corrupt: {MANIFEST} is not valid JSON") from None
-    expected = {*Place.__dataclass_fields__, "files"}
+        raise RunError(f"corrupt: {MANIFEST} is not valid JSON", where=path) from None
+    expected = {*RunPosition.__dataclass_fields__, "files"}
     if not isinstance(manifest, dict) or manifest.keys() != expected:
-        raise RunError(f"{path}: corrupt: {MANIFEST} does not hold {', '.join(sorted(expected))}")
+        raise RunError(f"corrupt: {MANIFEST} does not hold {', '.join(sorted(expected))}", where=path)
     return manifest

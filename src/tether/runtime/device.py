@@ -1,4 +1,4 @@
-"""Which device and which dtype, how fast it is and how much memory was used."""
+"""The device and the dtypes, the device's speed and the memory used."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from transformers.pytorch_utils import Conv1D
 from tether.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16"]
-Products = Literal["auto", "float32", "bfloat16"]
+MatmulDtype = Literal["auto", "float32", "bfloat16"]
 WORTH_ROUNDING = 1.5
-"""How much faster bfloat16 products have to be to be taken unasked."""
+"""How much faster than float32 bfloat16 must be for ``auto`` to choose it."""
 SMALL_MATRIX = 2**16
-"""Weights of a matrix, of which smaller ones gain nothing."""
+"""Weights of a matrix; smaller ones gain nothing from bfloat16."""
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` is the first CUDA device, or else the CPU."""
+    """``auto`` is the first CUDA device, or the CPU where there is none."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
-        raise ConfigError(f"device {name!r} is not one that tether knows; give auto, cpu or cuda")
+        raise ConfigError(f"device {name!r} is not one that tether knows", hint="give auto, cpu or cuda")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {name!r} is not available here; give auto or cpu")
+        raise ConfigError(f"device {name!r} is not available here", hint="give auto or cpu")
     return torch.device(name)
 
 
@@ -37,11 +37,11 @@ def pick_dtype(name: Dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def pick_products(name: Products, model: nn.Module) -> Dtype:
-    """What a model of float32 weights multiplies in; weights of bfloat16 leave no choice.
+def pick_matmul_dtype(name: MatmulDtype, model: nn.Module) -> Dtype:
+    """The dtype of the matrix products of a model with float32 weights; bfloat16 weights leave no choice.
 
-    ``auto`` takes bfloat16 where large products in it are faster by half at least, which hardware either has
-    instructions for or not, so that the answer does not hang on the moment. A model too small to gain stays in float32.
+    ``auto`` is bfloat16 where large products are at least 1.5 times as fast in it. Hardware either has instructions for
+    them or not, so that the answer does not vary between runs. A model too small to gain stays in float32.
     """
     if name != "auto":
         return name
@@ -57,9 +57,9 @@ def pick_products(name: Products, model: nn.Module) -> Dtype:
 
 
 def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP/s of a large square product, 2 n^3 operations: the best reading in a tenth of a second.
+    """FLOP/s of a large square product, 2 n^3 operations: the best measurement within 0.1 s.
 
-    On CUDA a reading is several products in a row, so that the wait for the last one does not count much.
+    On CUDA each measurement is of several products, so that the wait for the last one matters little.
     """
     size, products = (4096, 8) if device.type == "cuda" else (1024, 1)
     generator = torch.Generator(device).manual_seed(0)
@@ -75,14 +75,14 @@ def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def forget_peak(device: torch.device) -> None:
-    """The peak of memory is measured from here on, where the device can do that: CUDA."""
+    """Restart the measurement of peak memory, on CUDA."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gib(device: torch.device) -> float:
-    """The most GiB that tensors held since :func:`forget_peak` on CUDA; else the largest resident set of the process,
-    from its start.
+    """On CUDA, the most GiB that tensors held since :func:`forget_peak`; else the largest resident set of the process
+    since its start, in GiB.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30

@@ -1,7 +1,7 @@
 """A run directory: the only place a run writes to.
 
-config.yaml  fingerprints.json  data.json  metrics.jsonl  rollouts/step_000010.parquet  checkpoints/step_000010/
-journal/  model/  summary.json  report.html
+config.yaml  fingerprints.json  data.json  metrics.jsonl  alarms.jsonl  rollouts/step_000010.parquet
+checkpoints/step_000010/  journal/  model/  summary.json  report.html
 """
 
 from __future__ import annotations
@@ -18,55 +18,57 @@ import yaml
 
 from tether.errors import RunError
 from tether.runtime import lock
-from tether.runtime.files import remove, require_writable, sync_one, whole, writing
+from tether.runtime.files import atomic_write, remove, require_writable, sync_one, writing
 from tether.types import Metrics, ScoredGroup
 
+FORMAT = 2
+"""Version of what a run directory holds, the first line of its ``config.yaml``. A run of another version cannot be
+resumed; version 1 has no such line."""
 CONFIG = "config.yaml"
 SUMMARY = "summary.json"
 """Written last: a run that has one is finished."""
 FINGERPRINTS = "fingerprints.json"
-ROWS = "metrics.jsonl"
-GROWING = (ROWS, "sft.jsonl", "selected.jsonl")
-"""The files that grow with the run. What they hold past a checkpoint is cut off when a run goes on from there."""
-
-
+ROWS, ALARMS = "metrics.jsonl", "alarms.jsonl"
+GROWING = (ROWS, ALARMS, "sft.jsonl", "selected.jsonl")
+"""The files that grow with the run. Whatever they hold past a checkpoint is removed when the run resumes from it."""
 SKIPPED, DATA = "skipped.jsonl", "data.json"
 BEFORE_CONFIG = (SKIPPED, DATA, FINGERPRINTS)
-"""What a new run writes before the file that makes its directory a run's."""
+"""What a new run writes before ``config.yaml``, which makes its directory a run directory."""
 
 
 def contents(path: Path) -> list[Path]:
-    """What is in a directory, the lock aside; nothing where there is none."""
+    """What a directory holds, without the lock; nothing where there is no directory."""
     return [inner for inner in path.iterdir() if inner.name != lock.NAME] if path.is_dir() else []
 
 
 def left_by_a_kill(path: Path) -> bool:
-    """Whether a file can only be what a run has left that was killed while it made its directory."""
+    """Whether a file can only come from a run that was killed while it created its directory."""
     return path.name in BEFORE_CONFIG or path.name in {f".{name}.partial" for name in (*BEFORE_CONFIG, CONFIG)}
 
 
 def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
-    """Raise unless ``path`` is free: one that can be made, an empty directory, or a run that may be replaced."""
+    """Raise :class:`RunError` unless ``path`` can be created, is an empty directory, or a run that may be replaced."""
     require_writable(path)
     if path.is_file():
-        raise RunError(f"{path}: is a file; --out must name a directory")
+        raise RunError("is a file", where=path, hint="--out must name a directory")
     if found := contents(path):
         if not (path / CONFIG).is_file() and all(map(left_by_a_kill, found)):
             return
         if not (path / CONFIG).is_file():
-            raise RunError(f"{path}: is not empty and not a run, so it is left alone; choose another --out")
+            raise RunError("is not empty and not a run, so it is not touched", where=path, hint="choose another --out")
         if not overwrite:
             raise RunError(
-                f"{path}: already holds a run; go on with 'tether resume {path}', replace it with --overwrite, "
-                "or choose another --out"
+                "already holds a run",
+                where=path,
+                hint=f"resume it with 'tether resume {path}', replace it with --overwrite, or choose another --out",
             )
 
 
 class RunDirectory:
-    """A place for a run, filled when there is first something to write.
+    """The directory of a run, filled when there is first something to write.
 
-    A run that fails before its first row, at a reward function that raises say, so leaves nothing behind, and the run
-    that it was to replace is still there. As a context manager it is locked against other processes for that time.
+    A run that fails before its first row, say because a reward function raises, therefore leaves nothing behind, and a
+    run that it was to replace still exists. As a context manager it is locked against other processes.
     """
 
     def __init__(
@@ -80,8 +82,8 @@ class RunDirectory:
         overwrite: bool = False,
         resumed: bool = False,
     ) -> None:
-        """``fingerprints`` are of what the run reads, ``data`` what was found in it and ``skipped`` the rows left out;
-        each has its file. A run that is ``resumed`` has its directory already."""
+        """``fingerprints`` are those of the run's inputs, ``data`` the findings in them, ``skipped`` the rows left out;
+        each has a file. A run that is ``resumed`` already has its directory."""
         if not resumed:
             refuse_if_taken(path, overwrite=overwrite)
         self.path, self.config, self.overwrite = path, config, overwrite
@@ -89,7 +91,7 @@ class RunDirectory:
         self.made = resumed
         self.lock: lock.Lock | None = None
         self.new: list[Path] = []
-        """Directories made for the lock alone, innermost first."""
+        """Directories created for the lock alone, innermost first."""
 
     def __enter__(self) -> RunDirectory:
         missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
@@ -113,21 +115,21 @@ class RunDirectory:
             self._forget()
 
     def _forget(self) -> None:
-        """Remove the directories that were made, as far as they are empty."""
+        """Remove those of the created directories that are empty."""
         for path in self.new:
             if any(path.iterdir()):
                 break
             path.rmdir()
 
     def make(self) -> None:
-        """Fill the directory in place of what may be replaced, with ``config.yaml``; once."""
+        """Remove what may be replaced and write ``config.yaml``; only once."""
         if self.made:
             return
         refuse_if_taken(self.path, overwrite=self.overwrite)
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for old in sorted(contents(self.path), key=lambda path: path.name == CONFIG):
-                remove(old)  # config.yaml last: as long as it is there, the rest may be replaced
+                remove(old)  # config.yaml last: as long as it exists, the rest may be replaced
         self.made = True
         try:
             if self.skipped:
@@ -138,28 +140,28 @@ class RunDirectory:
         except RunError:
             self.made = False
             with writing(self.path):
-                for file in contents(self.path):  # without config.yaml it is no run, and would only be in the way
+                for file in contents(self.path):  # without config.yaml it is not a run, and would only be in the way
                     remove(file)
             raise
 
     def describe(self) -> None:
-        """``fingerprints.json`` and ``config.yaml``, which makes the directory a run's."""
+        """Write ``fingerprints.json`` and ``config.yaml``, which makes the directory a run directory."""
         self.write_json(FINGERPRINTS, self.fingerprints)
-        with whole(self.path / CONFIG) as partial:
-            partial.write_text(yaml.safe_dump(dict(self.config), sort_keys=False), encoding="utf-8")
+        with atomic_write(self.path / CONFIG) as partial:
+            partial.write_text(yaml.safe_dump({"format": FORMAT, **self.config}, sort_keys=False), encoding="utf-8")
 
     def begun_with(self) -> dict[str, str]:
-        """The fingerprints of what the run was begun with."""
+        """The fingerprints of the run's inputs when it began."""
         file = self.path / FINGERPRINTS
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise RunError(f"{file}: cannot be read, so the run cannot go on ({error})") from None
+            raise RunError(f"cannot be read, so the run cannot be resumed ({error})", where=file) from None
         return dict(found)
 
     def write_json(self, name: str, value: Any, *, durable: bool = False) -> None:
-        """A JSON file, replaced whole."""
-        with whole(self.path / name, durable=durable) as partial:
+        """Write a JSON file, or replace it as a whole."""
+        with atomic_write(self.path / name, durable=durable) as partial:
             partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
 
     def log(self, metrics: Metrics) -> None:
@@ -182,22 +184,24 @@ class RunDirectory:
                 raise
 
     def rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """One row a completion: prompt, completion, ids, log-probs, finish reason, score and its parts."""
+        """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts."""
         import pyarrow
         import pyarrow.parquet
 
         self.make()
+        parts = dict.fromkeys(name for group in groups for score in group.scores for name in score.parts)
         rows = [
             {
                 "step": step,
                 "prompt": group.rollouts.prompt.text,
                 "completion": completion.text,
                 "completion_ids": list(completion.ids),
-                "logprobs": list(completion.logprobs),
-                "finish": completion.finish.value,
-                "weights_version": group.rollouts.weights_version,
+                "mask": list(completion.mask),
+                "sampler_logp": list(completion.sampler_logp),
+                "finish_reason": completion.finish_reason.value,
+                "weights_version": completion.weights_version,
                 "score": score.total,
-                **{f"reward/{name}": value for name, value in score.parts.items()},
+                **{f"reward/{name}": score.parts.get(name) for name in parts},
             }
             for group in groups
             for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
@@ -205,23 +209,23 @@ class RunDirectory:
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
         with writing(target):
             target.parent.mkdir(exist_ok=True)
-        with whole(target) as partial, partial.open("wb") as out:  # pyarrow takes some names for addresses
+        with atomic_write(target) as partial, partial.open("wb") as out:  # pyarrow would take some names for URLs
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A jsonl file beside the metrics, replaced whole."""
+        """Write a jsonl file, or replace it as a whole."""
         self.make()
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        with whole(self.path / name) as partial:
+        with atomic_write(self.path / name) as partial:
             partial.write_text("".join(lines), encoding="utf-8")
 
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """``summary.json``, replaced whole: the run is finished."""
+        """Write ``summary.json``: the run is finished."""
         self.make()
         self.write_json(SUMMARY, summary, durable=True)
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the files that grow, once they are on the disk."""
+        """Bytes of the files that grow, after they have reached the disk."""
         files = [self.path / name for name in GROWING if (self.path / name).is_file()]
         with writing(self.path):
             for file in files:
@@ -229,12 +233,14 @@ class RunDirectory:
         return {file.name: file.stat().st_size for file in files}
 
     def cut_back(self, sizes: Mapping[str, int], *, step: int) -> None:
-        """Take back what was written past ``step``, when the files that grow had these ``sizes``."""
+        """Remove what was written past ``step``, when the files that grow had these ``sizes``."""
         for name in GROWING:
             file, size = self.path / name, sizes.get(name, 0)
             found = file.stat().st_size if file.is_file() else 0
             if found < size:
-                raise RunError(f"{file}: has {found} bytes and had {size} at the checkpoint; rows of it were removed")
+                raise RunError(
+                    f"has {found} bytes and had {size} at the checkpoint; rows of it were removed", where=file
+                )
             with writing(file):
                 if found and not size:
                     remove(file)
@@ -246,24 +252,26 @@ class RunDirectory:
                 remove(file)
         for left in (self.path / "rollouts").glob(".*.partial"):
             remove(left)
-        remove(self.path / SUMMARY)  # the run is at work again
+        remove(self.path / SUMMARY)  # the run is no longer finished
 
 
 def read_metrics(path: Path) -> list[Metrics]:
     """The rows of a run's ``metrics.jsonl``."""
     if not (path / CONFIG).is_file():
-        raise RunError(f"{path}: not a run directory: {CONFIG} is missing")
+        raise RunError(f"not a run directory: {CONFIG} is missing", where=path)
     file = path / ROWS
     if not file.is_file():
         return []
     rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # of text there are more ends of lines
+    for number, line in enumerate(file.read_bytes().splitlines(), 1):  # str.splitlines splits at more characters
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
             reason = getattr(error, "msg", None) or error
-            raise RunError(f"{file}:{number}: not valid JSON ({reason}); was the run killed here?") from None
+            raise RunError(
+                f"not valid JSON ({reason})", where=f"{file}:{number}", hint="was the run killed here?"
+            ) from None
         if not isinstance(row, dict) or not all(isinstance(value, int | float) for value in row.values()):
-            raise RunError(f"{file}:{number}: a row of metrics is one JSON object of numbers")
+            raise RunError("a row of metrics is one JSON object of numbers", where=f"{file}:{number}")
         rows.append(row)
     return rows

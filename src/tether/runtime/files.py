@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all."""
+"""Files and directories that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from tether.errors import RunError
 
 
 def require_writable(path: Path) -> None:
-    """Raise unless ``path``, or what has to be made on the way to it, can be made."""
+    """Raise :class:`RunError` unless ``path`` and its missing parents can be created."""
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir():
-        raise RunError(f"{path}: cannot be made, because {parent} is a file")
+        raise RunError(f"cannot be created, because {parent} is a file", where=path)
     if not os.access(parent, os.W_OK | os.X_OK):
-        raise RunError(f"{path}: cannot be made, because {parent} cannot be written to")
+        raise RunError(f"cannot be created, because {parent} cannot be written to", where=path)
 
 
 def require_file(path: Path) -> None:
-    """Raise unless ``path`` can be written as a file."""
+    """Raise :class:`RunError` unless ``path`` can be written as a file."""
     if path.is_dir():
-        raise RunError(f"{path}: is a directory; --out must name a file")
+        raise RunError("is a directory", where=path, hint="--out must name a file")
     if not path.parent.is_dir():
-        raise RunError(f"{path}: the directory {path.parent} does not exist")
+        raise RunError(f"the directory {path.parent} does not exist", where=path)
     require_writable(path)
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Make one line of a disk that is full or cannot be written to."""
+    """Raise :class:`RunError` where the block fails because the disk is full or cannot be written to."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise RunError(f"{path}: cannot be written ({reason})") from error
+        raise RunError(f"cannot be written ({reason})", where=path) from error
 
 
 @contextlib.contextmanager
-def whole(target: Path, *, durable: bool = False) -> Iterator[Path]:
-    """A path beside ``target`` to write a file or a directory to; it becomes ``target`` once the block is through.
+def atomic_write(target: Path, *, durable: bool = False) -> Iterator[Path]:
+    """A path beside ``target`` to write a file or a directory to; it is renamed to ``target`` when the block ends.
 
-    Where the block raises, nothing is left of it and ``target`` is what it was. With ``durable`` it is on the disk
-    before it takes its name, so that not even a loss of power leaves a name without its contents.
+    Where the block raises, it is removed and ``target`` is unchanged. With ``durable`` it is on the disk before the
+    rename, so that even a loss of power leaves no name without its contents.
     """
     partial = target.with_name(f".{target.name}.partial")
     with writing(target):

@@ -1,16 +1,18 @@
-"""What the steps since the last checkpoint have paid for: their rollouts and scores, on disk as soon as they are there.
+"""The rollouts and scores of the steps since the last checkpoint, on disk as soon as they are there.
 
-A step that is done again, because the run was killed, gets them from here. A rollout is known by the step it belongs
-to, its place among the step's rollouts and its seed, and is bit by bit what was sampled; scores lie beside it.
+A step that is repeated, because the run was killed, reads them from here. A rollout is found by the number of its
+step, its number among the step's rollouts and a digest of what was asked for; it is bit by bit what was sampled. Its
+scores lie beside it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tether.runtime.directory import RunDirectory
-from tether.runtime.files import remove, whole, writing
+from tether.runtime.files import atomic_write, remove, writing
 from tether.types import (
     Completion,
-    Finish,
+    FinishReason,
     Generator,
     Metrics,
-    Prompt,
+    Request,
     RolloutGroup,
     Sampling,
     Score,
@@ -36,8 +38,8 @@ from tether.types import (
 )
 
 WORTH_KEEPING = 60.0
-"""Seconds of sampling from which a run's first step is kept, though it has no row yet: until then a run that fails
-leaves no directory behind."""
+"""Seconds after which a run's first step is written down before its row is; until then a run that fails leaves no
+directory behind."""
 
 
 class Journal:
@@ -49,25 +51,25 @@ class Journal:
         self.step, self.calls = 0, 0
         self.began = time.monotonic()
         self.held: list[Callable[[], None]] = []
-        """What is not written down yet, because the run may still leave nothing behind."""
+        """What is not written yet, because the run may still fail and leave nothing behind."""
 
     def begin(self, step: int) -> None:
-        """What is generated and scored from now on belongs to ``step``."""
+        """What is generated and scored after this call belongs to ``step``."""
         self.step, self.calls, self.began = step, 0, time.monotonic()
         self.held = []
 
     def file(self, kind: str) -> Path:
-        """Where the rollouts or the scores of the present call lie."""
+        """The path of the rollouts or the scores of the current call."""
         return self.path / f"step_{self.step:06d}.{self.calls:02d}.{kind}"
 
     def keep(self, write: Callable[[], None]) -> None:
-        """Write something down: now, or where the run has not made its directory, once it is worth that."""
+        """Write now, or where the run has not made its directory yet, once there is enough to lose."""
         self.held.append(write)
         if self.directory.made or time.monotonic() - self.began > WORTH_KEEPING:
             self.write()
 
     def write(self) -> None:
-        """Write down what is held."""
+        """Write what is held."""
         self.directory.make()
         with writing(self.path):
             self.path.mkdir(exist_ok=True)
@@ -80,13 +82,13 @@ class Journal:
         return [file for step, file in self._steps() if step > after]
 
     def forget(self, *, up_to: int) -> None:
-        """Remove the files of the steps up to ``up_to``, and what a killed process left behind."""
+        """Remove the files of the steps up to ``up_to``, and unfinished files of a process that was killed."""
         with writing(self.path):
             for file in [file for step, file in self._steps() if step <= up_to] + list(self.path.glob(".*")):
                 remove(file)
 
     def remove(self) -> None:
-        """The run is finished: nothing is done again."""
+        """Remove all of it, once the run is finished and no step can be repeated."""
         with writing(self.path):
             remove(self.path)
 
@@ -96,39 +98,37 @@ class Journal:
                 yield int(match[1]), file
 
 
-class PaidGenerator:
+class JournaledGenerator:
     """A :class:`tether.types.Generator` that asks another one only for what the journal does not hold."""
 
-    def __init__(self, generate: Generator, journal: Journal) -> None:
-        self.inner, self.journal = generate, journal
+    def __init__(self, generator: Generator, journal: Journal) -> None:
+        self.inner, self.journal = generator, journal
         self.of_last_call: Metrics = {}
 
-    def generate(
-        self, prompts: Sequence[Prompt], *, group_size: int, sampling: Sampling, seed: int
-    ) -> list[RolloutGroup]:
+    def generate(self, requests: Sequence[Request], *, sampling: Sampling) -> list[RolloutGroup]:
         self.journal.calls += 1
-        asked = request(prompts, group_size, sampling, seed)
-        found = read_rollouts(self.journal.file("rollouts"), prompts, asked)
+        file, asked = self.journal.file("rollouts"), requests_digest(requests, sampling)
+        found = read_rollouts(file, requests, asked)
         if found is not None:
             groups, self.of_last_call = found
             return groups
-        groups = self.inner.generate(prompts, group_size=group_size, sampling=sampling, seed=seed)
+        groups = self.inner.generate(requests, sampling=sampling)
         self.of_last_call = self.inner.figures()
-        self.journal.keep(partial(write_rollouts, self.journal.file("rollouts"), groups, asked, self.of_last_call))
+        self.journal.keep(partial(write_rollouts, file, groups, asked, self.of_last_call))
         return groups
 
-    def load_weights(self, version: int, weights: Iterator[tuple[str, Tensor]]) -> None:
+    def load_weights(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
         self.inner.load_weights(version, weights)
 
     def figures(self) -> Metrics:
         return self.of_last_call
 
 
-class PaidScorer:
+class JournaledScorer:
     """A :class:`tether.types.Scorer` that asks another one only for what the journal does not hold."""
 
-    def __init__(self, score: Scorer, journal: Journal) -> None:
-        self.inner, self.journal = score, journal
+    def __init__(self, scorer: Scorer, journal: Journal) -> None:
+        self.inner, self.journal = scorer, journal
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         file, asked = self.journal.file("scores"), completions_digest(groups)
@@ -140,9 +140,9 @@ class PaidScorer:
         return scored
 
 
-def request(prompts: Sequence[Prompt], group_size: int, sampling: Sampling, seed: int) -> str:
-    """What makes a rollout the same: a digest of all that was asked for."""
-    return digest([[list(prompt.ids) for prompt in prompts], group_size, repr(sampling), seed])
+def requests_digest(requests: Sequence[Request], sampling: Sampling) -> str:
+    """A digest of all that decides a rollout, but for the weights."""
+    return digest([[[list(request.prompt.ids), list(request.seeds)] for request in requests], repr(sampling)])
 
 
 def completions_digest(groups: Sequence[RolloutGroup]) -> str:
@@ -154,52 +154,55 @@ def digest(value: Any) -> str:
 
 
 def write_rollouts(file: Path, groups: Sequence[RolloutGroup], asked: str, figures: Metrics) -> None:
-    """Ids, log-probs and lengths as tensors; the rest as JSON beside them."""
+    """Ids, masks, log-probs and lengths as tensors, all completions one behind the other; the rest as JSON."""
     completions = [completion for group in groups for completion in group.completions]
     rest = {
         "asked": asked,
         "figures": figures,
         "sizes": [len(group.completions) for group in groups],
-        "versions": [group.weights_version for group in groups],
-        "finish": [completion.finish.value for completion in completions],
-        "text": [completion.text for completion in completions],
+        "finish_reasons": [completion.finish_reason.value for completion in completions],
+        "texts": [completion.text for completion in completions],
+        "weights_versions": [completion.weights_version for completion in completions],
     }
     tensors = {
-        "ids": torch.tensor([i for completion in completions for i in completion.ids], dtype=torch.int64),
-        "logprobs": torch.tensor([p for completion in completions for p in completion.logprobs], dtype=torch.float64),
-        "lengths": torch.tensor([len(completion.ids) for completion in completions], dtype=torch.int64),
+        "ids": torch.tensor([i for c in completions for i in c.ids], dtype=torch.int64),
+        "mask": torch.tensor([emitted for c in completions for emitted in c.mask], dtype=torch.bool),
+        "sampler_logp": torch.tensor([logp for c in completions for logp in c.sampler_logp], dtype=torch.float64),
+        "lengths": torch.tensor([len(c.ids) for c in completions], dtype=torch.int64),
     }
-    with whole(file) as unfinished:
+    with atomic_write(file) as unfinished:
         save_file(tensors, unfinished, metadata={"rollouts": json.dumps(rest)})
 
 
-def read_rollouts(file: Path, prompts: Sequence[Prompt], asked: str) -> tuple[list[RolloutGroup], Metrics] | None:
-    """The groups and the generator's figures; None where the file is not there, not whole or not what was asked for:
-    it is then sampled again."""
+def read_rollouts(file: Path, requests: Sequence[Request], asked: str) -> tuple[list[RolloutGroup], Metrics] | None:
+    """The groups and the generator's figures; None where the file is not there, not whole or not what was asked for,
+    as one without masks is not: it is then sampled again."""
     try:
         with safe_open(file, framework="pt") as saved:
             rest = json.loads(saved.metadata()["rollouts"])
-            ids, logprobs, lengths = (saved.get_tensor(name) for name in ("ids", "logprobs", "lengths"))
+            tensors = {name: saved.get_tensor(name) for name in ("ids", "mask", "sampler_logp", "lengths")}
     except (OSError, SafetensorError):
         return None
     if rest["asked"] != asked:
         return None
-    sizes = lengths.tolist()
-    completions = iter(
-        [
-            Completion(ids=tuple(i), logprobs=tuple(p), finish=Finish(finish), text=text)
-            for i, p, finish, text in zip(
-                (part.tolist() for part in ids.split(sizes)),
-                (part.tolist() for part in logprobs.split(sizes)),
-                rest["finish"],
-                rest["text"],
-                strict=True,
-            )
-        ]
+    lengths = tensors.pop("lengths").tolist()
+    per_token = ([part.tolist() for part in tensor.split(lengths)] for tensor in tensors.values())
+    completions = (
+        Completion(
+            ids=tuple(ids),
+            mask=tuple(mask),
+            sampler_logp=tuple(sampler_logp),
+            finish_reason=FinishReason(reason),
+            text=text,
+            weights_version=version,
+        )
+        for ids, mask, sampler_logp, reason, text, version in zip(
+            *per_token, rest["finish_reasons"], rest["texts"], rest["weights_versions"], strict=True
+        )
     )
     groups = [
-        RolloutGroup(prompt=prompt, completions=tuple(next(completions) for _ in range(size)), weights_version=version)
-        for prompt, size, version in zip(prompts, rest["sizes"], rest["versions"], strict=True)
+        RolloutGroup(prompt=request.prompt, completions=tuple(itertools.islice(completions, size)))
+        for request, size in zip(requests, rest["sizes"], strict=True)
     ]
     return groups, rest["figures"]
 
@@ -207,7 +210,7 @@ def read_rollouts(file: Path, prompts: Sequence[Prompt], asked: str) -> tuple[li
 def write_scores(file: Path, groups: Sequence[ScoredGroup], asked: str) -> None:
     """Scores as JSON, whose numbers are read back as they were."""
     scores = [[[one.total, dict(one.parts), one.token_rewards] for one in group.scores] for group in groups]
-    with whole(file) as unfinished:
+    with atomic_write(file) as unfinished:
         unfinished.write_text(json.dumps({"asked": asked, "scores": scores}), encoding="utf-8")
 
 

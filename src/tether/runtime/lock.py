@@ -1,4 +1,4 @@
-"""A lock on a directory that dies with its owner."""
+"""A lock on a directory that ends with its owner."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ NAME = ".lock"
 
 
 class Lock:
-    """One process at a time in a directory. The kernel drops the lock with the process, however it ends."""
+    """One process at a time in a directory. The kernel releases the lock when the process ends, however it ends."""
 
     def __init__(self, directory: Path) -> None:
-        """Take the lock, or raise :class:`RunError` that names who has it."""
+        """Take the lock. Raises :class:`RunError` that names the process that holds it."""
         self.path = directory / NAME
         while True:
             with writing(self.path):
@@ -28,7 +28,7 @@ class Lock:
                 owner = os.read(self.descriptor, 32).decode(errors="replace").strip()
                 os.close(self.descriptor)
                 raise RunError(
-                    f"{directory}: process {owner} is at work here; wait until it ends, or stop it"
+                    f"in use by process {owner}", where=directory, hint="wait until it ends, or stop it"
                 ) from None
             if self._in_place():
                 break
@@ -42,14 +42,14 @@ class Lock:
             raise
 
     def _in_place(self) -> bool:
-        """Whether the file that is locked is the one with the name."""
+        """Whether the locked file still has the name."""
         try:
             return os.path.samestat(os.fstat(self.descriptor), os.stat(self.path))
         except FileNotFoundError:
             return False
 
     def release(self) -> None:
-        """Give the lock up, and remove its file."""
-        with contextlib.suppress(OSError):  # of a disk that is read-only by now; a file without an owner locks nothing
+        """Release the lock and remove its file."""
+        with contextlib.suppress(OSError):  # where the disk is now read-only; a file without an owner locks nothing
             self.path.unlink(missing_ok=True)
         os.close(self.descriptor)

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar with the time left on a terminal, one plain line a step elsewhere."""
+"""Progress of a run: a bar with the time left on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rich.table import Column
 from tether.types import Metrics
 
 SHOWN = ("reward", "kl", "accuracy", "eval/accuracy", "loss", "entropy", "completions/mean_length", "step_time")
-"""The figures worth a place on the line, where a row has them; a narrow terminal cuts off the last ones."""
+"""The figures on the line, where a row has them; a narrow terminal cuts off the last ones."""
 SHORT = {"generate": "gen", "reference": "ref", "advantage": "adv"}
-"""Phases under fewer letters."""
+"""Shorter names of phases."""
 
 
 def figures(metrics: Metrics) -> str:
@@ -25,7 +25,7 @@ def figures(metrics: Metrics) -> str:
 
 
 def split(metrics: Metrics) -> str:
-    """What share of the step each phase took: ``gen 41% score 3% ref 12% adv 0% update 44%``; nothing for one phase."""
+    """The share of the step that each phase took: ``gen 41% score 3% ref 12% adv 0% update 44%``; "" for one phase."""
     shares = [
         f"{SHORT.get(phase, phase)} {seconds / metrics['step_time']:.0%}"
         for name, seconds in metrics.items()
@@ -62,7 +62,7 @@ class ProgressLine:
         return self
 
     def start_from(self, step: int) -> None:
-        """So many steps are done already; to be said before the first one."""
+        """``step`` steps were done before this session; to be called before the first :meth:`advance`."""
         self.done = self.before = step
 
     def advance(self, metrics: Metrics) -> None:

@@ -1,9 +1,9 @@
-"""An algorithm's ``State`` in files and back: tensors as safetensors, everything else as JSON.
+"""What a checkpoint holds, in files and back: tensors as safetensors, everything else as JSON.
 
-Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimiser tensors,
-float32 masters of bfloat16 weights, best-so-far weights and the experience of an update under way are in
+Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimizer tensors,
+float32 masters of bfloat16 weights, best-so-far weights and the experience of an unfinished update are in
 ``tensors.safetensors``; the rest is in ``state.json``. What follows from the run's configuration is not saved: the
-frozen reference, and how many steps there are.
+reference, and how many steps there are.
 """
 
 from __future__ import annotations
@@ -23,17 +23,41 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import masters
 from tether.models.loading import load_pretrained
+from tether.models.masters import masters
+from tether.types import HOST, Monitor
 
 MODEL, TENSORS, PLAIN = "model", "tensors.safetensors", "state.json"
 DERIVED = ("reference", "total_steps")
-"""Fields that follow from the configuration, wherever they stand."""
+"""Fields that follow from the configuration, in every state of an algorithm."""
+HOST_DEVICE = torch.device("cpu")
+ALGORITHM, MONITORS = "algorithm", "monitors"
+"""The parts of a :class:`RunState`, as its files name them."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """All that a resumed run needs."""
+
+    algorithm: Any
+    """The algorithm's ``State``."""
+    monitors: tuple[Monitor, ...] = ()
+    """Each with its ``state``; their names differ."""
+
+    def __post_init__(self) -> None:
+        names = [monitor.name for monitor in self.monitors]
+        if len(set(names)) < len(names):
+            raise ValueError(f"monitors need names that differ, found {', '.join(names)}")
+        for monitor in self.monitors:
+            if not dataclasses.is_dataclass(monitor.state) or isinstance(monitor.state, type):
+                raise TypeError(f"the state of the monitor {monitor.name} must be a dataclass, found {monitor.state!r}")
+            if taken := {entry.name for entry in dataclasses.fields(monitor.state)} & set(DERIVED):
+                raise ValueError(f"the state of the monitor {monitor.name} needs another name for {taken.pop()!r}")
 
 
 @dataclass
 class Snapshot:
-    """A state taken apart, to be written."""
+    """A state taken apart, ready to be written."""
 
     model: PreTrainedModel | None = None
     """For its class and configuration; the weights are in ``weights``."""
@@ -42,10 +66,17 @@ class Snapshot:
     plain: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def of(state: Any, *, copy: bool = False) -> Snapshot:
-        """All that a ``State`` holds, in the memory of the host: a ``copy``, or on a CPU the state's own tensors."""
+    def of(state: RunState, *, copy: bool = False) -> Snapshot:
+        """All that ``state`` holds, in the memory of the host: a ``copy``, or on a CPU the state's own tensors."""
         snapshot = Snapshot()
-        snapshot.plain = deepcopy(snapshot._fields(state, ""))
+        plain = {
+            ALGORITHM: snapshot._fields(state.algorithm, f"{ALGORITHM}."),
+            MONITORS: {
+                monitor.name: snapshot._fields(monitor.state, f"{MONITORS}.{monitor.name}.")
+                for monitor in state.monitors
+            },
+        }
+        snapshot.plain = deepcopy(plain)
         tied: dict[int, Tensor] = {}  # stay one tensor, so that they are saved once
         for name, weight in snapshot.weights.items():
             if weight.data_ptr() not in tied:
@@ -62,7 +93,7 @@ class Snapshot:
         (directory / PLAIN).write_text(json.dumps(self.plain, indent=1), encoding="utf-8")
 
     def _fields(self, value: Any, prefix: str) -> dict[str, Any]:
-        """The plain part of a dataclass; its tensors are put aside under their names."""
+        """The plain part of a dataclass; its tensors are stored under their names."""
         plain = {}
         for entry in dataclasses.fields(value):
             if entry.name in DERIVED:
@@ -100,68 +131,101 @@ class Snapshot:
         return value
 
 
-def restore(state: Any, directory: Path) -> None:
-    """Make ``state``, created anew from the configuration, what was saved in ``directory``."""
+def restore(state: RunState, directory: Path) -> None:
+    """Make ``state``, freshly created from the configuration, what was saved in ``directory``. A monitor that the
+    checkpoint does not know keeps its fresh state."""
     plain = json.loads((directory / PLAIN).read_text(encoding="utf-8"))
-    _fill(state, plain, "", load_file(directory / TENSORS), directory)
+    saved = Saved(directory, load_file(directory / TENSORS))
+    saved.fill(state.algorithm, plain[ALGORITHM], f"{ALGORITHM}.")
+    for monitor in state.monitors:
+        if monitor.name in plain[MONITORS]:
+            name = f"{MONITORS}.{monitor.name}"
+            monitor.state = saved.build(type(monitor.state), plain[MONITORS][monitor.name], name, device=None)
 
 
-def _fill(target: Any, plain: Mapping[str, Any], prefix: str, tensors: Mapping[str, Tensor], directory: Path) -> None:
-    hints = typing.get_type_hints(type(target))
-    for entry in dataclasses.fields(target):
-        name, current = f"{prefix}{entry.name}", getattr(target, entry.name)
-        if entry.name in DERIVED:
-            continue
-        if isinstance(current, nn.Module):
-            _fill_module(current, below(tensors, name), directory, nested=bool(prefix))
-        elif isinstance(current, torch.optim.Optimizer):
-            _fill_optimiser(current, plain[entry.name], below(tensors, name))
-        elif dataclasses.is_dataclass(current) and not isinstance(current, type) and not frozen(current):
-            _fill(current, plain[entry.name], f"{name}.", tensors, directory)
+@dataclass
+class Saved:
+    """The files of a state, on their way back into one."""
+
+    directory: Path
+    tensors: Mapping[str, Tensor]
+    model: PreTrainedModel | None = None
+    """The model that is trained, once its weights are restored."""
+
+    def fill(self, target: Any, plain: Mapping[str, Any], prefix: str) -> None:
+        """Set every field of the dataclass ``target``; modules, optimizers and dataclasses that can change keep their
+        identity."""
+        hints = typing.get_type_hints(type(target))
+        for entry in dataclasses.fields(target):
+            name, current = f"{prefix}{entry.name}", getattr(target, entry.name)
+            if entry.name in DERIVED:
+                continue
+            if isinstance(current, nn.Module):
+                self._fill_module(current, below(self.tensors, name))
+            elif isinstance(current, torch.optim.Optimizer):
+                fill_optimizer(current, plain[entry.name], below(self.tensors, name))
+            elif dataclasses.is_dataclass(current) and not isinstance(current, type) and not frozen(current):
+                self.fill(current, plain[entry.name], f"{name}.")
+            else:
+                value = self.build(hints[entry.name], plain[entry.name], name, device=device_of(target))
+                setattr(target, entry.name, value)
+
+    def _fill_module(self, module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+        if module is self.model:  # a state within the state trains the same one
+            return
+        if isinstance(module, PreTrainedModel):
+            assert self.model is None, "a state trains one model"
+            self.model = module
+            saved = load_pretrained(type(module), str(self.directory / MODEL), dtype=module.dtype)
+            module.load_state_dict(saved.state_dict())
         else:
-            setattr(target, entry.name, _build(hints[entry.name], plain[entry.name], name, tensors, device_of(target)))
+            module.load_state_dict({key: tensors[key] for key in module.state_dict()})
+        with torch.no_grad():
+            for key, master in masters(module).items():
+                master.copy_(tensors[f"master.{key}"])
+
+    def build(self, hint: Any, plain: Any, name: str, *, device: torch.device | None) -> Any:
+        """A value of type ``hint`` from its plain part and the tensors whose names begin with ``name``."""
+        if hint is Tensor:
+            return self.tensors[name].to(device)
+        origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or origin is typing.Union:
+            inner = next(one for one in arguments if one is not types.NoneType)
+            absent = name not in self.tensors if inner is Tensor else plain is None
+            return None if absent else self.build(inner, plain, name, device=device)
+        if origin is dict:
+            return {
+                arguments[0](key): self.build(arguments[1], value, f"{name}.{key}", device=device)
+                for key, value in plain.items()
+            }
+        if origin is tuple:
+            return tuple(plain)
+        cls = origin or hint
+        if dataclasses.is_dataclass(cls):
+            given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
+            hints = {key: given.get(one, one) for key, one in typing.get_type_hints(cls).items()}
+            values = {
+                entry.name: self.build(
+                    hints[entry.name],
+                    plain[entry.name],
+                    f"{name}.{entry.name}",
+                    device=HOST_DEVICE if entry.metadata == HOST else device,
+                )
+                for entry in dataclasses.fields(cls)
+            }
+            return typing.cast(Any, cls)(**values)
+        return plain
 
 
-def _fill_module(module: nn.Module, tensors: Mapping[str, Tensor], directory: Path, *, nested: bool) -> None:
-    if nested and isinstance(module, PreTrainedModel):  # it is the model of the outer state, with its masters
-        return
-    if isinstance(module, PreTrainedModel):
-        saved = load_pretrained(type(module), str(directory / MODEL), dtype=module.dtype)
-        module.load_state_dict(saved.state_dict())
-    else:
-        module.load_state_dict({key: tensors[key] for key in module.state_dict()})
-    with torch.no_grad():
-        for key, master in masters(module).items():
-            master.copy_(tensors[f"master.{key}"])
-
-
-def _fill_optimiser(
-    optimiser: torch.optim.Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
+def fill_optimizer(
+    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
 ) -> None:
+    """Its param groups, and its state from ``tensors`` named INDEX.KEY."""
     entries: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         entries.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": entries, "param_groups": groups})
-
-
-def _build(hint: Any, plain: Any, name: str, tensors: Mapping[str, Tensor], device: torch.device | None) -> Any:
-    """A value of type ``hint`` from its plain part and the tensors whose names begin with ``name``."""
-    if hint is Tensor:
-        return tensors[name].to(device)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if isinstance(hint, types.UnionType) or origin is typing.Union:
-        inner = next(one for one in arguments if one is not types.NoneType)
-        return None if plain is None else _build(inner, plain, name, tensors, device)
-    if origin is dict:
-        return {key: _build(arguments[1], value, f"{name}.{key}", tensors, device) for key, value in plain.items()}
-    cls = origin or hint
-    if dataclasses.is_dataclass(cls):
-        given = dict(zip(getattr(cls, "__parameters__", ()), arguments, strict=False))
-        hints = {key: given.get(one, one) for key, one in typing.get_type_hints(cls).items()}
-        values = {key: _build(one, plain[key], f"{name}.{key}", tensors, device) for key, one in hints.items()}
-        return typing.cast(Any, cls)(**values)
-    return plain
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
 def on_host(tensor: Tensor, *, copy: bool) -> Tensor:

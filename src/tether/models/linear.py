@@ -1,8 +1,8 @@
 """Matrix products in bfloat16 for a model whose weights, gradients and everything else stay float32.
 
-Hardware with instructions for bfloat16 multiplies matrices in it two and more times as fast as in float32. Only the
-operands of the products are rounded here (8 bits of mantissa: to 1 part in 256 at most); norms, softmax, residual sums
-and the optimiser see float32, and a weight still takes steps far smaller than a bfloat16 of its size could.
+Hardware with bfloat16 instructions multiplies matrices at least twice as fast in bfloat16 as in float32. Only the
+operands of the products are rounded here (8 bits of mantissa: an error of at most 1 part in 256); norms, softmax,
+residual sums and the optimizer use float32, so steps far below the resolution of bfloat16 still change a weight.
 """
 
 from __future__ import annotations
@@ -19,43 +19,43 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 
-def round_products(module: nn.Module) -> None:
-    """Let every linear layer in ``module``, output head included, multiply in bfloat16, forward and backward.
+def round_matmuls(module: nn.Module) -> None:
+    """Make every linear layer in ``module``, output head included, multiply in bfloat16, forward and backward.
 
-    Parameters, their dtype and the state dict are as before; deep copies are rounded too. Layers whose weights are not
-    float32 are left as they are, and so are those that give one number, a reward or a value: their product costs
-    nothing, and it is the result. Each layer keeps a rounded copy of its weight, half as many bytes again.
+    Parameters, their dtype and the state dict are unchanged; deep copies are rounded too. Layers whose weights are not
+    float32 are unchanged, and so are those with a single output, a reward or a value: their product costs nothing, and
+    it is the result. Each layer keeps a rounded copy of its weight, which takes half as many bytes again.
     """
-    count_optimiser_steps()
+    count_optimizer_steps()
     for layer in module.modules():
         kind, weight = ROUNDED.get(type(layer)), getattr(layer, "weight", None)
         if kind and isinstance(weight, Tensor) and weight.dtype == torch.float32 and min(weight.shape) > 1:
-            layer.__class__ = kind  # the layer itself, whatever refers to it
+            layer.__class__ = kind  # in place, so that references to the layer stay valid
             layer.rounded = RoundedWeight(weight)  # type: ignore[assignment]
 
 
 @functools.cache
-def count_optimiser_steps() -> None:
-    """Let every optimiser of the process move the version counters of its parameters on when it steps: those of torch
-    that are fused write into the parameters past the counters."""
+def count_optimizer_steps() -> None:
+    """Make every optimizer of the process advance the version counters of its parameters when it steps: torch's fused
+    optimizers write to the parameters without doing so."""
 
-    def move_on(optimiser: torch.optim.Optimizer, *_: object) -> None:
-        increment_version([p for group in optimiser.param_groups for p in group["params"]])
+    def move_on(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        increment_version([p for group in optimizer.param_groups for p in group["params"]])
 
     register_optimizer_step_post_hook(move_on)
 
 
-def has_rounded_products(module: nn.Module) -> bool:
-    """Whether :func:`round_products` changed anything in ``module``."""
+def has_rounded_matmuls(module: nn.Module) -> bool:
+    """Whether :func:`round_matmuls` changed anything in ``module``."""
     return any(type(layer) in ROUNDED.values() for layer in module.modules())
 
 
 class RoundedWeight:
-    """The bfloat16 copy of a weight, made anew when the weight is another one or has changed since.
+    """The bfloat16 copy of a weight, recomputed when the weight is replaced or has changed.
 
-    A change is seen by the weight's version counter, which ``copy_``, ``load_state_dict`` and whatever else writes in
-    place move on, and an optimiser's step by :func:`count_optimiser_steps`. What writes in place through
-    ``weight.data`` goes unseen.
+    Changes are detected by the weight's version counter, which ``copy_``, ``load_state_dict`` and other in-place writes
+    advance; for the steps of optimizers see :func:`count_optimizer_steps`. In-place writes through ``weight.data`` are
+    not detected.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -63,12 +63,12 @@ class RoundedWeight:
         self._remember(weight)
 
     def _remember(self, weight: Tensor) -> None:
-        # A weak reference: a deep copy of this object knows the original's weight, so the copied weight is new to it.
+        # A weak reference: a deep copy of this object refers to the original's weight, so the copied weight is new.
         self._source = weakref.ref(weight)
         self._state = (weight._version, weight.data_ptr())
 
     def of(self, weight: Tensor) -> Tensor:
-        """The copy as the weight is now."""
+        """The copy of the current weight."""
         if self._source() is not weight or self._state != (weight._version, weight.data_ptr()):
             if self.copy.shape != weight.shape or self.copy.device != weight.device:
                 self.copy = torch.empty_like(weight, dtype=torch.bfloat16)
@@ -77,22 +77,34 @@ class RoundedWeight:
         return self.copy
 
 
-class RoundedLinear(nn.Linear):
-    """x W^T + b with x and W rounded to bfloat16."""
+class Rounded:
+    """A linear layer with rounded operands: x W^T + b with x and W rounded to bfloat16.
 
+    It remains an ``nn.Linear`` or GPT-2's ``Conv1D``, with the same parameters and state dict, so that an adapter can
+    wrap it. Its weight may be frozen; then only its input gets a gradient.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     rounded: RoundedWeight
-
-    def forward(self, input: Tensor) -> Tensor:
-        return rounded_linear(input, self.weight, self.rounded.of(self.weight), self.bias)
-
-
-class RoundedConv1D(Conv1D):
-    """The same for GPT-2's linear layer, whose weight is stored as [in, out]."""
-
-    rounded: RoundedWeight
+    transposed = False
+    """Whether the weight is stored as [in, out]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return rounded_linear(x, self.weight.T, self.rounded.of(self.weight).T, self.bias)
+        weight, rounded = self.weight, self.rounded.of(self.weight)
+        if self.transposed:
+            return rounded_linear(x, weight.T, rounded.T, self.bias)
+        return rounded_linear(x, weight, rounded, self.bias)
+
+
+class RoundedLinear(Rounded, nn.Linear):  # type: ignore[misc]
+    """``nn.Linear`` with rounded operands."""
+
+
+class RoundedConv1D(Rounded, Conv1D):  # type: ignore[misc]
+    """``Conv1D`` with rounded operands."""
+
+    transposed = True
 
 
 ROUNDED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: RoundedLinear, Conv1D: RoundedConv1D}
@@ -105,7 +117,7 @@ def rounded_linear(x: Tensor, weight: Tensor, rounded: Tensor, bias: Tensor | No
     """
     rows = x.flatten(0, -2)
     if torch.is_grad_enabled():
-        out: Tensor = RoundedProduct.apply(rows, weight, rounded)
+        out: Tensor = RoundedMatmul.apply(rows, weight, rounded)
     else:
         out = product(rows.bfloat16(), rounded.T)
     if bias is not None:
@@ -114,13 +126,13 @@ def rounded_linear(x: Tensor, weight: Tensor, rounded: Tensor, bias: Tensor | No
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """a b of bfloat16 matrices, summed in float32 and given as float32; a CPU's product rounds the sums on the way."""
+    """a b of bfloat16 matrices, summed and returned in float32; a CPU rounds the sums to bfloat16 in between."""
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
     return torch.mm(a, b).float()
 
 
-class RoundedProduct(torch.autograd.Function):
+class RoundedMatmul(torch.autograd.Function):
     """y = x rounded^T for x [n, in], weight [out, in]; dx = dy rounded and dW = dy^T x, every operand rounded."""
 
     @staticmethod

@@ -1,10 +1,11 @@
-"""Requests to stop, from a signal or a clock, and where they are heeded.
+"""Requests to stop, from a signal or a clock, and where they take effect.
 
-Training stops between two micro-batches or two decoding steps, where its state is whole: that code asks
-:func:`check`. Code that is not ours and does not touch the state, such as a reward function, runs under
-:func:`at_once`, where a request takes effect wherever the code is, and perhaps under a :func:`deadline`.
+Training stops between two micro-batches or two decoding steps, where its state is consistent: that code calls
+:func:`check`. Foreign code that does not touch the state, such as a reward function, runs under :func:`at_once`, where
+a request takes effect wherever the code is, and optionally under a :func:`deadline`. A rank that shares a step with
+others must not leave it alone, so there a request waits until all ranks agree on it between two steps (:func:`asked`).
 
-All of this is the process's, as its signals are. Outside :func:`heeded` nothing is ever asked to stop.
+Requests belong to the process, as its signals do. Outside :func:`heeded` there are none.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from tether.errors import ConfigError
 T = TypeVar("T")
 
 EXIT_CODE = 75
-"""Interrupted, and ``tether resume`` goes on; EX_TEMPFAIL of sysexits.h."""
+"""Interrupted, and ``tether resume`` continues; EX_TEMPFAIL of sysexits.h."""
 REMINDER = 1.0
-"""Seconds after which a clock that has run out says so again."""
+"""Seconds after which a clock that has run out signals again."""
 WAKE = signal.SIGURG
 """Tells the main thread that a clock has run out. It is ignored unless handled, and neither reward functions nor
-schedulers have a use for it."""
+schedulers use it."""
 
 
 class Interrupted(BaseException):
-    """A request to stop takes effect. Like KeyboardInterrupt it is no ``Exception``, so that no handler of errors
-    takes it for one.
+    """A request to stop takes effect. Like KeyboardInterrupt it is no ``Exception``, so that handlers of errors let it
+    pass.
     """
 
 
 class DeadlineError(BaseException):
-    """A call went on past its deadline; no ``Exception`` either, so that the call cannot swallow it by mistake."""
+    """A call ran past its deadline; no ``Exception`` either, so that the call cannot swallow it by mistake."""
 
 
 @dataclass
@@ -47,7 +48,9 @@ class Requests:
     """What has been asked for."""
 
     stop: str = ""
-    """Why to stop; empty as long as nobody has asked."""
+    """Why to stop; empty without a request."""
+    within_steps: bool = True
+    """Whether a request may take effect within a step."""
     at_once: bool = False
     """Whether a request takes effect wherever the code is."""
     expired: bool = False
@@ -58,9 +61,14 @@ _asked = Requests()
 
 
 def check() -> None:
-    """Raise :class:`Interrupted` if somebody has asked to stop."""
-    if _asked.stop:
+    """Raise :class:`Interrupted` if there is a request to stop that may take effect within a step."""
+    if _asked.stop and _asked.within_steps:
         raise Interrupted(_asked.stop)
+
+
+def asked() -> str:
+    """Why to stop, or "" without a request."""
+    return _asked.stop
 
 
 def stoppable(parts: Iterable[T]) -> Iterator[T]:
@@ -73,7 +81,7 @@ def stoppable(parts: Iterable[T]) -> Iterator[T]:
 @contextlib.contextmanager
 def at_once() -> Iterator[None]:
     """Within the block a request to stop raises :class:`Interrupted` wherever the code is."""
-    _asked.at_once = True
+    _asked.at_once = _asked.within_steps
     try:
         check()
         yield
@@ -83,16 +91,16 @@ def at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deadline(seconds: float | None) -> Iterator[None]:
-    """Raise :class:`DeadlineError` in the block once it has run for ``seconds``; None lets it run for ever.
+    """Raise :class:`DeadlineError` in the block once it has run for ``seconds``; None sets no deadline.
 
-    Sleep, waiting for a socket and Python code are ended; compiled code is, once it returns to Python. Only the main
-    thread can keep a deadline: elsewhere one raises :class:`ConfigError`.
+    Sleep, waiting for a socket and Python code end at once, compiled code when it returns to Python. A deadline works
+    in the main thread only; elsewhere it raises :class:`ConfigError`.
     """
     if seconds is None:
         yield
         return
     if threading.current_thread() is not threading.main_thread():
-        raise ConfigError("a deadline can be kept in the main thread only; call from there, or set none")
+        raise ConfigError("a deadline works in the main thread only", hint="call from there, or set none")
 
     def expired() -> None:
         _asked.expired = True
@@ -106,11 +114,12 @@ def deadline(seconds: float | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def heeded(stop_after: float | None = None) -> Iterator[None]:
+def heeded(stop_after: float | None = None, *, within_steps: bool = True) -> Iterator[None]:
     """Within the block, take SIGTERM, SIGINT and the end of ``stop_after`` seconds as requests to stop.
 
     A second signal ends the process at once with code 75, which loses nothing but the work since the last checkpoint:
-    files appear whole or not at all. In another thread than the main one nothing is heeded: signals are not its own.
+    files appear whole or not at all. ``within_steps`` is False where the process shares its steps with others. Outside
+    the main thread the block has no effect, because signals go to the main thread.
     """
 
     def time_is_up() -> None:
@@ -119,6 +128,7 @@ def heeded(stop_after: float | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _asked.within_steps = within_steps
     with (
         _handled({signal.SIGTERM: _on_signal, signal.SIGINT: _on_signal, WAKE: _on_wake}),
         _after(stop_after, time_is_up),
@@ -126,14 +136,13 @@ def heeded(stop_after: float | None = None) -> Iterator[None]:
         try:
             yield
         finally:
-            _asked.stop = ""
+            _asked.stop, _asked.within_steps = "", True
 
 
 @contextlib.contextmanager
 def _after(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
-    """Call ``act`` and wake the main thread if the block takes longer than ``seconds``; and wake it again and again,
-    because the first exception may be spent on a wait that the code under way begins anew, such as a pool's for its
-    threads.
+    """Call ``act`` and wake the main thread if the block takes longer than ``seconds``; then wake it repeatedly,
+    because running code may catch the first exception and wait again, as a pool does for its threads.
     """
 
     def watch() -> None:
@@ -152,12 +161,12 @@ def _after(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
     finally:
         over.set()
         if seconds is not None:
-            watcher.join()  # or it might wake somebody else
+            watcher.join()  # so that it cannot wake a later block
 
 
 @contextlib.contextmanager
 def _handled(handlers: dict[signal.Signals, object]) -> Iterator[None]:
-    """Signal handlers for the time of the block."""
+    """Signal handlers for the duration of the block."""
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}  # type: ignore[arg-type]
     try:
         yield
@@ -183,7 +192,7 @@ def _on_wake(_: int, __: FrameType | None) -> None:
 
 
 def _leave(name: str) -> None:
-    """End the process without another thought."""
+    """End the process at once."""
     show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar hides it
     os.write(2, f"{show_cursor}\ntether: a second signal ({name}), so it ends at once\n".encode())
     os._exit(EXIT_CODE)

@@ -1,0 +1,207 @@
+"""The update that PPO and GRPO share: epochs of minibatches over a step's experience, one optimizer step each.
+
+for each minibatch: accumulate over micro-batches -> stop early? -> apply
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Generic, Protocol, Self, TypeVar
+
+import torch
+from torch import Tensor
+
+from tether.algorithms.optimise import Accumulated, Guard, Optim, accumulate, apply, lr_scale, mean_of
+from tether.data.batching import micro_batches, minibatches
+from tether.figures import Figures, Max, Mean, Sum, reduce
+from tether.ops.divergence import k2
+from tether.ops.losses import LossInputs, LossTerms
+from tether.ops.masked import masked_mean
+from tether.ops.reduce import Reduction, reduce_loss
+from tether.seeds import derive_seed
+from tether.types import Batch, Metrics
+from tether.world import World
+
+
+class Experience(Protocol):
+    """The data of one update: a batch, and tensors of its rows, without gradient."""
+
+    @property
+    def batch(self) -> Batch: ...
+
+    @property
+    def old_logp(self) -> Tensor:
+        """Log-probs of the emitted tokens under the policy at the start of the update, [B, T]."""
+        ...
+
+    def rows(self, index: Tensor) -> Self:
+        """The rows at ``index``, trimmed to the longest of them."""
+        ...
+
+
+E = TypeVar("E", bound=Experience)
+
+
+class PolicyState(Protocol):
+    """The part of an algorithm's state that an update uses."""
+
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    seed: int
+    step: int
+    total_steps: int
+
+
+@dataclass(kw_only=True)
+class Update(Generic[E]):
+    """A policy update in progress: its experience and its progress through it."""
+
+    experience: E
+    kl: float
+    """KL(pi || pi_ref) of the rollouts, nats per completion."""
+    metrics: Metrics
+    """Metrics of the experience."""
+    passed: int = 0
+    """Number of minibatches processed, over all epochs."""
+    taken: int = 0
+    """Optimizer steps taken."""
+    rows: list[Metrics] = field(default_factory=list)
+    """Metrics of each of them."""
+    gap: Metrics = field(default_factory=dict)
+    """Differences between the sampler's and the trainer's log-probs at the first minibatch."""
+
+    def remaining(self, plan: Plan, state: PolicyState) -> Iterator[Tensor]:
+        """Index tensors of the remaining minibatches. An interrupted one counts as not begun."""
+        while self.passed < plan.epochs * plan.minibatches:
+            epoch, part = divmod(self.passed, plan.minibatches)
+            seed = derive_seed(state.seed, "minibatch", state.step, epoch)
+            yield minibatches(len(self.experience.batch), plan.minibatches, seed=seed)[part]
+            self.passed += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How an update goes through its experience."""
+
+    epochs: int
+    """Epochs over the experience."""
+    minibatches: int
+    """Optimizer steps per epoch."""
+    reduction: Reduction
+    max_length: int
+    """Maximum length of a completion in tokens, for the reduction ``fixed_length``."""
+    optim: Optim
+    measure_gap: bool
+    """Whether ``old_logp`` comes from the sampler, so that its difference from the training pass can be measured."""
+    target_kl: float = float("inf")
+    """Early stopping: stop before a step once the policy is this far from its rollouts, in nats per token."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """The result of an update."""
+
+    metrics: Metrics
+    optimizer_steps: int
+
+
+def learn(
+    state: PolicyState,
+    update: Update[E],
+    objective: Callable[[E], tuple[LossInputs, LossTerms]],
+    plan: Plan,
+    *,
+    where: str,
+    world: World,
+) -> Learned:
+    """Run the remaining minibatches of the update, or fewer if ``target_kl`` stops it early.
+
+    ``objective`` runs the model on some rows of the experience and returns the loss inputs and the loss of each token.
+    Metrics are means over the optimizer steps taken.
+    """
+    scale = lr_scale(plan.optim, state.step, state.total_steps)
+    for index in update.remaining(plan, state):
+        part = update.experience.rows(index)
+        done = accumulate_minibatch(state, part, objective, plan, world=world)
+        row: Metrics = {}
+        if not done.accumulated.problem:
+            moved_by = masked_mean(k2(done.logp - part.old_logp), part.batch.mask, across=world.sum)
+            if update.taken and float(moved_by) > plan.target_kl:
+                state.optimizer.zero_grad()
+                break
+            if update.passed == 0 and plan.measure_gap:
+                update.gap = reduce(logprob_gap(done.logp, part.old_logp, part.batch.mask), world)
+            row = done.metrics(world) | {"policy/approxkl": float(moved_by)}
+        moved = apply(
+            state.guard, state.optimizer, done.accumulated, scale=scale, config=plan.optim, where=where, world=world
+        )
+        if moved is not None:
+            update.taken += 1
+            update.rows.append(row | moved)
+    return Learned(mean_of(update.rows) | update.gap | state.guard.metrics(), update.taken)
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """The result of accumulating a minibatch's gradient; tensors are [B, T] float32, without gradient."""
+
+    accumulated: Accumulated
+    mask: Tensor
+    logp: Tensor
+    figures: dict[str, Tensor]
+    """Figures of the loss, by metric name."""
+
+    def metrics(self, world: World) -> Metrics:
+        """``loss``, and the mean of each figure over the emitted tokens."""
+        count = float(self.mask.sum())
+        figures: Figures = {"loss": Sum(self.accumulated.loss)}
+        figures |= {name: Mean(float(masked_mean(x, self.mask)), count) for name, x in self.figures.items()}
+        return reduce(figures, world)
+
+
+def accumulate_minibatch(
+    state: PolicyState,
+    experience: E,
+    objective: Callable[[E], tuple[LossInputs, LossTerms]],
+    plan: Plan,
+    *,
+    world: World,
+) -> Minibatch:
+    """Accumulate the gradient of one minibatch; denominators are counted over all ranks before it is split."""
+    mask = experience.batch.mask
+    tokens, sequences = int(world.sum(mask.sum())), world.sum(len(experience.batch))
+    logp, figures = torch.zeros(mask.shape, device=mask.device), dict[str, Tensor]()
+
+    def put(whole: Tensor, rows: Tensor, values: Tensor) -> None:
+        whole[rows, : values.size(1)] = values.detach().float()
+
+    def loss_of(rows: Tensor) -> Tensor:
+        micro = experience.rows(rows)
+        inputs, terms = objective(micro)
+        put(logp, rows, inputs.logp)
+        for name, values in terms.figures.items():
+            put(figures.setdefault(name, torch.zeros_like(logp)), rows, values)
+        return reduce_loss(
+            terms.loss,
+            micro.batch.mask,
+            reduction=plan.reduction,
+            sequences=sequences,
+            tokens=tokens,
+            max_length=plan.max_length,
+        )
+
+    accumulated = accumulate(
+        state.guard, state.optimizer, partial(micro_batches, experience.batch), loss_of, world=world
+    )
+    return Minibatch(accumulated, mask, logp, figures)
+
+
+def logprob_gap(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> Figures:
+    """Differences between the training pass and the sampler on the same tokens and weights, in nats."""
+    gap = torch.where(mask, (logp - sampler_logp).abs(), torch.zeros_like(logp))
+    return {
+        "sampling/logprob_gap_mean": Mean(float(masked_mean(gap, mask)), float(mask.sum())),
+        "sampling/logprob_gap_max": Max(float(gap.max())),
+    }

@@ -1,0 +1,374 @@
+"""A rollout of the engine: requests from their first token to their last, by continuous batching.
+
+Completions in flight are rows of one batch. A row that ends leaves at once and a waiting completion takes its place.
+On CUDA a decoding step is one graph per shape, with no Python between its layers (:mod:`tether.generation.graphs`);
+the host looks at the tokens every :data:`tether.generation.graphs.STRIDE` steps and drops those behind an end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tether.data.batching import within_budget
+from tether.errors import GuardError
+from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, Shape, aligned, extent
+from tether.generation.graphs import STRIDE, GraphedStep, graph_shape, graphed
+from tether.generation.sampling import draw, log_distribution, uniforms
+from tether.generation.stopping import finish_reason_of, text_of
+from tether.models.attention import laid_out
+from tether.models.loading import eos_ids
+from tether.models.policy import project
+from tether.stop_requests import check
+from tether.types import Completion, Metrics, Request, Sampling
+
+T = TypeVar("T")
+
+PREFILL_TOKENS = 8192
+"""Prompt tokens of one forward pass; a longer prompt has a pass of its own."""
+
+
+@dataclass
+class Tally:
+    """What a call of :meth:`tether.generation.engine.Engine.generate` did."""
+
+    prompt_tokens: int = 0
+    prefill_seconds: float = 0.0
+    new_tokens: int = 0
+    decode_seconds: float = 0.0
+    row_steps: int = 0
+    """Rows in use, summed over decoding steps."""
+    slot_steps: int = 0
+    """Rows there was room for, summed over decoding steps."""
+    cache_bytes: int = 0
+    """The most that was allocated."""
+
+    def metrics(self) -> Metrics:
+        return {
+            "sampling/prefill_tokens_per_second": self.prompt_tokens / max(self.prefill_seconds, 1e-9),
+            "sampling/decode_tokens_per_second": self.new_tokens / max(self.decode_seconds, 1e-9),
+            "sampling/slot_occupancy": self.row_steps / max(self.slot_steps, 1),
+            "sampling/cache_gib": self.cache_bytes / 2**30,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """The size of a rollout's cache: completions and prompts at once, and tokens of each."""
+
+    rows: int
+    row_tokens: int
+    slots: int
+    slot_tokens: int
+
+
+@dataclass
+class InFlight:
+    """A completion that waits or is being sampled, as the host knows it."""
+
+    request: int
+    seed: int
+    job: int
+    """Its number among all completions of the rollout."""
+    ids: list[int] = field(default_factory=list)
+    """The tokens that the host has looked at."""
+    sampled: int = 0
+    """Tokens that the device has sampled."""
+
+
+@dataclass(frozen=True)
+class DeviceRows:
+    """The rows on the device, [capacity] int64 each. Tensors are only changed in place, so that graphs can replay."""
+
+    token: Tensor
+    """The last token sampled, which the next step runs."""
+    count: Tensor
+    """Tokens sampled so far; at least 1 in empty rows."""
+    prompt_length: Tensor
+    job: Tensor
+    """In empty rows a number that no completion has."""
+
+    @staticmethod
+    def empty(capacity: int, *, job: int, device: torch.device) -> DeviceRows:
+        token, count, prompt_length, jobs = (
+            torch.full((capacity,), value, dtype=torch.int64, device=device) for value in (0, 1, 1, job)
+        )
+        return DeviceRows(token, count, prompt_length, jobs)
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.token, self.count, self.prompt_length, self.job
+
+    def move(self, targets: Tensor, sources: Tensor) -> None:
+        """Copy the rows at ``sources`` to ``targets``."""
+        for tensor in self.tensors():
+            tensor[targets] = tensor[sources]
+
+
+class Rollout:
+    """Admits completions, decodes, retires those that have ended, until all requests are answered.
+
+    Rows and slots are dense: rows [0, n) of the own pool are ``rows``, slots [0, s) of the prefix pool are ``slots``.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        requests: Sequence[Request],
+        sampling: Sampling,
+        *,
+        room: Room,
+        version: int,
+        tally: Tally,
+    ) -> None:
+        self.model, self.tokenizer, self.version, self.tally = model, tokenizer, version, tally
+        self.prompts, self.sampling = [request.prompt.ids for request in requests], sampling
+        self.device = model.device
+        self.graphed = graphed(self.device)
+        self.trunk, self.project = model.base_model, project(model)
+        self.embed = model.get_input_embeddings()
+        self.ends = eos_ids(model, tokenizer)
+        self.end_ids = torch.tensor(self.ends, dtype=torch.int64, device=self.device)
+
+        seeds = [(i, seed) for i, request in enumerate(requests) for seed in request.seeds]
+        self.waiting = deque(InFlight(request=i, seed=seed, job=job) for job, (i, seed) in enumerate(seeds))
+        self.capacity = room.rows
+        self.prefixes = Pool(model, room.slots, room.slot_tokens)
+        self.own = Pool(model, room.rows, room.row_tokens)
+        self.tally.cache_bytes = max(self.tally.cache_bytes, self.prefixes.data.nbytes + self.own.data.nbytes)
+
+        self.rows: list[InFlight] = []
+        self.slots: list[int] = []
+        """The request whose prompt each slot holds."""
+        self.slot_states: list[Tensor] = []
+        """The hidden state at the end of each slot's prompt: the first tokens are drawn from it."""
+        self.seating: Seating | None = None
+        """Of the present rows and slots, once it is needed."""
+        # one job and one token more than there are, for what is sampled in empty rows and past a completion's end
+        self.spare = len(seeds)
+        self.device_rows = DeviceRows.empty(aligned(self.capacity), job=self.spare, device=self.device)
+        shape = (len(seeds) + 1, sampling.max_new_tokens + 1)
+        self.u = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        self.logprobs = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self.step: Callable[[Seating], None] = GraphedStep(self.decode_step) if self.graphed else self.decode_step
+        self.over: list[InFlight] = []
+
+    def run(self) -> list[list[Completion]]:
+        """The completions of each request."""
+        started, prefill = time.monotonic(), self.tally.prefill_seconds
+        while self.waiting or self.rows:
+            check()
+            if self.may_admit():
+                self.admit()
+            else:
+                self.decode()
+            self.retire()
+        completions = self.completions()
+        self.tally.decode_seconds += time.monotonic() - started - (self.tally.prefill_seconds - prefill)
+        return completions
+
+    def may_admit(self) -> bool:
+        """Whether a completion waits and there is room: an eighth of all rows at least, so that prompts are prefilled
+        together."""
+        if not self.waiting:
+            return False
+        room = self.capacity - len(self.rows)
+        slotted = self.waiting[0].request in self.slots or len(self.slots) < self.prefixes.places
+        return slotted and room >= max(1, min(len(self.waiting), self.capacity // 8))
+
+    def admit(self) -> None:
+        """Give rows to waiting completions, prefill the prompts that are new, and draw the first tokens."""
+        started = time.monotonic()
+        newcomers: list[InFlight] = []
+        fresh: list[int] = []
+        while self.waiting and len(self.rows) + len(newcomers) < self.capacity:
+            request = self.waiting[0].request
+            if request not in self.slots and request not in fresh:
+                if len(self.slots) + len(fresh) == self.prefixes.places:
+                    break
+                fresh.append(request)
+            newcomers.append(self.waiting.popleft())
+        for part in within_budget([0] * len(fresh), [len(self.prompts[i]) for i in fresh], fresh, PREFILL_TOKENS):
+            self.prefill([fresh[k] for k in part.tolist()])
+        if self.graphed:
+            torch.cuda.synchronize(self.device)
+        self.tally.prefill_seconds += time.monotonic() - started
+
+        start, stop = len(self.rows), len(self.rows) + len(newcomers)
+        self.rows += newcomers
+        self.seating = None
+        jobs = [row.job for row in newcomers]
+        lengths = [len(self.prompts[row.request]) for row in newcomers]
+        for tensor, values in zip(
+            self.device_rows.tensors(), ([0] * len(jobs), [0] * len(jobs), lengths, jobs), strict=True
+        ):
+            tensor[start:stop] = torch.tensor(values, device=self.device)
+        drawn = [uniforms(row.seed, self.sampling.max_new_tokens) for row in newcomers]
+        self.u[jobs, :-1] = torch.stack(drawn).to(self.device)
+        slot_of = {request: slot for slot, request in enumerate(self.slots)}
+        states = torch.stack([self.slot_states[slot_of[row.request]] for row in newcomers])
+        padded = torch.cat([states, states.new_zeros(aligned(len(states)) - len(states), states.size(1))])
+        self.emit(start, stop, self.project(padded)[: len(states)])
+        for row in newcomers:
+            row.sampled = 1
+
+    def prefill(self, requests: Sequence[int]) -> None:
+        """Run prompts through the model, packed one behind the other, into the next slots."""
+        ids: list[int] = []
+        positions: list[int] = []
+        spans: list[tuple[int, int, int]] = []
+        for slot, request in enumerate(requests, len(self.slots)):
+            tokens = self.prompts[request]
+            spans.append((slot, len(ids), len(tokens)))
+            ids += tokens
+            positions += range(len(tokens))
+        self.tally.prompt_tokens += len(ids)
+        filling = [0] * (aligned(len(ids)) - len(ids))
+        with laid_out(self.trunk):
+            hidden = self.trunk(
+                input_ids=torch.tensor([ids + filling], device=self.device),
+                position_ids=torch.tensor([positions + filling], device=self.device),
+                use_cache=False,
+                layout=PrefillLayout(self.prefixes, spans),
+            ).last_hidden_state[0]
+        self.slots += requests
+        self.slot_states += [hidden[start + length - 1].clone() for _, start, length in spans]
+
+    def decode(self) -> None:
+        """One step on a CPU; :data:`STRIDE` steps on CUDA, unless a stop string has to be looked for."""
+        steps = STRIDE if self.graphed and not self.sampling.stop else 1
+        reach = min(max(row.sampled for row in self.rows) + steps - 1, self.sampling.max_new_tokens)
+        if self.seating is None or reach > self.seating.shape.own_reach:
+            self.seating = self.seat(reach)
+        for _ in range(steps):
+            self.step(self.seating)
+        for row in self.rows:
+            row.sampled += steps
+        self.tally.row_steps += steps * len(self.rows)
+        self.tally.slot_steps += steps * self.capacity
+
+    def decode_step(self, seating: Seating) -> None:
+        """Run the last token of the rows of ``seating`` and sample the next. Nothing in it waits for the device."""
+        rows = seating.shape.rows
+        padded = aligned(rows)
+        count = self.device_rows.count[:padded].clamp(max=self.sampling.max_new_tokens)
+        positions = self.device_rows.prompt_length[:padded] + count - 1
+        layout = DecodeLayout(self.prefixes, self.own, seating, positions[:rows], count[:rows])
+        with laid_out(self.trunk):
+            hidden = self.trunk(
+                # embedded here, because some models look for padding among token ids, and wait for the answer
+                inputs_embeds=self.embed(self.device_rows.token[:padded].unsqueeze(1)),
+                position_ids=positions.unsqueeze(1),
+                use_cache=False,
+                layout=layout,
+            ).last_hidden_state[:, 0]
+        self.emit(0, rows, self.project(hidden)[:rows])
+
+    def emit(self, start: int, stop: int, logits: Tensor) -> None:
+        """Sample the next token of rows [start, stop) from their ``logits``."""
+        count, job = self.device_rows.count[start:stop], self.device_rows.job[start:stop]
+        logp = log_distribution(logits, self.sampling, step=count, ends=self.end_ids)
+        self.finite.logical_and_(torch.isfinite(logp.amax(-1)).all())
+        at = count.clamp(max=self.sampling.max_new_tokens)
+        token = draw(logp, self.u[job, at], greedy=self.sampling.temperature == 0)
+        self.tokens[job, at] = token
+        self.logprobs[job, at] = logp.gather(1, token.unsqueeze(1)).squeeze(1)
+        self.device_rows.token[start:stop] = token
+        count.add_(1)
+
+    def seat(self, reach: int) -> Seating:
+        """The rows by slot, and the shape of steps in which rows have up to ``reach`` tokens."""
+        members: list[list[int]] = [[] for _ in self.slots]
+        slot_of = {request: slot for slot, request in enumerate(self.slots)}
+        for place, row in enumerate(self.rows):
+            members[slot_of[row.request]].append(place)
+        lengths = [len(self.prompts[request]) for request in self.slots]
+        shape = Shape(
+            rows=len(self.rows),
+            slots=len(self.slots),
+            members=-(-max(map(len, members)) // 4) * 4,
+            prefix_reach=extent(max(lengths), self.device),
+            own_reach=extent(reach, self.device),
+        )
+        if self.graphed:
+            shape = graph_shape(shape, self.prefixes, self.own)
+        return Seating.of(members, lengths, shape, self.device)
+
+    def retire(self) -> None:
+        """Look at the new tokens; completions that have ended leave, and so do prompts with no completion left."""
+        new = max(row.sampled - len(row.ids) for row in self.rows)
+        jobs = torch.tensor([row.job for row in self.rows], device=self.device)
+        first = torch.tensor([len(row.ids) for row in self.rows], device=self.device)
+        at = (first.unsqueeze(1) + torch.arange(new, device=self.device)).clamp(max=self.sampling.max_new_tokens)
+        tokens = self.tokens[jobs.unsqueeze(1), at].tolist()
+        if not self.finite:
+            raise GuardError("the logits are not finite", where="generation", hint="the policy's weights have diverged")
+        gone = [
+            place
+            for place, (row, seen) in enumerate(zip(self.rows, tokens, strict=True))
+            if self.ended(row, seen[: row.sampled - len(row.ids)])
+        ]
+        if not gone:
+            return
+        self.seating = None
+        self.over += [self.rows[place] for place in gone]
+        before = len(self.rows)
+        self.rows = self._compact(self.rows, gone, (self.own.move, self.device_rows.move))
+        self.device_rows.job[len(self.rows) : before] = self.spare
+        needed = {row.request for row in self.rows} | {row.request for row in list(self.waiting)[:1]}
+        idle = [slot for slot, request in enumerate(self.slots) if request not in needed]
+        states = self._compact(self.slot_states, idle, ())
+        self.slots, self.slot_states = self._compact(self.slots, idle, (self.prefixes.move,)), states
+
+    def ended(self, row: InFlight, tokens: Sequence[int]) -> bool:
+        """Take the row's new tokens up to its end, and say whether it was among them."""
+        for token in tokens:
+            row.ids.append(token)
+            if finish_reason_of(row.ids, self.sampling, self.ends, self.tokenizer):
+                return True
+        return False
+
+    def _compact(
+        self, members: list[T], gone: Sequence[int], moves: Sequence[Callable[[Tensor, Tensor], None]]
+    ) -> list[T]:
+        """``members`` without those at ``gone``, whose places the last ones take; ``moves`` do the same on the
+        device."""
+        left = len(members) - len(gone)
+        targets = [place for place in gone if place < left]
+        sources = sorted(set(range(left, len(members))) - set(gone))
+        kept = list(members)
+        for target, source in zip(targets, sources, strict=True):
+            kept[target] = members[source]
+        if targets:
+            for move in moves:
+                move(torch.tensor(targets, device=self.device), torch.tensor(sources, device=self.device))
+        return kept[:left]
+
+    def completions(self) -> list[list[Completion]]:
+        """The completions of each request, in the order of its seeds."""
+        logprobs = self.logprobs.tolist()
+        found: list[list[Completion]] = [[] for _ in self.prompts]
+        for row in sorted(self.over, key=lambda row: row.job):
+            finish_reason = finish_reason_of(row.ids, self.sampling, self.ends, self.tokenizer)
+            assert finish_reason is not None
+            self.tally.new_tokens += len(row.ids)
+            found[row.request].append(
+                Completion(
+                    ids=tuple(row.ids),
+                    mask=(True,) * len(row.ids),
+                    sampler_logp=tuple(logprobs[row.job][: len(row.ids)]),
+                    finish_reason=finish_reason,
+                    text=text_of(self.tokenizer, row.ids, after=self.prompts[row.request]),
+                    weights_version=self.version,
+                )
+            )
+        return found

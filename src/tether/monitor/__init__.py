@@ -1,0 +1,1 @@
+"""Monitors: what watches a run and raises alarms (:class:`tether.types.Monitor`)."""

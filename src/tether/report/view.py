@@ -1,0 +1,129 @@
+"""One view of a run directory: all that the pages show of it, read once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tether.errors import ConfigError, RunError
+from tether.runtime.directory import CONFIG, SUMMARY, read_metrics
+from tether.types import Metrics
+from tether.untrusted import read_flat_yaml
+
+EVALUATED = ("reward", "reward_ci95", "kl", "win_rate", "mean_length", "distinct_2")
+"""The figures of a held-out evaluation that pages show, as :class:`tether.evaluation.PolicyEvaluation` names them."""
+
+
+@contextlib.contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """What ``file`` holds that tether does not write there is a :class:`RunError` that names it."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
+        raise RunError(f"not as tether writes it ({type(error).__name__}: {error})", where=file) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One completion of a rollout file."""
+
+    prompt: str
+    completion: str
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunView:
+    """What a run has left in its directory, finished or not."""
+
+    name: str
+    """What the run is called in legends and tables."""
+    command: str
+    config: Mapping[str, Any]
+    rows: Sequence[Metrics]
+    """The rows of ``metrics.jsonl``, oldest first."""
+    summary: Mapping[str, Any]
+    """``summary.json``; empty until the run is finished."""
+    evaluation: Mapping[str, Metrics]
+    """Model (policy, reference) to its figures on held-out prompts, those of :data:`EVALUATED`; empty without any."""
+    samples: Sequence[Sample]
+    """The newest rollout file, highest score first; empty where the run writes none."""
+
+    @staticmethod
+    def read(path: Path, *, name: str | None = None) -> RunView:
+        """The run in ``path``, called ``name`` or by its directory. Raises :class:`RunError`, with the file at fault,
+        where there is no run or where it holds what tether does not write; :class:`ConfigError` for ``config.yaml``."""
+        with reading(path):
+            rows = read_metrics(path)
+        config = read_flat_yaml(path / CONFIG)
+        summary = _summary(path / SUMMARY)
+        with reading(path / SUMMARY):
+            evaluation = {
+                model: {figure: float(found[figure]) for figure in EVALUATED}
+                for model, found in (summary.get("evaluation") or {}).items()
+            }
+        return RunView(
+            name=name or path.absolute().name,
+            command=str(config.get("command", "run")),
+            config=config,
+            rows=rows,
+            summary=summary,
+            evaluation=evaluation,
+            samples=_newest_samples(path / "rollouts"),
+        )
+
+    @property
+    def reward_parts(self) -> list[str]:
+        """The metrics that are the mean of one reward, sorted."""
+        names = {name for row in self.rows for name in row}
+        return sorted(name for name in names if name.startswith("rewards/") and name.endswith("/mean"))
+
+    def last(self, metric: str) -> float | None:
+        """The newest value of a metric; None where the run has none."""
+        return next((row[metric] for row in reversed(self.rows) if metric in row), None)
+
+    def best_and_worst(self, most: int) -> list[Sample]:
+        """Of the samples, the ``most // 2`` with the highest and with the lowest score; all where they are few."""
+        if len(self.samples) <= most:
+            return list(self.samples)
+        return [*self.samples[: most // 2], *self.samples[-(most // 2) :]]
+
+
+def read_runs(paths: Sequence[Path]) -> list[RunView]:
+    """Several runs, called by their directories where those differ, or else by their paths."""
+    names = [path.absolute().name for path in paths]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in paths]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ConfigError("given twice", where=name)
+    return [RunView.read(path, name=name) for path, name in zip(paths, names, strict=True)]
+
+
+def _summary(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    with reading(file):
+        summary = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise TypeError("a summary is one JSON object")
+        return summary
+
+
+def _newest_samples(directory: Path) -> list[Sample]:
+    files = sorted(directory.glob("*.parquet"))
+    if not files:
+        return []
+    import pyarrow.parquet
+
+    with reading(files[-1]), files[-1].open("rb") as file:  # pyarrow takes some names for addresses
+        table = pyarrow.parquet.read_table(file, columns=["prompt", "completion", "score"])
+        rows = sorted(table.to_pylist(), key=lambda row: -row["score"])
+        return [
+            Sample(prompt=str(row["prompt"]), completion=str(row["completion"]), score=float(row["score"]))
+            for row in rows
+        ]

@@ -1,0 +1,53 @@
+"""``tether ppo``: a policy improved by PPO with a value function."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from tether.algorithms import ppo
+from tether.config import PromptOptions, RunOptions, Steps, require_minibatches
+from tether.models.loading import load_policy
+from tether.runtime.state import RunState
+from tether.training.common import NEW, Start, load, load_task, open_run
+from tether.training.policy import conclude, run_policy
+from tether.types import Monitor
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPO:
+    """Improve a policy by PPO with a value function."""
+
+    model: str
+    """Policy to start from: a directory, a hub id or 'base'."""
+    task: PromptOptions
+    run: RunOptions
+    length: Steps = field(default_factory=Steps)
+    ppo: ppo.Config = field(default_factory=ppo.Config)
+
+    def __post_init__(self) -> None:
+        require_minibatches(self.ppo.minibatches, self.length.prompts_per_step * self.ppo.group_size)
+
+
+def train(command: PPO, start: Start = NEW, *, monitors: Sequence[Monitor] = ()) -> None:
+    """Load, train, save, compare with the reference, and sum up."""
+    run, config = command.run, command.ppo
+    loaded = load(run, start, partial(load_policy, command.model))
+    task = load_task(command.task, loaded, config.sampling)
+    state = ppo.State.create(
+        loaded.model, config, prompts=len(task.prompts), total_steps=command.length.steps, seed=run.seed
+    )
+    recorder = open_run(
+        command,
+        start,
+        loaded,
+        title="ppo",
+        state=RunState(state, tuple(monitors)),
+        total=state.total_steps,
+        rollouts_every=command.task.rollouts_every,
+    )
+    step = partial(ppo.step, state, config=config)
+    with recorder.session(stop_after=run.stop_after_seconds):
+        run_policy(state, step, task, length=command.length, recorder=recorder)
+        conclude(state, loaded, task, sampling=config.sampling, run=run, recorder=recorder)
