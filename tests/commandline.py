@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from tether.cli import main
+from tether.runtime.recorder import TIMINGS
 
 REWARD = "def fn(completions, **_):\n    return [float(len(c) % 5) for c in completions]\n"
 
@@ -40,3 +41,21 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(directory)): path.read_bytes() if path.is_file() else b"" for path in directory.rglob("*")
     }
+
+
+def untimed(rows: list[dict]) -> list[dict]:
+    """Rows of metrics without those that vary from run to run."""
+    return [{name: value for name, value in row.items() if not name.startswith(TIMINGS)} for row in rows]
+
+
+def numbers(path: Path, *, without: tuple[str, ...] = ()) -> dict:
+    """All of a finished run that is the same when it is repeated, however often it was interrupted or saved: rows, less
+    the metrics ``without``, rollouts, summary and weights."""
+    rows = {file.name: untimed(read_rows(file)) for file in path.glob("*.jsonl")}
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    summary |= {"seconds": 0.0, "last": untimed([summary.get("last", {})])}
+    for row in [*rows["metrics.jsonl"], *summary["last"]]:
+        for name in without:
+            row.pop(name, None)
+    binary = [*path.glob("rollouts/*.parquet"), path / "model" / "model.safetensors"]
+    return {"summary": summary, **rows, **{file.name: file.read_bytes() for file in binary}}

@@ -1,23 +1,20 @@
-"""Runs are struck at random instants and resumed until they end; what they leave has to be, bit for bit, what the same
-run leaves when nobody touches it.
+"""Runs that are killed at random times and resumed until they end must leave what an uninterrupted run leaves.
 
     python -m tests.crash [--kills 100] [--terms 0] [--seed 0] [--commands grpo ppo] [--options='--dtype bfloat16']
 
-Half of the SIGKILLs (``--kills``: so many over all commands) come at an instant drawn uniformly from the seconds that
-a run takes untouched, start and end included, the others just before one of the changes that it makes to files, where
-the dangerous instants are. SIGTERM (``--terms``) comes at any instant, and has to end a run within seconds with the
-code for "interrupted". A run that is resumed may well be struck again. Compared is all of the run directory but
-durations: weights, checkpoints, every row of metrics, every completion; and nothing may be there that the untouched
-run has not left too.
+Half of the SIGKILLs (``--kills``: their number over all commands) come at a time drawn uniformly from the duration of
+an uninterrupted run, start and end included; the others just before one of the changes that the run makes to files,
+which are the dangerous moments. SIGTERM (``--terms``) comes at any time, and has to end a run within seconds with the
+code for "interrupted". A resumed run may be struck again. Compared bit for bit is all of the run directory but
+durations: weights, checkpoints, every row of metrics, every completion, and which files there are.
 
-Each attempt is a fork of this process, which has everything imported already; ``--spawn`` starts real ones. The exit
-code is 0 if all are equal. Otherwise it is 1, the first difference is named, and the directories are kept.
+Each attempt is a fork of this process, which has everything imported already; ``--spawn`` starts new processes. The
+exit code is 0 if all are equal. Otherwise it is 1, the first difference is named, and the directories are kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import shutil
@@ -26,7 +23,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -36,32 +32,21 @@ if __name__ == "__main__":  # before torch makes its threads, which a fork would
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-import yaml
-from safetensors.torch import load as load_tensors
 
-from commandline import contents, workspace, write_rows
-from conftest import make_model
+from commandline import workspace
+from comparison import difference
+from runs import STRUCK
 from tether import cli
-from tether.interruption import EXIT_CODE
+from tether.commands import TABLE
 from tether.runtime.lock import NAME as LOCK
-from tether.runtime.loops import TIMINGS
+from tether.stop_requests import EXIT_CODE
+from tiny import make_model
 
-SAMPLED = "--prompts p.jsonl --eval-prompts held_out.jsonl --reward r.py:fn --max-new-tokens 8"
-STEPS = "--prompts-per-step 4 --minibatches 2 --epochs-per-step 2"
-CASES = {
-    "sft": "--data texts.jsonl --eval-data held_out.jsonl --batch-size 2 --epochs 8",
-    "reward": "--pairs pairs.jsonl --batch-size 4 --epochs 7 --evals-per-epoch 2 --patience 0",
-    "rejection-sampling": f"{SAMPLED} --samples-per-prompt 4 --top-k 2 --rounds 3 --batch-size 2 --epochs 2",
-    "ppo": f"{SAMPLED} {STEPS} --steps 16 --kl-coef 0.1 --kl-target 0.5 --kl-horizon 50 --target-kl 0.05",
-    "grpo": f"{SAMPLED} {STEPS} --steps 12 --group-size 3 --refills 1",
-}
-"""A second or three each, and in them all that a state may hold: epochs, evaluations, the best weights so far, rounds,
-a KL coefficient that moves, passes that stop early, refills."""
 ALWAYS = "--model tiny --learning-rate 1e-3 --save-every 1 --quiet"
 AGAIN, MOST = 0.5, 4
-"""How likely a resumed run is struck again, and how often one run is at most."""
+"""The probability that a resumed run is struck again, and the most strikes per run."""
 AT_A_FILE = 0.5
-"""How many of the kills come just before a change to a file: one of these, or opening to write."""
+"""The share of kills that come just before a change to a file: one of these, or opening to write."""
 CHANGES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 GRACE, HUNG = 5.0, 120.0
 """Seconds within which a signal has to end a run of this size, and after which a run is given up."""
@@ -91,25 +76,25 @@ class Harness:
     seed: int
     spawn: bool
     options: str
-    untouched: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Seconds and changes to files of each command's run that nobody touches; it lies in ``untouched/COMMAND``."""
+    uninterrupted: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Seconds and changes to files of each command's uninterrupted run, which is in ``uninterrupted/COMMAND``."""
     runs: int = 0
 
     def prepare(self, command: str) -> None:
-        """The run of ``command`` that nobody touches."""
+        """The uninterrupted run of ``command``."""
         start = time.monotonic()
-        pid, log = self.launch(command, directory := Path("untouched", command))
+        pid, log = self.launch(command, directory := Path("uninterrupted", command))
         if code := wait(pid, HUNG):
             raise RunFailedError(f"{directory}: ends with {code}: {log.read_text()[-1000:]}")
         changes = 0 if self.spawn else int(log.read_text().split()[-1])
-        self.untouched[command] = time.monotonic() - start, changes
+        self.uninterrupted[command] = time.monotonic() - start, changes
 
     def strike(self, command: str, number: signal.Signals, tally: Tally, *, most: int) -> None:
-        """One run of ``command``, struck ``most`` times or fewer, resumed until it ends, and compared."""
+        """One run of ``command``, struck at most ``most`` times, resumed until it ends, and compared."""
         self.runs, tally.runs = self.runs + 1, tally.runs + 1
         rng, directory = random.Random(f"{self.seed} {self.runs}"), Path("struck", f"{command}-{self.runs}")
         expected = -number if number == signal.SIGKILL else EXIT_CODE
-        seconds, changes = self.untouched[command]
+        seconds, changes = self.uninterrupted[command]
         strikes, code = 0, None
         while code != 0:
             again = strikes < most and (not strikes or rng.random() < AGAIN)
@@ -125,18 +110,18 @@ class Harness:
                 print(f"{self.runs:4d}  {command:<18} {number.name} {when:<14}  {on_disk(directory)}", flush=True)
                 strikes, tally.strikes, tally.slowest = strikes + 1, tally.strikes + 1, max(tally.slowest, taken)
             elif code == -signal.SIGTERM and not (directory / LOCK).exists():
-                continue  # not yet at work, or no more: there is nothing to lose
+                continue  # has not started, or has ended: there is nothing to lose
             elif code != 0:
-                after = f"{taken:.1f} s after {number.name} {when}" if again or taken else "unstruck"
+                after = f"{taken:.1f} s after {number.name} {when}" if again or taken else "not struck"
                 raise RunFailedError(f"{directory}: ends with {code}, {after}: {log.read_text()[-1000:]}")
-        if found := difference(directory, Path("untouched", command)):
+        if found := difference(directory, Path("uninterrupted", command)):
             raise RunFailedError(f"{directory}: {found}")
         tally.equal += strikes
         shutil.rmtree(directory)
 
     def launch(self, command: str, directory: Path, doomed: int = -1) -> tuple[int, Path]:
-        """Start the command, or where ``directory`` is a run already resume that; gives the process id and the log."""
-        line = f"{command} {CASES[command]} {ALWAYS} {self.options} --out {directory}"
+        """Start the command, or resume the run in ``directory``; gives the process id and the log."""
+        line = f"{STRUCK[command]} {ALWAYS} {self.options} --out {directory}"
         arguments = ["resume", str(directory)] if (directory / "config.yaml").is_file() else line.split()
         log = directory.with_name(f"{directory.name}.log")
         log.parent.mkdir(exist_ok=True)
@@ -157,7 +142,7 @@ class Harness:
             print("changes to files:", count[0])
         except BaseException:
             traceback.print_exc()
-        finally:  # nothing of this process may go on as a second harness
+        finally:  # the fork must not continue as a second harness
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -178,7 +163,7 @@ def die_before(doomed: int) -> list[int]:
 
 
 def wait(pid: int, seconds: float) -> int | None:
-    """The exit code of a process (that of a signal is negative), or None if it lives on after so long."""
+    """The exit code of a process (that of a signal is negative), or None if it still runs after ``seconds``."""
     end = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
@@ -201,7 +186,7 @@ def send(pid: int, number: signal.Signals) -> tuple[int | None, float]:
 
 
 def on_disk(directory: Path) -> str:
-    """How far a run has come, by its files."""
+    """The progress of a run, by its files."""
     if not directory.is_dir():
         return "before there is a directory"
     saved = sorted(path.name for path in directory.glob("checkpoints/step_*"))
@@ -209,67 +194,20 @@ def on_disk(directory: Path) -> str:
     return ", ".join([f"at {saved[-1]}" if saved else "before the first checkpoint", *halves])
 
 
-def difference(run: Path, untouched: Path) -> str | None:
-    """The first difference between two run directories, or None."""
-    ours, theirs = left(run), left(untouched)
-    for name in sorted(ours.keys() ^ theirs.keys()):
-        return f"{name} is there only {'after' if name in ours else 'without'} the interruptions"
-    for name in sorted(ours, key=lambda name: (name != "metrics.jsonl", name)):
-        found, expected = ({} if ours[name] == theirs[name] else parts(name, data[name]) for data in (ours, theirs))
-        for place in [*expected, *found]:
-            if found.get(place) != expected.get(place):
-                return f"{name}, {place}: {str(found.get(place))[:80]}, untouched {str(expected.get(place))[:80]}"
-    return None
-
-
-def left(run: Path) -> dict[str, bytes]:
-    """All that a run has left; of its checkpoints how many there are and the newest, for SIGTERM makes others, and
-    without the manifest, which has the sizes of files that hold durations."""
-    *older, newest = sorted((run / "checkpoints").iterdir())
-    kept = {f"checkpoints/newest/{name}": data for name, data in contents(newest).items() if name != "manifest.json"}
-    rest = {name: data for name, data in contents(run).items() if not name.startswith("checkpoints/")}
-    return rest | kept | {"checkpoints": str(len(older) + 1).encode()}
-
-
-def parts(name: str, data: bytes) -> dict[str, object]:
-    """What a file says, by place, so that equal says bitwise equal; without durations and the run's own path."""
-    match Path(name).suffix:
-        case ".safetensors":
-            tensors = load_tensors(data).items()
-            return {key: (t.dtype, t.shape, t.reshape(-1).view(torch.uint8).tolist()) for key, t in tensors}
-        case ".jsonl":
-            rows = enumerate(map(json.loads, data.splitlines()), 1)
-            return {f"row {number}, {key}": value for number, row in rows for key, value in leaves(row)}
-        case ".json" | ".yaml":
-            return dict(leaves(yaml.safe_load(data)))  # JSON is YAML too
-        case _:
-            return {"its bytes": data}
-
-
-def leaves(value: object, place: str = "") -> Iterator[tuple[str, str]]:
-    """The plain values inside ``value``, written out in full, by their keys."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            if not key.startswith((*TIMINGS, "seconds")) and (place, key) != ("", "out"):
-                yield from leaves(inner, f"{place}/{key}".lstrip("/"))
-    else:
-        yield place, json.dumps(value)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100, help="SIGKILLs, spread evenly over the commands")
     parser.add_argument("--terms", type=int, default=0, help="SIGTERMs, likewise, in runs of their own")
-    parser.add_argument("--seed", type=int, default=0, help="decides the instants, as shares of a run")
-    parser.add_argument("--commands", nargs="+", choices=CASES, default=list(CASES), metavar="COMMAND")
+    parser.add_argument("--seed", type=int, default=0, help="decides the times, as shares of a run")
+    parser.add_argument("--commands", nargs="+", choices=STRUCK, default=list(STRUCK), metavar="COMMAND")
     parser.add_argument("--options", default="", help="more options for every command, in one text")
-    parser.add_argument("--spawn", action="store_true", help="real processes in place of forks")
+    parser.add_argument("--spawn", action="store_true", help="new processes instead of forks")
     given = parser.parse_args()
-    cli.bodies()  # imports all that commands need
+    for command in TABLE:  # imports all that commands need
+        command.function()
     folder = Path(tempfile.mkdtemp(prefix="tether-crash-"))
     os.chdir(folder)
     workspace(folder)
-    write_rows(folder / "held_out.jsonl", [{"prompt": f"Two {i}", "completion": " four"} for i in range(4)])
     make_model(folder / "tiny")
     print(f"seed {given.seed}, in {folder}")
     harness, lines, failures = Harness(given.seed, given.spawn, given.options), [], 0

@@ -43,24 +43,34 @@ class Space:
     """Every completion of at most ``length`` tokens: all of that length, and shorter ones that end with EOS."""
 
     completions: tuple[tuple[int, ...], ...]
+    masks: tuple[tuple[bool, ...], ...]
+    """True where the policy emitted the token."""
     rewards: Tensor  # [n] float64
 
     @staticmethod
     def of(vocab: int, length: int, *, seed: int, spread: float = 0.5) -> Space:
         """Rewards drawn uniformly from +-spread."""
         found = [
-            ids
+            (ids, (True,) * n)
             for n in range(1, length + 1)
             for ids in itertools.product(range(vocab), repeat=n)
             if EOS not in ids[:-1] and (n == length or ids[-1] == EOS)
         ]
+        return Space.with_rewards(found, seed=seed, spread=spread)
+
+    @staticmethod
+    def with_rewards(
+        trajectories: Sequence[tuple[tuple[int, ...], tuple[bool, ...]]], *, seed: int, spread: float = 0.5
+    ) -> Space:
+        """Rewards drawn uniformly from +-spread for completions with their masks."""
         generator = torch.Generator().manual_seed(seed)
-        rewards = (torch.rand(len(found), generator=generator, dtype=torch.float64) * 2 - 1) * spread
-        return Space(tuple(found), rewards)
+        rewards = (torch.rand(len(trajectories), generator=generator, dtype=torch.float64) * 2 - 1) * spread
+        completions, masks = zip(*trajectories, strict=True)
+        return Space(completions, masks, rewards)
 
     def logprobs(self, model: PreTrainedModel, *, prompt: Sequence[int] = PROMPT) -> Tensor:
         """log pi(completion | prompt) for every completion, [n], with gradient."""
-        batch = Batch.collate([(prompt, ids) for ids in self.completions])
+        batch = Batch.collate([(prompt, ids) for ids in self.completions], masks=self.masks)
         (logp,) = completion_logprobs(model, batch, temperature=1.0)
         return logp.sum(1).double()
 

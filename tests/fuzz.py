@@ -1,8 +1,8 @@
-"""What a person may hand in, drawn at random: configuration files and flags, rows of data, what a reward function does.
+"""Input drawn at random: configuration files and flags, rows of data, and what a reward function does.
 
     python -m tests.fuzz [--examples 10000]
 
-runs ``test_fuzz.py``, which says what must hold, on that many examples in all, new ones every time.
+runs ``test_fuzz.py``, which says what must hold, on that many new examples in all.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ import numpy
 import torch
 from hypothesis import strategies as st
 
-from tether.cli import bodies
+from runs import LINES
+from tether.commands import TABLE, find
 from tether.flags import Option, options_of
 
 # ------------------------------------------------------------------------------------------------- configuration files
 
-TRAINING = ("sft", "reward", "rejection-sampling", "ppo", "grpo")
-OPTIONS = {name: {option.name: option for option in options_of(bodies()[name][0])} for name in TRAINING}
+OPTIONS = {
+    name: {option.name: option for option in options_of(command.options_class())}
+    for name in LINES
+    if (command := find(name, TABLE))
+}
 USUAL = {"model": "m", "prompts": "p.jsonl", "pairs": "pairs.jsonl", "data": "texts.jsonl", "reward": "r.py:fn"}
-"""What commands need, as far as each does."""
+"""What commands need; each takes some of them."""
 SHORT = {
-    "steps": "2", "rounds": "1", "epochs": "1", "prompts_per_step": "2", "group_size": "2", "samples_per_prompt": "2",
-    "batch_size": "4", "max_new_tokens": "4", "epochs_per_step": "1", "refills": "1", "reward_retries": "0",
+    "steps": "2", "rounds": "1", "epochs": "1", "prompts_per_step": "2", "group_size": "2",
+    "batch_size": "4", "max_new_tokens": "4", "epochs_per_step": "1", "dynamic_sampling": "1", "reward_retries": "0",
 }  # fmt: skip
 """What keeps a run short."""
 SCALARS = st.sampled_from([
@@ -95,7 +99,7 @@ def fitting(option: Option) -> st.SearchStrategy[str]:
 @st.composite
 def configurations(draw: st.DrawFn) -> tuple[str, bytes, list[str]]:
     """A command, a configuration file, and flags; from well meant to wild."""
-    command = draw(st.sampled_from(TRAINING))
+    command = draw(st.sampled_from(list(LINES)))
     options, wild = OPTIONS[command], draw(st.integers(0, 3))
     names = st.sampled_from(sorted(options))
 
@@ -139,7 +143,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=6,
 )
-LINES = st.sampled_from([
+BROKEN_LINES = st.sampled_from([
     b"", b" \t", b"{", b"[]", b"null", b"1", b"{}", b"\xff\xfe", b"\xef\xbb\xbf{}", b"\0", b'{"prompt": "a"} x',
     b'{"prompt": "\xe9"}', b'{"prompt": "\\ud8', b'{"prompt": 1, "prompt": "a"}', b'{"prompt": NaN}', b"[" * 100_000,
     b'{"a":' * 100_000, b'{"answer": ' + b"9" * 5000 + b"}", b'{"prompt": "a", "b": ' + b"[" * 99 + b"]" * 99 + b"}",
@@ -155,7 +159,7 @@ def files(draw: st.DrawFn, kind: str) -> bytes:
     row = (good | st.builds(dict.__or__, good, odd) | odd | st.dictionaries(TEXT, VALUES, max_size=2)).map(
         lambda values: json.dumps(values).encode()
     )
-    lines = draw(st.lists(st.one_of(row, row, row, LINES, st.binary(max_size=20)), max_size=8))
+    lines = draw(st.lists(st.one_of(row, row, row, BROKEN_LINES, st.binary(max_size=20)), max_size=8))
     lines += draw(st.lists(st.sampled_from(lines), max_size=2)) if lines else []
     return draw(st.sampled_from([b"\n", b"\n", b"\r\n"])).join(lines)
 

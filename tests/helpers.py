@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import torch
 
-from tether.types import Completion, Finish, Prompt, RolloutGroup, Score, ScoredGroup
+from tether.types import Completion, FinishReason, Prompt, RolloutGroup, Score, ScoredGroup
 
 
-def completion(ids, *, logprobs=None, finish=None, text="") -> Completion:
-    finish = finish or (Finish.EOS if ids[-1] == 1 else Finish.LENGTH)
-    logprobs = tuple(logprobs) if logprobs is not None else (-1.0,) * len(ids)
-    return Completion(ids=tuple(ids), logprobs=logprobs, finish=finish, text=text)
+def completion(ids, *, mask=None, logprobs=None, finish=None, text="") -> Completion:
+    """A completion of which the policy emitted every token, unless ``mask`` says otherwise."""
+    mask = tuple(mask) if mask is not None else (True,) * len(ids)
+    return Completion(
+        ids=tuple(ids),
+        mask=mask,
+        sampler_logp=tuple(logprobs) if logprobs is not None else tuple(-1.0 if emitted else 0.0 for emitted in mask),
+        finish_reason=finish or (FinishReason.EOS if ids[-1] == 1 else FinishReason.LENGTH),
+        text=text,
+        weights_version=0,
+    )
 
 
-def group(prompt_ids, rows, *, text="p", columns=None) -> RolloutGroup:
+def group(prompt_ids, rows, *, masks=None, text="p", columns=None) -> RolloutGroup:
     """A rollout group from lists of token ids."""
+    masks = masks or [None] * len(rows)
     return RolloutGroup(
         prompt=Prompt(ids=tuple(prompt_ids), text=text, columns=columns or {}),
-        completions=tuple(completion(ids) for ids in rows),
-        weights_version=0,
+        completions=tuple(completion(ids, mask=mask) for ids, mask in zip(rows, masks, strict=True)),
     )
 
 

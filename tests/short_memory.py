@@ -1,6 +1,6 @@
-"""Memory that really is short: limits on the address space of this process, which :mod:`test_faults` makes for it,
-because a library that has once failed to get memory may remember that. What is freed has to go back to the system at
-once, or it would be room for the next test: that is what the threshold of the C library is for.
+"""Memory that really is short: limits on the address space of this process. ``faults/test_short_memory.py`` starts it,
+because a library that has once failed to get memory may remember it. Freed memory has to go back to the system at once,
+or it would be room for the next test: that is what the threshold of the C library is for.
 
     MALLOC_MMAP_THRESHOLD_=65536 OMP_NUM_THREADS=1 python -m pytest tests/short_memory.py
 """
@@ -17,15 +17,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, LlamaConfig
 
 from commandline import tether, write_rows
-from conftest import VOCAB, byte_tokenizer
+from faulty import ALWAYS, assert_same_weights, token_budget
 from helpers import group
-from test_faults import ALWAYS, assert_same_weights, token_budget
 from tether.algorithms import sft
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reward import load_reward_model
 from tether.rewards.learned import LearnedReward
-from tether.types import Prompt, Sampling
+from tether.types import Prompt, Sampling, make_requests
+from tiny import VOCAB, byte_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +41,11 @@ def address_space() -> int:
 
 @contextlib.contextmanager
 def no_more_than(mib: int):
-    """Let this process take ``mib`` MiB more than it has, and no more: from there on allocations fail, as they do on a
-    machine whose memory has run out."""
+    """Limit this process to ``mib`` MiB more than it has. Beyond that allocations fail, as on a machine without free
+    memory."""
     gc.collect()
     held, before = [], address_space()
-    while address_space() < before + 2**24:  # what others have left in the heap does not count
+    while address_space() < before + 2**24:  # memory that earlier tests left in the heap does not count
         held.append(torch.empty(2**21, dtype=torch.uint8))
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (address_space() + mib * 2**20, limits[1]))
@@ -79,7 +79,7 @@ def long_texts(here):
 
 @pytest.fixture
 def limited(monkeypatch):
-    """Call a function with no more than so much memory."""
+    """Call a function with a limit on the memory that it may take."""
 
     @contextlib.contextmanager
     def at(owner, name, mib):
@@ -96,31 +96,31 @@ def limited(monkeypatch):
     return at
 
 
-def test_memory_that_is_short_in_a_learned_reward(wide):
+def test_a_learned_reward_scores_in_smaller_pieces(wide):
     judge, tokenizer = load_reward_model(str(wide / "judge"))
     groups = [group([0], [[3 + (7 * i + k * k) % 250 for k in range(1000)] for i in range(5)])]
     short = LearnedReward("judge", judge, tokenizer, same_vocabulary=True)
     with no_more_than(40):
-        (found,) = short.values(groups)
+        (found,) = short.judge(groups)
     assert short.token_budget < 16384
-    (expected,) = LearnedReward("judge", judge, tokenizer, same_vocabulary=True).values(groups)
-    assert found == pytest.approx(expected, rel=1e-5)
+    (expected,) = LearnedReward("judge", judge, tokenizer, same_vocabulary=True).judge(groups)
+    assert [one.value for one in found] == pytest.approx([one.value for one in expected], rel=1e-5)
 
 
-def test_memory_that_is_short_in_sampling(wide):
+def test_sampling_draws_the_same_with_fewer_completions_at_a_time(wide):
     policy, tokenizer = load_policy(str(wide / "policy"))
     prompts = [Prompt(ids=(0, 5, i), text="p") for i in range(2)]
-    options = {"group_size": 256, "sampling": Sampling(max_new_tokens=64), "seed": 0}
+    asked, sampling = make_requests(prompts, group_size=256, seed=0), Sampling(max_new_tokens=64)
     short = Engine(policy, tokenizer)
     with no_more_than(50):  # keys and values take 128
-        found = short.generate(prompts, **options)
+        found = short.generate(asked, sampling=sampling)
     assert short.budget.max_rows < 512
-    assert found == Engine(policy, tokenizer).generate(prompts, **options)
+    assert found == Engine(policy, tokenizer).generate(asked, sampling=sampling)
 
 
-def test_memory_that_is_short_in_an_update(here, wide, long_texts, limited):
-    """The gradient is the same in smaller pieces, and so are the weights, up to rounding."""
-    line = f"sft --data long.jsonl --batch-size 8 --epochs 2 --products float32 {ALWAYS} --model {wide}/policy"
+def test_an_update_computes_the_same_gradient_in_smaller_pieces(here, wide, long_texts, limited):
+    """The weights are equal up to rounding."""
+    line = f"sft --data long.jsonl --batch-size 8 --epochs 2 --matmul-dtype float32 {ALWAYS} --model {wide}/policy"
     with limited(sft, "update", 120):
         assert tether(f"{line} --out short") == 0
     assert 512 <= token_budget(here / "short") <= 4096
@@ -129,7 +129,7 @@ def test_memory_that_is_short_in_an_update(here, wide, long_texts, limited):
     assert_same_weights(here / "short", here / "whole")
 
 
-def test_memory_that_is_short_whatever_is_done(here, wide, long_texts, limited, capfd):
+def test_memory_that_is_too_short_for_one_row_is_one_line(here, wide, long_texts, limited, capfd):
     with limited(sft, "update", 1):
         assert tether(f"sft --data long.jsonl {ALWAYS} --model {wide}/policy --out out") == 2
     (complaint,) = capfd.readouterr().err.splitlines()

@@ -19,8 +19,24 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 
 
+HEAVY = ("torch", "transformers", "numpy", "matplotlib", "datasets", "pyarrow", "peft")
+
+
 def test_import_alone_is_light():
-    code = "import sys, tether; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    code = f"import sys, tether; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_core_loads_no_extra():
+    """All that a training loop needs, from Python or from the command line."""
+    code = (
+        "import sys, tether\n"
+        "from tether.commands import TABLE\n"
+        "[getattr(tether, name) for name in tether.__all__]\n"
+        "[command.function() for command in TABLE]\n"
+        f"print([name for name in {HEAVY[3:]} if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
@@ -78,7 +94,7 @@ def test_the_python_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "aligned" / "model.safetensors").is_file()
 
 
-def test_reward_model_training_in_a_loop_of_ones_own(tiny, tmp_path):
+def test_reward_model_training_in_your_own_loop(tiny, tmp_path):
     data = [
         {"prompt": "Say", "chosen": f" yes {i}", "rejected": f" no {i}" if i % 2 else f" never {i}"} for i in range(24)
     ]
@@ -91,9 +107,9 @@ def test_reward_model_training_in_a_loop_of_ones_own(tiny, tmp_path):
     state = tether.reward_model.State.create(model, len(pairs), config, seed=0)
     before = tether.reward_model.evaluate(model, pairs, token_budget=4096)
     while state.step < state.total_steps:
-        metrics = tether.reward_model.step(state, state.cursor.take(pairs, config.batch_size), config=config)
+        result = tether.reward_model.step(state, state.cursor.take(pairs, config.batch_size), config=config)
     after = tether.reward_model.evaluate(model, pairs, token_budget=4096)
-    assert metrics["loss"] < before.log_loss
+    assert result.metrics["loss"] < before.log_loss
     assert after.log_loss < before.log_loss
     tether.save_reward_model(model, tokenizer, tmp_path / "judge", tether.reward_model.sides(pairs[:4]))
     score = tether.resolve_scorer([str(tmp_path / "judge")], tokenizer)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from commandline import contents, read_rows, tether, workspace, write_rows
-from conftest import make_model
+from tiny import make_model
 
 GRPO = "grpo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --group-size 2 --out out"
 TASK = f"{GRPO} --prompts p.jsonl --reward r.py:fn"
@@ -52,7 +52,7 @@ def model_with_another_tokenizer(here: Path, tiny: str) -> None:
 
 def a_run(here: Path, _: str) -> None:
     (here / "out").mkdir()
-    (here / "out" / "config.yaml").write_text("command: grpo\n")
+    (here / "out" / "config.yaml").write_text("format: 2\ncommand: grpo\n")
     (here / "out" / "metrics.jsonl").write_text('{"step": 1.0}\n')
 
 
@@ -135,9 +135,9 @@ CASES = {
     ),
     "policy for a reward model": Case(f"{GRPO} --prompts p.jsonl --reward {{tiny}}", ("not a reward model",)),
     "weight that is no number": Case(f"{GRPO} --prompts p.jsonl --reward r.py:fn=nan", ("r.py:fn=nan", "finite")),
-    "the same reward twice": Case(f"{TASK} --reward r.py:fn", ("'fn'", "two rewards")),
+    "the same reward twice": Case(f"{TASK} --reward r.py:fn", ("'r.py:fn'", "two rewards", "NAME:=")),
     # numbers
-    "N < K": Case(f"{RS} --reward r.py:fn --samples-per-prompt 2 --top-k 3", ("samples_per_prompt", "N = 2", "K = 3")),
+    "N < K": Case(f"{RS} --reward r.py:fn --group-size 2 --top-k 3", ("group_size", "N = 2", "K = 3")),
     "G < 2 in grpo": Case(f"{TASK} --group-size 1", ("group_size", "at least 2")),
     "more minibatches than completions": Case(f"{TASK} --minibatches 5", ("minibatches is 5", "4 completions")),
     "more minibatches than completions in ppo": Case(

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks import flops
 from benchmarks.cost import Line
 from benchmarks.duel import OURS, Contender, Result, Spread, contest, ratio

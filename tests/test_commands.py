@@ -1,7 +1,8 @@
-"""Every command as it is typed: what it prints, what it writes, and how its options are filled."""
+"""Every command as typed: what it prints, what it writes, and how its options are filled."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,21 +11,18 @@ import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from commandline import read_rows, tether, workspace
-from conftest import make_model
+from commandline import read_rows, tether, untimed, workspace
+from runs import LINES
 from tether import cli
-from tether.config import PPO, RejectionSampling
-from tether.flags import flatten, options_of, parse
-from tether.runtime.loops import TIMINGS
+from tether.commands import TABLE
+from tether.errors import ConfigError
+from tether.flags import RENAMED, flatten, options_of, parse
+from tether.inspection import Report
+from tether.training.ppo import PPO
+from tether.training.rejection_sampling import RejectionSampling
+from tiny import make_model
 
-SMALL = "--max-new-tokens 4 --quiet"
-TRAINING = {
-    "sft": "sft --data texts.jsonl --batch-size 4",
-    "reward": "reward --pairs pairs.jsonl --batch-size 8",
-    "rejection-sampling": "rejection-sampling --prompts p.jsonl --reward r.py:fn --samples-per-prompt 4 --top-k 2",
-    "ppo": "ppo --prompts p.jsonl --reward r.py:fn --kl-coef 0.1 --steps 2 --prompts-per-step 3",
-    "grpo": "grpo --prompts p.jsonl --reward r.py:fn --kl-coef 0.1 --group-size 3 --steps 2 --prompts-per-step 3",
-}
+TRAINING = {name: f"{line} --quiet" for name, line in LINES.items()}
 SAMPLED = ["generate", "score", "reference"]
 PHASES = {
     "sft": ["update"],
@@ -47,21 +45,30 @@ def test_every_command_is_in_a_group_of_the_help(capsys):
     assert tether("--help") == 0
     shown = capsys.readouterr().out
     assert [line for line in shown.splitlines() if line.endswith(":")] == ["start here:", "train:", "look:"]
-    for name in cli.bodies():
-        assert f"\n  {name} " in shown
+    for command in TABLE:
+        assert f"\n  {command.name} " in shown
 
 
-@pytest.mark.parametrize("name", cli.bodies())
-def test_help_names_every_option_and_nothing_of_the_inside(name, capsys):
+@pytest.mark.parametrize("command", TABLE, ids=lambda command: command.name)
+def test_a_row_of_the_table_leads_to_options_and_a_function(command):
+    assert dataclasses.is_dataclass(command.options_class())
+    assert callable(command.function())
+
+
+def test_commands_that_can_be_resumed_are_those_that_train():
+    assert [command.name for command in TABLE if command.resumable] == list(TRAINING)
+
+
+@pytest.mark.parametrize("command", TABLE, ids=lambda command: command.name)
+def test_help_names_every_option_and_nothing_internal(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        tether(name, "--help")
+        tether(command.name, "--help")
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    cls, _ = cli.bodies()[name]
-    options = list(options_of(cls))
+    options = list(options_of(command.options_class()))
     for option in options:
         assert option.flag.upper() in shown.upper()
-    assert len({option.name for option in options}) == len(options)  # a name stands for one option
+    assert len({option.name for option in options}) == len(options)  # a name means one option
     for inside in ("0x", "<", "MISSING", "tuple", "None", "Config", "()"):
         assert inside not in shown.replace("<think>", "")
 
@@ -75,8 +82,7 @@ def test_the_program_starts_as_a_module():
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_training_command_leaves_a_run_that_can_be_read(name, tiny, here, capsys):
-    flags = SMALL if "prompts" in TRAINING[name] else "--quiet"
-    assert tether(f"{TRAINING[name]} {flags}", "--model", tiny, "--out", "runs/one") == 0
+    assert tether(TRAINING[name], "--model", tiny, "--out", "runs/one") == 0
     assert capsys.readouterr().err == ""
     run = here / "runs" / "one"
     assert {"config.yaml", "metrics.jsonl", "model", "summary.json", "checkpoints"} <= {p.name for p in run.iterdir()}
@@ -88,8 +94,7 @@ def test_a_training_command_leaves_a_run_that_can_be_read(name, tiny, here, caps
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_every_row_says_what_its_step_spent(name, tiny, here):
-    flags = SMALL if "prompts" in TRAINING[name] else "--quiet"
-    assert tether(f"{TRAINING[name]} {flags}", "--model", tiny, "--out", "run") == 0
+    assert tether(TRAINING[name], "--model", tiny, "--out", "run") == 0
     rows = read_rows(here / "run" / "metrics.jsonl")
     in_phases = 0.0
     for row in rows:
@@ -109,7 +114,7 @@ def test_every_row_says_what_its_step_spent(name, tiny, here):
 
 
 def test_rejection_sampling_writes_what_it_kept_as_data_for_sft(tiny, here):
-    assert tether(f"{TRAINING['rejection-sampling']} {SMALL}", "--model", tiny, "--out", "rs") == 0
+    assert tether(f"{TRAINING['rejection-sampling']} --top-k 2 --rounds 1", "--model", tiny, "--out", "rs") == 0
     kept = read_rows(here / "rs" / "selected.jsonl")
     assert len(kept) == 5 * 2
     assert {"prompt", "completion", "score"} <= kept[0].keys()
@@ -119,8 +124,8 @@ def test_rejection_sampling_writes_what_it_kept_as_data_for_sft(tiny, here):
 
 
 def test_a_reward_model_is_a_reward_and_rewards_add_up(tiny, here):
-    assert tether(f"{TRAINING['reward']} --quiet --out judge", "--model", tiny) == 0
-    line = f"grpo --prompts p.jsonl --group-size 2 --steps 1 --prompts-per-step 2 {SMALL} --out run"
+    assert tether(f"{TRAINING['reward']} --out judge", "--model", tiny) == 0
+    line = "grpo --prompts p.jsonl --group-size 2 --steps 1 --prompts-per-step 2 --max-new-tokens 4 --quiet --out run"
     assert (
         tether(line, "--model", tiny, "--reward", "judge/model", "--reward", "r.py:fn=0.5", "--reward", "length:3=0")
         == 0
@@ -146,7 +151,7 @@ def test_eval_measures_a_policy(tiny, here, capsys):
 
 
 def test_eval_measures_a_reward_model(tiny, capsys):
-    assert tether(f"{TRAINING['reward']} --quiet --out judge", "--model", tiny) == 0
+    assert tether(f"{TRAINING['reward']} --out judge", "--model", tiny) == 0
     assert tether("eval --reward-model judge/model --pairs pairs.jsonl") == 0
     found = json.loads(capsys.readouterr().out)
     assert found["pairs"] == 20
@@ -161,7 +166,7 @@ def test_generate_writes_to_the_terminal_or_to_a_file(tiny, here, capsys):
     assert tether(line, tiny, "--out", "c.jsonl") == 0
     assert read_rows(here / "c.jsonl") == shown
     assert len(shown) == 10
-    assert shown[0].keys() == {"prompt", "answer", "completion", "finish", "tokens"}
+    assert shown[0].keys() == {"prompt", "answer", "completion", "finish_reason", "tokens"}
     assert tether(f"{line} {tiny} --seed 1 --out d.jsonl") == 0
     assert read_rows(here / "d.jsonl") != shown
 
@@ -169,7 +174,7 @@ def test_generate_writes_to_the_terminal_or_to_a_file(tiny, here, capsys):
 def test_stop_strings_end_completions(tiny, here):
     letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
     assert tether(f"generate --model {tiny} --prompts p.jsonl --max-new-tokens 60 --out c.jsonl --stop", *letters) == 0
-    stopped = [row for row in read_rows(here / "c.jsonl") if row["finish"] == "stop"]
+    stopped = [row for row in read_rows(here / "c.jsonl") if row["finish_reason"] == "stop"]
     assert stopped
     assert all(row["completion"][-1] in letters and row["completion"][-2:-1] not in letters for row in stopped)
 
@@ -197,27 +202,23 @@ def test_a_run_starts_from_a_file_and_flags_override_it(tiny, here):
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_the_configuration_of_a_run_repeats_it(name, tiny, here):
-    flags = SMALL if "prompts" in TRAINING[name] else "--quiet"
-    assert tether(f"{TRAINING[name]} {flags} --seed 3", "--model", tiny, "--out", "one") == 0
+    assert tether(f"{TRAINING[name]} --seed 3", "--model", tiny, "--out", "one") == 0
     assert tether(f"{name} --config one/config.yaml --out two") == 0
 
-    def timeless(run):
-        rows = read_rows(here / run / "metrics.jsonl")
-        return [{k: v for k, v in row.items() if not k.startswith(TIMINGS)} for row in rows]
-
-    assert timeless("one") == timeless("two")
-    assert (here / "one/model/model.safetensors").read_bytes() == (here / "two/model/model.safetensors").read_bytes()
-    assert tether(f"{TRAINING[name]} {flags} --seed 4", "--model", tiny, "--out", "three") == 0
-    assert timeless("one") != timeless("three")  # else the above would say nothing
+    rows = {run: untimed(read_rows(here / run / "metrics.jsonl")) for run in ("one", "two")}
+    assert rows["one"] == rows["two"]
+    one, two = (here / run / "model" / "model.safetensors" for run in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+    assert tether(f"{TRAINING[name]} --seed 4", "--model", tiny, "--out", "three") == 0
+    third = untimed(read_rows(here / "three" / "metrics.jsonl"))
+    assert rows["one"] != third  # otherwise the comparison above would prove nothing
 
 
 def test_what_is_flattened_is_what_is_parsed():
-    line = (
-        "--model m --prompts p --reward a --reward b=2 --out o --kl-target 6 --no-whiten-advantages --temperature 0.7"
-    )
-    command = parse("ppo", PPO, line.split())
+    line = "--model m --prompts p --reward a --reward b=2 --out o --adaptive-kl-target 6 --no-whiten-advantages"
+    command = parse("ppo", PPO, [*line.split(), "--temperature", "0.7"])
     assert command.task.reward == ("a", "b=2")
-    assert command.ppo.kl_target == 6.0
+    assert command.ppo.adaptive_kl_target == 6.0
     assert not command.ppo.whiten_advantages
     assert command.ppo.sampling.temperature == 0.7
     assert command.ppo.optim.adam_eps == 1e-5  # PPO's own default, not Optim's
@@ -225,18 +226,18 @@ def test_what_is_flattened_is_what_is_parsed():
 
 
 def test_an_option_can_be_taken_back_to_none(here):
-    (here / "c.yaml").write_text("kl_target: 6\n")
+    (here / "c.yaml").write_text("adaptive_kl_target: 6\n")
     needed = ["--model", "m", "--prompts", "p", "--reward", "a", "--out", "o", "--config", "c.yaml"]
-    assert parse("ppo", PPO, needed).ppo.kl_target == 6
-    assert parse("ppo", PPO, [*needed, "--kl-target", "none"]).ppo.kl_target is None
+    assert parse("ppo", PPO, needed).ppo.adaptive_kl_target == 6
+    assert parse("ppo", PPO, [*needed, "--adaptive-kl-target", "none"]).ppo.adaptive_kl_target is None
 
 
 def test_options_are_checked_when_all_are_read(here):
     """K = 12 of the file is too many for the default N, and right for the flag's."""
     (here / "c.yaml").write_text("top_k: 12\n")
     needed = ["--model", "m", "--prompts", "p", "--reward", "a", "--out", "o", "--config", "c.yaml"]
-    command = parse("rejection-sampling", RejectionSampling, [*needed, "--samples-per-prompt", "16"])
-    assert (command.rejection_sampling.samples_per_prompt, command.rejection_sampling.top_k) == (16, 12)
+    command = parse("rejection-sampling", RejectionSampling, [*needed, "--group-size", "16"])
+    assert (command.rejection_sampling.group_size, command.rejection_sampling.top_k) == (16, 12)
 
 
 def test_a_reader_that_closes_the_pipe_is_no_error(monkeypatch):
@@ -245,3 +246,39 @@ def test_a_reader_that_closes_the_pipe_is_no_error(monkeypatch):
 
     monkeypatch.setattr(cli, "dispatch", closed)
     assert tether("generate") == 0
+
+
+NEEDED = "--model m --prompts p --reward a --out o"
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items(), ids=RENAMED.keys())
+@pytest.mark.parametrize("as_flags", [True, False], ids=["flag", "file"])
+def test_an_old_name_is_refused_and_the_new_one_named(old, new, as_flags, here, capfd):
+    command = "rejection-sampling" if old == "samples_per_prompt" else "grpo" if old == "refills" else "ppo"
+    line = f"{command} {NEEDED}"
+    (here / "old.yaml").write_text(f"{old}: 1\n")
+    given = f"--{old.replace('_', '-')} 1" if as_flags else "--config old.yaml"
+    assert tether(f"{line} {given}") == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    names = [f"--{name.replace('_', '-')}" if as_flags else name for name in new]
+    assert said.endswith(f" is now called {' and '.join(names)}")
+    assert (f"--{old.replace('_', '-')}" if as_flags else f"old.yaml: option '{old}'") in said
+
+
+def test_an_old_name_of_another_command_is_just_unknown(capfd):
+    assert tether("sft --model m --data d --out o --clip-eps 1") == 2
+    assert "unknown option --clip-eps" in capfd.readouterr().err
+
+
+def test_the_configuration_of_another_format_is_refused(here, capfd):
+    (here / "c.yaml").write_text("format: 3\n")
+    assert tether(f"ppo {NEEDED} --config c.yaml") == 2
+    assert "c.yaml: made by another version of tether (format 3)" in capfd.readouterr().err
+    (here / "c.yaml").write_text("format: 2\nkl_coef: 0.3\n")
+    assert parse("ppo", PPO, [*NEEDED.split(), "--config", "c.yaml"]).ppo.kl_coef == 0.3
+
+
+def test_a_positional_argument_that_repeats():
+    assert parse("report", Report, ["a", "b", "--out", "c.html"]) == Report(runs=("a", "b"), out="c.html")
+    with pytest.raises(ConfigError, match="RUN"):
+        parse("report", Report, [])

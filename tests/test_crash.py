@@ -1,4 +1,4 @@
-"""Interrupted runs against untouched ones: a short run of the crash harness, and that the harness can fail."""
+"""A short run of the crash harness, and that the comparison it makes can fail."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from commandline import read_rows, tether, workspace, write_rows
-from crash import difference
+from comparison import difference
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_runs_are_bitwise_those_that_nobody_touched():
-    """Two SIGKILLs and a SIGTERM for each of the five commands; ``python -m tests.crash`` sends as many as you like."""
+def test_runs_that_are_killed_and_resumed_are_bitwise_uninterrupted_ones():
+    """Two SIGKILLs and a SIGTERM for each of the five commands; ``python -m tests.crash --kills N`` sends more."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.crash", "--kills", "10", "--terms", "5", "--seed", "0"],
         cwd=Path(__file__).parents[1],
@@ -31,13 +31,13 @@ def test_killed_and_resumed_runs_are_bitwise_those_that_nobody_touched():
 
 
 @pytest.fixture(scope="module")
-def untouched(tiny, tmp_path_factory):
+def uninterrupted(tiny, tmp_path_factory):
     """A finished run."""
     folder = tmp_path_factory.mktemp("crash")
     workspace(folder)
     line = f"grpo --prompts {folder}/p.jsonl --reward {folder}/r.py:fn --group-size 2 --steps 2 --max-new-tokens 4"
-    assert tether(f"{line} --prompts-per-step 2 --quiet --model {tiny} --out {folder}/untouched") == 0
-    return folder / "untouched"
+    assert tether(f"{line} --prompts-per-step 2 --quiet --model {tiny} --out {folder}/uninterrupted") == 0
+    return folder / "uninterrupted"
 
 
 def weight(run):
@@ -73,24 +73,24 @@ def half(run):
         (figure, "metrics.jsonl, row 2, reward"),
         (step_twice, "metrics.jsonl, row 3, step"),
         (completion, "rollouts/step_000002.parquet"),
-        (half, ".model.partial is there only after"),
+        (half, ".model.partial is only in"),
     ],
 )
-def test_the_smallest_difference_is_named(change, named, untouched, tmp_path):
+def test_the_smallest_difference_is_named(change, named, uninterrupted, tmp_path):
     run = tmp_path / "struck"
-    shutil.copytree(untouched, run)
-    assert difference(run, untouched) is None
+    shutil.copytree(uninterrupted, run)
+    assert difference(run, uninterrupted) is None
     change(run)
-    assert difference(run, untouched).startswith(named)
+    assert difference(run, uninterrupted).startswith(named)
 
 
-def test_durations_and_the_own_path_are_no_difference(untouched, tmp_path):
+def test_durations_and_the_path_of_a_run_are_not_compared(uninterrupted, tmp_path):
     run = tmp_path / "struck"
-    shutil.copytree(untouched, run)
+    shutil.copytree(uninterrupted, run)
     rows = [row | {"step_time": 9.0, "time/update": 9.0, "mfu": 0.5} for row in read_rows(run / "metrics.jsonl")]
     write_rows(run / "metrics.jsonl", rows)
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "seconds": 9.0}))
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace(str(untouched), str(run)))
-    assert difference(run, untouched) is None
+    (run / "config.yaml").write_text(config.replace(str(uninterrupted), str(run)))
+    assert difference(run, uninterrupted) is None

@@ -11,19 +11,22 @@ import pytest
 import torch
 
 from helpers import FunctionScorer
-from tether import cli, config
+from tether import config
 from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
+from tether.commands import TABLE, find
 from tether.evaluation import PolicyEvaluation
+from tether.flags import parse
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reward import new_reward_model
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.directory import RunDirectory, read_metrics
 from tether.runtime.journal import Journal
-from tether.runtime.loops import TIMINGS, Recorder
 from tether.runtime.progress import ProgressLine
-from tether.types import Budget, Demonstration, PreferencePair, Prompt, Sampling
+from tether.runtime.recorder import TIMINGS, Recorder
+from tether.runtime.state import RunState
+from tether.types import Budget, Demonstration, PreferencePair, Prompt, Sampling, StepResult
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -76,17 +79,15 @@ def commands() -> list[str]:
 
 def test_every_command_is_shown():
     shown = {shlex.split(line)[1] for line in commands()}
-    assert shown >= {name for group in cli.GROUPS.values() for name in group}
+    assert shown >= {command.name for command in TABLE}
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_parse(line, monkeypatch, capsys):
-    parsed = []
-    bodies = {name: (cls, parsed.append) for name, (cls, _) in cli.bodies().items()}
-    monkeypatch.setattr(cli, "bodies", lambda: bodies)
-    code = cli.main(shlex.split(line)[1:])
-    assert (code, capsys.readouterr().err) == (0, "")
-    assert len(parsed) == 1
+def test_commands_parse(line):
+    _, name, *arguments = shlex.split(line)
+    command = find(name, TABLE)
+    assert command is not None
+    assert isinstance(parse(name, command.options_class(), arguments), command.options_class())
 
 
 @pytest.mark.parametrize(("name", "algorithm"), ALGORITHMS.items(), ids=ALGORITHMS.keys())
@@ -103,17 +104,19 @@ def test_options_of_the_algorithms(name, algorithm):
 def test_common_options():
     groups = {
         "The run": config.RunOptions,
+        "The device": config.DeviceOptions,
         "Prompts and rewards": config.PromptOptions,
+        "Rows of data": config.DataOptions,
         "Steps": config.Steps,
         "Sampling": Sampling,
         "The rollout's budget": Budget,
-        "The optimiser": Optim,
+        "The optimizer": Optim,
     }
     for title, cls in groups.items():
         expected = {
             field.name.replace("_", "-"): "required" if field.default is dataclasses.MISSING else str(field.default)
             for field in dataclasses.fields(cls)
-            if field.type != "Budget"  # has a table of its own
+            if field.type not in ("Budget", "DataOptions", "DeviceOptions")  # which have tables of their own
         }
         assert option_rows(section(page("options"), title)) == expected
 
@@ -160,38 +163,39 @@ def test_what_the_recorder_adds_to_a_row(tmp_path):
         checkpoints=Checkpoints(directory.path, None, Kept(last=1, best=None)),
         journal=Journal(directory),
         progress=progress,
+        state=RunState(None),
         device=torch.device("cpu"),
         matrix_rate=1e9,
     )
     recorder.start()
     given = {"num_tokens": 4.0, "flops/update": 1e3, "time/update": 0.1}
-    recorder.record(1, given, None)
+    recorder.record(1, StepResult(metrics=given))
     (row,) = read_metrics(directory.path)
     assert set(row) - set(given) == names(section(page("metrics"), "Every row"))
 
 
-UPDATES, SAMPLES, POLICY = "Every optimiser step", "Everything that samples", "Every policy update"
+UPDATES, SAMPLES, POLICY = "Every optimizer step", "Everything that samples", "Every policy update"
 
 
-@pytest.mark.parametrize(("name", "options"), [("ppo", {"target_kl": 0.1}), ("grpo", {"refills": 1})])
+@pytest.mark.parametrize(("name", "options"), [("ppo", {"target_kl": 0.1}), ("grpo", {"dynamic_sampling": 1})])
 def test_metrics_of_policy_training(tiny, name, options):
     algorithm = ALGORITHMS[name]
     model, tokenizer = load_policy(tiny)
     chosen = algorithm.Config(sampling=SAMPLING, group_size=2, **options)
     state = algorithm.State.create(model, chosen, prompts=len(PROMPTS), total_steps=1, seed=0)
     score = FunctionScorer(lambda _, completion: completion.ids[0])
-    result = algorithm.step(state, PROMPTS, generate=Engine(model, tokenizer), score=score, config=chosen)
+    result = algorithm.step(state, PROMPTS, generator=Engine(model, tokenizer), scorer=score, config=chosen)
     assert set(result.metrics) == documented(name, UPDATES, SAMPLES, POLICY)
 
 
 def test_metrics_of_rejection_sampling(tiny):
     model, tokenizer = load_policy(tiny)
-    chosen = rejection_sampling.Config(samples_per_prompt=2, sampling=SAMPLING)
+    chosen = rejection_sampling.Config(group_size=2, sampling=SAMPLING)
     result = rejection_sampling.step(
         rejection_sampling.State.create(model, chosen, prompts=len(PROMPTS), seed=0),
         PROMPTS,
-        generate=Engine(model, tokenizer),
-        score=FunctionScorer(lambda _, completion: completion.ids[0]),
+        generator=Engine(model, tokenizer),
+        scorer=FunctionScorer(lambda _, completion: completion.ids[0]),
         config=chosen,
         on_step=lambda _: None,
     )
@@ -202,7 +206,7 @@ def test_metrics_of_sft(tiny):
     model, _ = load_policy(tiny)
     data = [Demonstration(prompt_ids=(0, 5), completion_ids=(7, 1))]
     state = sft.State.create(model, 1, sft.Config(), seed=0)
-    found = sft.step(state, data, config=sft.Config()) | sft.evaluate(model, data, token_budget=64)
+    found = sft.step(state, data, config=sft.Config()).metrics | sft.evaluate(model, data, token_budget=64)
     assert set(found) == documented("sft", UPDATES)
 
 
@@ -210,6 +214,6 @@ def test_metrics_of_reward_models(tiny):
     model, _ = new_reward_model(tiny, seed=0)
     pairs = [PreferencePair(prompt_ids=(0, 5), chosen_ids=(7, 1), rejected_ids=(8, 1))]
     chosen = reward_model.Config()
-    found = reward_model.step(reward_model.State.create(model, 1, chosen, seed=0), pairs, config=chosen)
-    found |= reward_model.evaluate(model, pairs, token_budget=64).metrics()
-    assert set(found) == documented("reward_model", UPDATES)
+    result = reward_model.step(reward_model.State.create(model, 1, chosen, seed=0), pairs, config=chosen)
+    held_out = reward_model.evaluate(model, pairs, token_budget=64)
+    assert set(result.metrics | held_out.metrics()) == documented("reward_model", UPDATES)

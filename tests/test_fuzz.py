@@ -1,14 +1,12 @@
-"""Whatever a person hands in: an exit code and one line, never a traceback, and a whole run or none.
+"""Any input gives an exit code and one line, never a traceback, and a complete run or none.
 
-``fuzz.py`` draws what is handed in. All of it runs as it does for a person, on the smallest model there is, save that
-there is no network and that the machine's speed is measured once. ``python -m tests.fuzz`` draws more, and others every
-time.
+``fuzz.py`` draws the input. All of it runs as it does for a user, on a very small model, except that there is no
+network and that the machine's speed is measured once. ``python -m tests.fuzz`` draws more and new examples.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import json
 import math
@@ -26,14 +24,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import fuzz
 from commandline import contents, read_rows, tether, workspace
-from conftest import byte_tokenizer
-from tether import training
 from tether.data.checks import DataReport, keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
 from tether.errors import DataError
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.untrusted import LONGEST_LINE, one_line
+from tiny import byte_tokenizer
 
 EXAMPLES = os.environ.get("TETHER_FUZZ_EXAMPLES")
 CONTEXT = 48
@@ -72,7 +69,6 @@ def here(tmp_path_factory, tokenizer):
         patch.chdir(folder)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         patch.setattr("sys.dont_write_bytecode", True)
-        patch.setattr(training, "matrix_rate", functools.cache(training.matrix_rate))
         yield folder
 
 
@@ -89,7 +85,7 @@ def run(here: Path, *arguments: str) -> int:
         assert complaint.startswith(f"tether {arguments[0]}: "), printed
         assert complaint.isprintable()
         assert len(arguments[0]) + 9 < len(complaint) <= LONGEST_LINE
-    if arguments[0] != "resume":  # which is at work on what was there
+    if arguments[0] != "resume":  # which changes what was there
         after = contents(here)
         assert {name: after.get(name) for name in before} == before
     event(f"{arguments[0]} ends with {code}")
@@ -108,7 +104,7 @@ def tidied(here: Path) -> Iterator[set[Path]]:
 
 
 def require_whole(run: Path, code: int) -> None:
-    """All of a run as far as it has come, and to the end where it ended well."""
+    """A run is complete up to the step it reached, and to its end if it succeeded."""
     assert yaml.safe_load((run / "config.yaml").read_text())["command"]
     assert not list(run.rglob(".*"))
     rows = read_rows(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
@@ -196,7 +192,7 @@ def test_rows_become_records_that_fit_or_a_complaint(here, tokenizer, handed_in)
 COMMANDS = {
     "prompts": [
         "grpo --model m --steps 2 --prompts-per-step 2 --group-size 2 --max-new-tokens 4 --reward exact_answer",
-        "rejection-sampling --model m --samples-per-prompt 2 --epochs 1 --max-new-tokens 4 --reward r.py:fn",
+        "rejection-sampling --model m --group-size 2 --epochs 1 --max-new-tokens 4 --reward r.py:fn",
     ],
     "pairs": ["reward --model m --epochs 1 --batch-size 4"],
     "demonstrations": ["sft --model m --epochs 1 --batch-size 4"],
@@ -220,8 +216,8 @@ RUNS = [
     GRPO,
     f"{GRPO} --minibatches 2 --advantage-baseline leave_one_out --kl-level sequence",
     "ppo --steps 3 --prompts-per-step 4 --minibatches 2 --kl-coef 0.1 --learning-rate 1e-3",
-    "rejection-sampling --rounds 3 --samples-per-prompt 2 --epochs 1 --batch-size 2 --save-every 1",
-    "rejection-sampling --rounds 3 --samples-per-prompt 3 --top-k 2 --keep overall --epochs 1",
+    "rejection-sampling --rounds 3 --group-size 2 --epochs 1 --batch-size 2 --save-every 1",
+    "rejection-sampling --rounds 3 --group-size 3 --top-k 2 --keep overall --epochs 1",
 ]
 
 
@@ -245,4 +241,4 @@ def test_whatever_a_reward_function_does(here, line, weight, more, good, plan):
     fixed = "--model m --prompts p.jsonl --max-new-tokens 4 --quiet --out out --reward fuzz:reward"
     code, resumed = train(here, *f"{line} {fixed}{weight} {more}".split())
     if code == 2 and resumed is not None and "e3" not in f"{weight}{more}":
-        assert resumed == 0, "a run whose reward failed goes on once that is mended"
+        assert resumed == 0, "a run whose reward failed resumes once the reward is repaired"

@@ -1,4 +1,4 @@
-"""Imports point down only; what is heavy is imported where it is used."""
+"""Imports point down only, heavy packages are imported where they are used, and files and functions stay small."""
 
 from __future__ import annotations
 
@@ -10,28 +10,36 @@ import pytest
 
 SRC = Path(__file__).resolve().parents[1] / "src" / "tether"
 
-FLOORS = (
+LAYERS = (
     ("ops",),
-    ("errors", "seeds", "hub"),
-    ("interruption", "durations", "untrusted"),
+    ("errors", "seeds", "hub", "world", "commands"),
+    ("stop_requests", "durations", "untrusted"),
     ("types",),
-    ("data",),
+    ("figures", "data", "monitor", "annotator"),
     ("models",),
     ("generation",),
     ("rewards",),
-    ("algorithms",),
-    ("runtime", "evaluation"),
+    ("algorithms", "runtime"),
+    ("evaluation",),
     ("report",),
     ("config", "flags"),
     ("training",),
-    ("commands", "doctor", "quickstart", "resume"),
+    ("inspection", "doctor", "quickstart", "resume"),
     ("cli",),
 )
-"""From the ground up. A module imports from lower floors and from its own package, not from its neighbours."""
-FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+"""From the bottom up. A module imports from lower layers and from its own package, not from its neighbours. The table
+of commands names modules of higher layers as text, and imports none."""
+LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 HEAVY = {"datasets", "peft", "matplotlib", "vaderSentiment", "pyarrow"}
 LAZY_IMPORTS = "__init__"
 """The package itself names what Python users import from it, and imports it when they do."""
+
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+"""Lines."""
+LONGER = {
+    "models/packing.py:pack": "fills four parallel lists in one pass, which parts of it would have to hand around",
+}
+"""Files, and functions as FILE:NAME, that may be longer, each with its reason."""
 
 
 def part_of(path: Path) -> str:
@@ -57,9 +65,17 @@ def upward(part: str, source: str) -> list[str]:
     for name in imports(ast.parse(source)):
         root, _, rest = name.partition(".")
         target = rest.split(".")[0]
-        if root == "tether" and target not in (part, "__version__") and FLOOR.get(target, len(FLOORS)) >= FLOOR[part]:
+        if root == "tether" and target not in (part, "__version__") and LAYER.get(target, len(LAYERS)) >= LAYER[part]:
             found.append(name)
-        if part == "ops" and root not in ("torch", "tether", "__future__", "math", "typing", "collections"):
+        if part == "ops" and root not in (
+            "torch",
+            "tether",
+            "__future__",
+            "math",
+            "typing",
+            "collections",
+            "dataclasses",
+        ):
             found.append(name)
     return found
 
@@ -73,15 +89,15 @@ FILES = sorted(SRC.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(SRC)) for path in FILES])
-def test_a_module_of_the_house(path):
+def test_a_module_imports_from_lower_layers_and_nothing_heavy(path):
     source = path.read_text(encoding="utf-8")
     if part_of(path) != LAZY_IMPORTS:
         assert upward(part_of(path), source) == []
     assert heavy(source) == []
 
 
-def test_every_part_has_its_floor():
-    assert {part_of(path) for path in FILES} - {LAZY_IMPORTS} == FLOOR.keys()
+def test_every_part_has_its_layer():
+    assert {part_of(path) for path in FILES} - {LAZY_IMPORTS} == LAYER.keys()
 
 
 @pytest.mark.parametrize(
@@ -90,7 +106,12 @@ def test_every_part_has_its_floor():
         ("ops", "import transformers"),
         ("ops", "from tether.types import Batch"),
         ("types", "from tether.data.records import load_pairs"),
-        ("algorithms", "from tether.runtime.directory import RunDirectory"),
+        ("algorithms", "from tether.runtime.directory import RunDirectory"),  # a neighbour
+        ("runtime", "from tether.algorithms import ppo"),
+        ("monitor", "from tether.runtime.recorder import Recorder"),
+        ("data", "from tether.figures import Mean"),
+        ("world", "from tether.types import Metrics"),
+        ("config", "from tether.training.ppo import PPO"),
         ("algorithms", "def f():\n    from tether import report"),
         ("algorithms", "import tether.config"),
         ("commands", "import tether"),
@@ -114,3 +135,41 @@ def test_what_is_heavy_at_the_top_is_found():
     assert heavy("try:\n    from peft import LoraConfig\nexcept ImportError:\n    pass") == ["peft.LoraConfig"]
     assert heavy("class A:\n    import datasets") == ["datasets"]
     assert heavy("def f():\n    import matplotlib") == []
+
+
+def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Name and lines of every function, decorators aside."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            yield node.name, node.end_lineno - node.lineno + 1
+
+
+def too_long(name: str, source: str) -> list[str]:
+    """The file ``name`` and its functions, as far as they are too long and nothing excuses it."""
+    found = [name] if len(source.splitlines()) > LONGEST_FILE else []
+    found += [f"{name}:{inner}" for inner, lines in functions(ast.parse(source)) if lines > LONGEST_FUNCTION]
+    return [one for one in found if one not in LONGER]
+
+
+@pytest.mark.parametrize("path", FILES, ids=[str(path.relative_to(SRC)) for path in FILES])
+def test_files_and_functions_are_not_too_long(path):
+    assert too_long(str(path.relative_to(SRC)), path.read_text(encoding="utf-8")) == []
+
+
+def test_what_is_too_long_is_found():
+    body = "    x = 1\n" * LONGEST_FUNCTION
+    assert too_long("a.py", f"class A:\n  def f():\n{body}") == ["a.py:f"]
+    assert too_long("a.py", "x = 1\n" * (LONGEST_FILE + 1)) == ["a.py"]
+    assert too_long("models/packing.py", f"def pack():\n{body}") == []
+
+
+def test_no_excuse_is_out_of_date():
+    for name in LONGER:
+        file, _, function = name.partition(":")
+        source = (SRC / file).read_text(encoding="utf-8")
+        assert (
+            max(lines for inner, lines in functions(ast.parse(source)) if inner == function) > LONGEST_FUNCTION
+            if function
+            else len(source.splitlines()) > LONGEST_FILE
+        )

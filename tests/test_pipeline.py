@@ -40,7 +40,7 @@ def test_the_whole_pipeline_on_a_real_model(stories, tmp_path, monkeypatch, caps
     task = "--prompts p.jsonl --reward judge/model --max-new-tokens 12 --seed 0"
     small = f"--model {stories} {task} --learning-rate 1e-4"
     sizes = "--kl-coef 0.05 --group-size 4 --steps 2 --prompts-per-step 3"
-    assert tether(f"rejection-sampling {small} --samples-per-prompt 4 --top-k 1 --rounds 2 --out rs") == 0
+    assert tether(f"rejection-sampling {small} --group-size 4 --top-k 1 --rounds 2 --out rs") == 0
     assert tether(f"ppo {small} {sizes} --out ppo") == 0
     assert tether(f"grpo {small} {sizes} --out grpo") == 0
     for run in ("judge", "rs", "ppo", "grpo"):

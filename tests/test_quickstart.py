@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from helpers import group, scored
-from tether.quickstart import METHODS, Annotator, Settings, quickstart
+from tether.annotator import Annotator, ceiling
+from tether.quickstart import METHODS, Settings, quickstart
 from tether.types import Sampling
 
 FIGURES = {"gold_reward", "gold_ci95", "proxy_reward", "kl", "win_rate", "mean_length", "distinct_2", "seconds"}
@@ -28,7 +29,7 @@ def small() -> Settings:
         least_difference=0.01,
         sampling=sampling,
         reward=replace(settings.reward, batch_size=8),
-        rejection_sampling=replace(settings.rejection_sampling, samples_per_prompt=4, top_k=1, sampling=sampling),
+        rejection_sampling=replace(settings.rejection_sampling, group_size=4, top_k=1, sampling=sampling),
         steps=2,
         prompts_per_step=2,
         ppo=replace(settings.ppo, group_size=2, sampling=sampling),
@@ -87,6 +88,7 @@ def test_the_annotator_draws_by_bradley_terry():
     better = sum(int(pair["chosen"].split()[1]) % 2 == 0 for pair in pairs) / len(pairs)
     assert better == pytest.approx(0.731, abs=0.03)  # three standard errors
     assert [pair["clear"] for pair in pairs] == pytest.approx([0.7310586] * len(pairs))
+    assert ceiling(pairs) == pytest.approx(0.7310586)
 
 
 def test_the_annotator_is_not_shown_near_ties():

@@ -1,4 +1,4 @@
-"""GRPO: advantages by configuration, the KL term, refills, and what a step reports."""
+"""GRPO: advantages by configuration, the KL term, dynamic sampling, and what a step reports."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import torch
 from helpers import FunctionScorer, group, random_groups, scored
 from tether.algorithms import grpo
 from tether.algorithms.optimise import Optim
-from tether.algorithms.rollouts import batch_of, rollout_metrics
+from tether.algorithms.policy_update import accumulate_minibatch
+from tether.algorithms.rollouts import batch_of, policy_logprobs, rollout_figures
 from tether.errors import ConfigError
+from tether.figures import reduce
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.ops.advantages import centred, leave_one_out
 from tether.types import Prompt, Sampling
+from tether.world import ALONE
 
 SAMPLING = Sampling(max_new_tokens=8)
 PROMPTS = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(6)]
@@ -44,7 +47,7 @@ def setting(tiny, **options):
 def test_a_few_steps_raise_the_reward_in_every_variant(tiny, options):
     state, engine, config = setting(tiny, kl_coef=0.01, **options)
     rows = [
-        grpo.step(state, PROMPTS, generate=engine, score=FunctionScorer(letters), config=config).metrics
+        grpo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(letters), config=config).metrics
         for _ in range(12)
     ]
     assert rows[-1]["reward"] > rows[0]["reward"] + 0.1
@@ -57,7 +60,7 @@ def test_advantages_by_configuration():
     scores = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 9.0]])
 
     def found(**options):
-        return grpo.advantages_of(scores, grpo.Config(**options))
+        return grpo.advantages_of(scores, grpo.Config(**options), ALONE)
 
     torch.testing.assert_close(found(advantage_scale="none"), centred(scores))
     torch.testing.assert_close(found(advantage_scale="none", advantage_baseline="leave_one_out"), leave_one_out(scores))
@@ -65,20 +68,6 @@ def test_advantages_by_configuration():
     by_group, by_batch = found().std(1), found(advantage_scale="batch").std(1)
     torch.testing.assert_close(by_group, torch.ones(2), atol=1e-3, rtol=0)
     assert by_batch[1] / by_batch[0] == pytest.approx(27**0.5, rel=1e-3)  # Bessel stds 1 and sqrt(27)
-
-
-def test_the_kl_term_at_the_sequence_level_by_hand():
-    """k2 of a completion: (sum of d)^2 / 2, shared out evenly over its tokens."""
-    batch = batch_of([scored(group((0,), [(5, 6, 1), (7, 1)]), [0.0, 0.0])], torch.device("cpu"))
-    experience = grpo.Experience(
-        batch=batch, old_logp=torch.zeros(2, 3), ref_logp=torch.zeros(2, 3), advantages=torch.zeros(2)
-    )
-    logp = torch.tensor([[1.0, -0.5, 0.25], [2.0, 1.0, 99.0]])  # the last one is padding
-    found = grpo.kl_terms(logp, experience, grpo.Config(kl_estimator="k2"))
-    assert found[0].tolist() == pytest.approx([0.75**2 / 2 / 3] * 3)
-    assert found[1, :2].tolist() == pytest.approx([4.5 / 2] * 2)
-    token = grpo.kl_terms(logp, experience, grpo.Config(kl_estimator="k2", kl_level="token"))
-    assert token[0].tolist() == pytest.approx([0.5, 0.125, 0.03125])
 
 
 @pytest.mark.parametrize("baseline", ["mean", "leave_one_out"])
@@ -97,15 +86,15 @@ def test_with_its_baseline_the_kl_pull_of_a_group_is_zero_on_average(baseline, e
 def test_equal_rewards_move_nothing_when_there_is_no_kl(tiny):
     state, engine, config = setting(tiny, kl_coef=0.0)
     before = [p.detach().clone() for p in state.policy.parameters()]
-    metrics = grpo.step(state, PROMPTS, generate=engine, score=FunctionScorer(lambda *_: 0.3), config=config).metrics
+    metrics = grpo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(lambda *_: 0.3), config=config).metrics
     assert metrics["frac_reward_zero_std"] == 1
     assert metrics["grad_norm"] == 0
     assert all(torch.equal(a, b) for a, b in zip(before, state.policy.parameters(), strict=True))
 
 
-def test_refills_replace_groups_without_variance(tiny):
-    """Odd prompts always score 0; with refills the step is made of even ones, in numbers as asked."""
-    state, engine, config = setting(tiny, refills=20)
+def test_dynamic_sampling_replaces_groups_without_variance(tiny):
+    """Odd prompts always score 0; with dynamic_sampling the step is made of even ones, in numbers as asked."""
+    state, engine, config = setting(tiny, dynamic_sampling=20)
 
     def score(prompt, completion):
         return letters(prompt, completion) if int(prompt.text) % 2 == 0 else 0.0
@@ -114,8 +103,8 @@ def test_refills_replace_groups_without_variance(tiny):
     result = grpo.step(
         state,
         cursor.take(PROMPTS, 4),
-        generate=engine,
-        score=FunctionScorer(score),
+        generator=engine,
+        scorer=FunctionScorer(score),
         config=config,
         fresh=lambda n: cursor.take(PROMPTS, n),
     )
@@ -126,13 +115,13 @@ def test_refills_replace_groups_without_variance(tiny):
     assert 0 < result.metrics["sampling/frac_zero_std_drawn"] < 1
 
 
-def test_refills_that_run_out_leave_the_step_its_size(tiny):
-    state, engine, config = setting(tiny, refills=2)
+def test_dynamic_sampling_that_runs_out_leaves_the_step_its_size(tiny):
+    state, engine, config = setting(tiny, dynamic_sampling=2)
     result = grpo.step(
         state,
         PROMPTS[:3],
-        generate=engine,
-        score=FunctionScorer(lambda *_: 1.0),
+        generator=engine,
+        scorer=FunctionScorer(lambda *_: 1.0),
         config=config,
         fresh=lambda n: PROMPTS[:n],
     )
@@ -146,22 +135,28 @@ def test_on_policy_the_sequence_ratio_has_the_gradient_of_the_token_ratio(tiny):
     model, _ = load_policy(tiny)
     groups = random_groups(2, 3)
     batch = batch_of(groups, torch.device("cpu"))
-    logp = grpo.policy_logprobs(model, batch, temperature=1.0, token_budget=1000)
+    logp = policy_logprobs(model, batch, temperature=1.0, token_budget=1000)
     experience = grpo.Experience(batch=batch, old_logp=logp, ref_logp=logp, advantages=torch.randn(6))
     state = grpo.State.create(model, grpo.Config(), prompts=1, total_steps=1, seed=0)
     found = []
     for level in ("token", "sequence"):
         model.zero_grad()
         config = grpo.Config(ratio_level=level, kl_coef=0.0)
-        grpo.backward(state, experience, config=config, token_budget=1000, where="test")
+        accumulate_minibatch(
+            state,
+            experience,
+            lambda part, config=config: grpo.objective(model, part, config),
+            grpo.plan_of(config),
+            world=ALONE,
+        )
         found.append(model.lm_head.weight.grad.clone())
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
-def test_rollout_metrics_by_hand():
+def test_rollout_figures_by_hand():
     one = scored(group((0, 4), [(5, 6, 1), (7, 8)]), [1.0, 3.0])
     two = scored(group((0,), [(9, 1), (1,)]), [2.0, 2.0])
-    found = rollout_metrics([one, two])
+    found = reduce(rollout_figures([one, two]), ALONE)
     assert found["reward"] == 2
     assert found["reward_std"] == pytest.approx(0.5**0.5)
     assert found["frac_reward_zero_std"] == 0.5

@@ -8,11 +8,14 @@ import torch
 from helpers import gradient, random_groups, relative_error
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.optimise import Guard
+from tether.algorithms.policy_update import accumulate_minibatch
 from tether.algorithms.rollouts import batch_of
 from tether.data.batching import minibatches
 from tether.models.loading import load_policy
+from tether.models.reference import FrozenCopy
 from tether.models.reward import new_reward_model
 from tether.types import Demonstration, PreferencePair, Sampling
+from tether.world import ALONE
 
 BUDGETS = [1, 30, 77, 10_000]
 SAMPLING = Sampling(max_new_tokens=9)
@@ -56,9 +59,9 @@ def test_sft(policy):
     data = [Demonstration(prompt_ids=(0, 5), completion_ids=ids) for ids in rows(7)]
 
     def run(order, budget):
-        def step(optimiser):
+        def step(optimizer):
             state = sft.State(
-                policy=policy, optimiser=optimiser, cursor=None, guard=Guard(token_budget=budget), total_steps=1
+                policy=policy, optimizer=optimizer, cursor=None, guard=Guard(token_budget=budget), total_steps=1
             )
             config = sft.Config(optim=sft.Optim(max_grad_norm=1e9))
             sft.step(state, [data[i] for i in order], config=config)
@@ -76,9 +79,9 @@ def test_reward_model(tiny):
     ]
 
     def run(order, budget):
-        def step(optimiser):
+        def step(optimizer):
             state = reward_model.State(
-                model=model, optimiser=optimiser, cursor=None, guard=Guard(token_budget=budget), total_steps=1
+                model=model, optimizer=optimizer, cursor=None, guard=Guard(token_budget=budget), total_steps=1
             )
             config = reward_model.Config(optim=sft.Optim(max_grad_norm=1e9))
             reward_model.step(state, [pairs[i] for i in order], config=config)
@@ -106,8 +109,8 @@ def test_grpo(policy, reduction, ratio_level, kl_level):
     experience = grpo_experience(random_groups(4, 3), policy)
     state = grpo.State(
         policy=policy,
-        reference=policy,
-        optimiser=None,
+        reference=FrozenCopy(policy),
+        optimizer=Frozen(policy),
         cursor=None,
         guard=Guard(token_budget=1),
         seed=0,
@@ -123,7 +126,14 @@ def test_grpo(policy, reduction, ratio_level, kl_level):
             kl_estimator="k3_corrected",
             sampling=SAMPLING,
         )
-        grpo.backward(state, experience.rows(torch.tensor(order)), config=config, token_budget=budget, where="test")
+        state.guard.token_budget = budget
+        accumulate_minibatch(
+            state,
+            experience.rows(torch.tensor(order)),
+            lambda part: grpo.objective(policy, part, config),
+            grpo.plan_of(config),
+            world=ALONE,
+        )
         return gradient(policy).clone()
 
     whole = list(range(12))
@@ -139,13 +149,25 @@ def test_ppo(policy, own_trunk):
     generator = torch.Generator().manual_seed(4)
     values, advantages, returns = (torch.randn(base.old_logp.shape, generator=generator) for _ in range(3))
     experience = ppo.Experience(
-        batch=base.batch, old_logp=base.old_logp, values=values, advantages=advantages, returns=returns
+        batch=base.batch,
+        old_logp=base.old_logp,
+        ref_logp=base.ref_logp,
+        values=values,
+        advantages=advantages,
+        returns=returns,
     )
 
     def run(order, budget):
         policy.zero_grad()
         state.critic.zero_grad()
-        ppo.backward(state, experience.rows(torch.tensor(order)), config=config, token_budget=budget, where="test")
+        state.guard.token_budget = budget
+        accumulate_minibatch(
+            state,
+            experience.rows(torch.tensor(order)),
+            lambda part: ppo.objective(state, part, config),
+            ppo.plan_of(config),
+            world=ALONE,
+        )
         return torch.cat([gradient(policy), gradient(state.critic)]).clone()
 
     whole = list(range(12))

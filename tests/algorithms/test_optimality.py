@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import byte_tokenizer
 from enumerable import PROMPT, Space, tiny_llama, total_variation
 from tether.algorithms import grpo, ppo
 from tether.generation.engine import Engine
 from tether.types import Prompt, Sampling
+from tiny import byte_tokenizer
+from two_turns import TwoTurns, trajectories
 
 BETA = 0.5
 TOLERANCE = 0.03
 VOCAB, LENGTH, SEED = 8, 2, 1
 STEPS, PROMPTS, GROUP, RATE = 300, 2, 128, 1e-3
+TWO_TURN_STEPS, TWO_TURN_GROUP = 150, 64
+"""Enough for trajectories of two tokens of the policy: the distance is then below 0.005."""
 
 
 @pytest.fixture(scope="module")
@@ -32,39 +35,43 @@ def problem():
     return space, optima
 
 
-def train(algorithm, space, **options):
-    """Train with nothing but the public step, and give the trained distribution over all completions."""
+def sampler(model):
+    return Engine(model, byte_tokenizer())
+
+
+def train(algorithm, space, *, generator=sampler, length=LENGTH, steps=STEPS, group_size=GROUP, **options):
+    """Train with the public step alone; returns the trained distribution over all completions."""
     model = tiny_llama(VOCAB, seed=SEED)
     defaults = algorithm.Config().optim
     config = algorithm.Config(
-        group_size=GROUP,
+        group_size=group_size,
         kl_coef=BETA,
-        sampling=Sampling(max_new_tokens=LENGTH),
+        sampling=Sampling(max_new_tokens=length),
         optim=replace(defaults, learning_rate=RATE),
         **options,
     )
-    state = algorithm.State.create(model, config, prompts=1, total_steps=STEPS, seed=0)
-    engine = Engine(model, byte_tokenizer())
+    state = algorithm.State.create(model, config, prompts=1, total_steps=steps, seed=0)
+    engine = generator(model)
     prompts = [Prompt(ids=PROMPT, text="")] * PROMPTS
-    for _ in range(STEPS):
-        algorithm.step(state, prompts, generate=engine, score=space, config=config)
+    for _ in range(steps):
+        algorithm.step(state, prompts, generator=engine, scorer=space, config=config)
     with torch.no_grad():
         return space.logprobs(model).exp()
 
 
 def test_the_exact_gradient_reaches_the_optimum(problem):
-    """The model can represent it: without this, the tests below would say nothing about the algorithms."""
+    """The model can represent the optimum. Otherwise the tests below would say nothing about the algorithms."""
     space, optima = problem
     model = tiny_llama(VOCAB, seed=SEED)
     with torch.no_grad():
         reference = space.logprobs(model)
-    optimiser = torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
     for _ in range(200):
         logp = space.logprobs(model)
         objective = (logp.exp() * (space.rewards - BETA * (logp - reference))).sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (-objective).backward()
-        optimiser.step()
+        optimizer.step()
     assert total_variation(space.logprobs(model).exp().detach(), optima["reverse"]) < TOLERANCE
 
 
@@ -88,7 +95,36 @@ def test_lands_on_its_optimum_and_not_on_the_other(problem, algorithm, options, 
 
 @pytest.mark.slow
 def test_the_tokenwise_kl_of_the_paper_lands_elsewhere(problem):
-    """Why kl_level is 'sequence': token by token, the KL of later tokens has no say in earlier ones."""
+    """Why kl_level is 'sequence': token by token, the KL of later tokens is not charged to earlier ones."""
     space, optima = problem
     found = train(grpo, space, advantage_scale="none", kl_estimator="k2", kl_level="token")
     assert total_variation(found, optima["reverse"]) > TOLERANCE
+
+
+TWO_TURNS = {
+    "ppo": (ppo, {}),
+    "grpo": (grpo, {"advantage_scale": "none"}),
+    "grpo-token_mean": (grpo, {"advantage_scale": "none", "loss_reduction": "token_mean"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "options"), TWO_TURNS.values(), ids=TWO_TURNS.keys())
+def test_it_lands_on_the_optimum_with_the_tokens_of_an_environment_between_two_turns(algorithm, options):
+    """The optimum is that of the policy's own tokens: those of the environment are context, and cost no KL."""
+    space = Space.with_rewards(trajectories(VOCAB, 1), seed=SEED)
+    with torch.no_grad():
+        reference = space.logprobs(tiny_llama(VOCAB, seed=SEED))
+    assert reference.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    optimum = space.reverse_optimum(reference, BETA)
+    assert total_variation(optimum, reference.exp()) > 2.5 * TOLERANCE
+    found = train(
+        algorithm,
+        space,
+        generator=TwoTurns,
+        length=1,
+        steps=TWO_TURN_STEPS,
+        group_size=TWO_TURN_GROUP,
+        **options,
+    )
+    assert total_variation(found, optimum) < TOLERANCE

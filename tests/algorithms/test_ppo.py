@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
-from conftest import byte_tokenizer
 from enumerable import tiny_llama
 from helpers import FunctionScorer, group, random_groups, scored
 from tether.algorithms import ppo
 from tether.algorithms.optimise import Optim
 from tether.algorithms.phases import PhaseClock
+from tether.algorithms.policy_update import learn
 from tether.algorithms.rollouts import old_logprobs, policy_logprobs, sampler_logprobs
 from tether.errors import ConfigError, GuardError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
-from tether.types import Prompt, Sampling, Score, ScoredGroup
+from tether.types import Prompt, Sampling, Score, ScoredGroup, make_requests
+from tether.world import ALONE
+from tiny import byte_tokenizer
 
 PROMPTS = [Prompt(ids=(0, 70, 71), text="ab"), Prompt(ids=(0, 80), text="k")]
 SAMPLING = Sampling(max_new_tokens=8)
@@ -48,7 +51,7 @@ def letters(_, completion):
 def test_a_few_steps_raise_the_reward_and_report_the_fields_metrics(tiny, own_trunk):
     state, engine, config = state_and_engine(tiny, kl_coef=0.01, critic_trunk=own_trunk, minibatches=2)
     results = [
-        ppo.step(state, PROMPTS * 8, generate=engine, score=FunctionScorer(letters), config=config) for _ in range(10)
+        ppo.step(state, PROMPTS * 8, generator=engine, scorer=FunctionScorer(letters), config=config) for _ in range(10)
     ]
     rewards = [r.metrics["reward"] for r in results]
     assert rewards[-1] > rewards[0] + 0.15
@@ -70,11 +73,11 @@ def test_sampler_logprobs_are_the_policys_unless_sampling_is_truncated(tiny):
     model, tokenizer = load_policy(tiny)
     for options, same in (({"temperature": 0.7}, True), ({"temperature": 0.7, "top_p": 0.6}, False)):
         sampling = Sampling(max_new_tokens=8, **options)
-        rollouts = Engine(model, tokenizer).generate(PROMPTS, group_size=4, sampling=sampling, seed=0)
+        rollouts = Engine(model, tokenizer).generate(make_requests(PROMPTS, group_size=4, seed=0), sampling=sampling)
         groups = FunctionScorer(letters).score(rollouts)
         batch = ppo.batch_of(groups, torch.device("cpu"))
         trained = policy_logprobs(model, batch, temperature=0.7, token_budget=100)
-        sampled = sampler_logprobs(groups, batch.mask)
+        sampled = sampler_logprobs(groups, batch)
         assert torch.allclose(sampled, trained, atol=1e-4) is same
         old = old_logprobs(model, groups, batch, sampling=sampling, token_budget=100)
         torch.testing.assert_close(old, trained, atol=1e-4, rtol=0)
@@ -84,20 +87,20 @@ def test_the_gap_to_the_sampler_is_not_made_up(tiny):
     """With a truncated distribution the old log-probs are the trainer's own, and a gap of 0 would say nothing."""
     state, engine, config = state_and_engine(tiny)
     config = replace(config, sampling=Sampling(max_new_tokens=4, top_k_tokens=5))
-    metrics = ppo.step(state, PROMPTS, generate=engine, score=FunctionScorer(letters), config=config).metrics
+    metrics = ppo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(letters), config=config).metrics
     assert not any(name.startswith("sampling/logprob_gap") for name in metrics)
 
 
 def test_target_kl_ends_the_passes_of_a_step(tiny):
     state, engine, config = state_and_engine(tiny, epochs_per_step=8, target_kl=1e-4)
-    result = ppo.step(state, PROMPTS, generate=engine, score=FunctionScorer(letters), config=config)
-    assert 1 <= result.metrics["optimiser_steps"] < 8
+    result = ppo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(letters), config=config)
+    assert 1 <= result.metrics["optimizer_steps"] < 8
     assert all(p.grad is None for p in state.policy.parameters())
 
 
 def test_adaptive_kl_moves_the_coefficient_as_the_rule_says(tiny):
-    state, engine, config = state_and_engine(tiny, kl_coef=0.15, kl_target=6.0, kl_horizon=100)
-    before = ppo.step(state, PROMPTS, generate=engine, score=FunctionScorer(letters), config=config).metrics
+    state, engine, config = state_and_engine(tiny, kl_coef=0.15, adaptive_kl_target=6.0, adaptive_kl_horizon=100)
+    before = ppo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(letters), config=config).metrics
     assert before["kl_coef"] == 0.15
     assert state.kl_coef == pytest.approx(0.15 * (1 - 0.2 * 8 / 100))  # KL is about 0: the error is bounded at -0.2
 
@@ -111,9 +114,11 @@ def test_policy_and_critic_are_clipped_apart(tiny):
         config = ppo.Config(
             group_size=4, sampling=SAMPLING, epochs_per_step=1, value_coef=scale, optim=Optim(learning_rate=1e-3)
         )
-        update = ppo.collect(state, groups, config=config, where="test", clock=PhaseClock(state.policy.device))
+        clock = PhaseClock(state.policy.device)
+        update = ppo.collect(state, groups, config=config, where="test", world=ALONE, clock=clock)
         before = torch.cat([p.detach().flatten().clone() for p in state.policy.parameters()])
-        ppo.learn(state, update, config=config, where="test")
+        objective = partial(ppo.objective, state, config=config)
+        learn(state, update, objective, ppo.plan_of(config), where="test", world=ALONE)
         moved.append(torch.cat([p.detach().flatten() for p in state.policy.parameters()]) - before)
     torch.testing.assert_close(moved[0], moved[1])
 
@@ -122,17 +127,17 @@ def test_a_reward_that_is_not_finite_stops_the_run_before_any_weight_moves(tiny)
     state, engine, config = state_and_engine(tiny)
     before = [p.detach().clone() for p in state.policy.parameters()]
     with pytest.raises(GuardError, match="ppo step 1: the reward is not finite"):
-        ppo.step(state, PROMPTS, generate=engine, score=FunctionScorer(lambda *_: float("inf")), config=config)
+        ppo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(lambda *_: float("inf")), config=config)
     assert all(torch.equal(a, b) for a, b in zip(before, state.policy.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kl_target": 6.0, "kl_coef": 0.0}, "kl_target needs a kl_coef"),
+        ({"adaptive_kl_target": 6.0, "kl_coef": 0.0}, "adaptive_kl_target needs an initial kl_coef"),
         ({"lam": 1.5}, "lam must"),
         ({"sampling": Sampling(temperature=0.0)}, "temperature"),
-        ({"clip_eps": 0.0}, "clip_eps"),
+        ({"clip_low": 0.0}, "clip_low"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options, message):
@@ -192,12 +197,10 @@ def test_dense_rewards_and_a_discount_find_the_way_through_a_maze():
     state = ppo.State.create(model, config, prompts=1, total_steps=steps, seed=0)
     engine = Engine(model, byte_tokenizer())
     for _ in range(steps):
-        result = ppo.step(state, [Prompt(ids=(0,), text="")], generate=engine, score=Maze(), config=config)
+        result = ppo.step(state, [Prompt(ids=(0,), text="")], generator=engine, scorer=Maze(), config=config)
     greedy = engine.generate(
-        [Prompt(ids=(0,), text="")],
-        group_size=1,
+        make_requests([Prompt(ids=(0,), text="")], group_size=1, seed=0),
         sampling=Sampling(max_new_tokens=10, min_new_tokens=10, temperature=0.0),
-        seed=0,
     )
     distances = walk(greedy[0].completions[0].ids)
     assert distances[5:] == [0.0] * 5, json.dumps(distances)  # there in six moves, the fewest, and it stays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from enumerable import PROMPT, tiny_llama
 from helpers import FunctionScorer, group, scored
 from tether.algorithms import rejection_sampling as rs
 from tether.algorithms import sft
@@ -13,6 +14,7 @@ from tether.errors import ConfigError, GuardError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.types import Prompt, Sampling
+from two_turns import TwoTurns, trajectories
 
 GROUPS = [
     scored(group((0, 4), [(5, 1), (6, 1), (7, 1)]), [0.1, 0.9, 0.5]),
@@ -21,7 +23,7 @@ GROUPS = [
 
 
 def kept(*, seed=0, **options):
-    return [one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(samples_per_prompt=3, **options), seed=seed)]
+    return [one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(group_size=3, **options), seed=seed)]
 
 
 def test_best_of_each_prompt():
@@ -36,10 +38,10 @@ def test_best_overall_may_leave_a_prompt_out():
     assert kept(top_k=2, keep="overall")[2:] == [9, 6]
 
 
-def test_a_tie_is_broken_by_lot_and_the_lot_by_the_seed():
+def test_a_tie_is_broken_at_random_by_the_seed():
     """Overall, equal scores must not give the first prompts all the places."""
     equal = [scored(group((0, 4 + p), [(5 + p, 1)] * 4), [1.0] * 4) for p in range(8)]
-    config = rs.Config(samples_per_prompt=4, keep="overall")
+    config = rs.Config(group_size=4, keep="overall")
     found = [[one.prompt.ids[1] for one in rs.select(equal, config, seed=s)] for s in (0, 0, 1)]
     assert found[0] == found[1] != found[2]
     assert len(found[0]) == 8
@@ -49,15 +51,15 @@ def test_a_tie_is_broken_by_lot_and_the_lot_by_the_seed():
 
 def test_a_reward_that_is_not_finite_stops_the_round_before_any_weight_moves(tiny):
     model, tokenizer = load_policy(tiny)
-    config = rs.Config(samples_per_prompt=4, sampling=Sampling(max_new_tokens=2))
+    config = rs.Config(group_size=4, sampling=Sampling(max_new_tokens=2))
     state = rs.State.create(model, config, prompts=1, seed=0)
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(GuardError, match="rejection-sampling round 1: the reward is not finite in 4 of 4"):
         rs.step(
             state,
             [Prompt(ids=(0, 70), text="a")],
-            generate=Engine(model, tokenizer),
-            score=FunctionScorer(lambda *_: float("nan")),
+            generator=Engine(model, tokenizer),
+            scorer=FunctionScorer(lambda *_: float("nan")),
             config=config,
             on_step=lambda _: None,
         )
@@ -69,9 +71,7 @@ def test_the_random_control_keeps_as_many_without_looking_at_scores():
     assert len(random) == len(set(random)) == 4
     assert set(random[:2]) <= {5, 6, 7}
     several = {
-        tuple(
-            one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(samples_per_prompt=3, select="random"), seed=s)
-        )
+        tuple(one.completion.ids[0] for one in rs.select(GROUPS, rs.Config(group_size=3, select="random"), seed=s))
         for s in range(60)
     }
     assert len(several) == 9  # every choice of one from each occurs
@@ -84,7 +84,7 @@ def letters(_, completion):
 def run(tiny, **options):
     model, tokenizer = load_policy(tiny)
     config = rs.Config(
-        samples_per_prompt=8,
+        group_size=8,
         top_k=1,
         rounds=3,
         sampling=Sampling(max_new_tokens=8),
@@ -96,7 +96,7 @@ def run(tiny, **options):
     prompts = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(8)]
     steps = []
     rounds = [
-        rs.step(state, prompts, generate=engine, score=FunctionScorer(letters), config=config, on_step=steps.append)
+        rs.step(state, prompts, generator=engine, scorer=FunctionScorer(letters), config=config, on_step=steps.append)
         for _ in range(3)
     ]
     return rounds, steps
@@ -121,4 +121,26 @@ def test_rounds_raise_the_reward_and_the_control_does_not(tiny):
 
 def test_n_below_k_is_refused():
     with pytest.raises(ConfigError, match=r"N = 2.*K = 3"):
-        rs.Config(samples_per_prompt=2, top_k=3)
+        rs.Config(group_size=2, top_k=3)
+
+
+def test_the_tokens_of_an_environment_are_not_imitated(monkeypatch):
+    """Of two turns with an answer in between, the loss falls on what the policy emitted."""
+    batches = []
+    original = sft.collate
+
+    def collate(demonstrations, device):
+        batches.append((demonstrations, original(demonstrations, device)))
+        return batches[-1][1]
+
+    monkeypatch.setattr(sft, "collate", collate)
+    model = tiny_llama(8)
+    config = rs.Config(group_size=8, sampling=Sampling(max_new_tokens=1), sft=sft.Config(batch_size=1))
+    state = rs.State.create(model, config, prompts=4, seed=0)
+    prompts = [Prompt(ids=PROMPT, text=str(i)) for i in range(4)]
+    scorer = FunctionScorer(lambda _, completion: len(completion.ids))
+    result = rs.step(state, prompts, generator=TwoTurns(model), scorer=scorer, config=config, on_step=lambda _: None)
+    masks = dict(trajectories(8, 1))
+    assert any(False in one.completion.mask for one in result.selected)
+    for (demonstration,), batch in batches:
+        assert tuple(batch.mask[0].tolist()) == masks[demonstration.completion_ids]

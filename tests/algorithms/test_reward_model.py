@@ -30,9 +30,8 @@ def train(tiny, data, held_out, **options):
     model, _ = new_reward_model(tiny, seed=0)
     config = rm.Config(optim=Optim(learning_rate=3e-3), **options)
     state = rm.State.create(model, len(data), config, seed=0)
-    rows = []
-    evaluation = rm.train(state, data, held_out, config=config, on_step=rows.append)
-    return model, state, rows, evaluation
+    rows = [result.metrics for result in rm.steps(state, data, held_out, config=config)]
+    return model, state, rows, rm.finish(state, data, held_out)
 
 
 def test_it_learns_and_is_normalised(tiny):
@@ -79,7 +78,7 @@ def test_accuracy_decides_beyond_its_standard_error_and_log_loss_within(accuracy
 def test_the_embeddings_get_three_times_the_rate(tiny):
     model, _ = new_reward_model(tiny, seed=0)
     config = rm.Config(optim=Optim(learning_rate=1e-3))
-    others, embedding = rm.State.create(model, 1, config, seed=0).optimiser.param_groups
+    others, embedding = rm.State.create(model, 1, config, seed=0).optimizer.param_groups
     assert (others["peak_lr"], embedding["peak_lr"]) == pytest.approx((1e-3, 3e-3))
     assert embedding["params"][0] is model.get_input_embeddings().weight
     assert len(others["params"]) + 1 == len(list(model.parameters()))
@@ -94,9 +93,9 @@ def test_margins_and_centring_reach_the_loss(tiny):
     def loss(pair, centring):
         config = rm.Config(centring=centring)
         state = rm.State.create(model, 1, config, seed=0)
-        for group in state.optimiser.param_groups:
+        for group in state.optimizer.param_groups:
             group["peak_lr"] = 0.0
-        return rm.step(state, [pair], config=config)["loss"]
+        return rm.step(state, [pair], config=config).metrics["loss"]
 
     assert loss(plain, 0.0) == pytest.approx(math.log1p(math.exp(r_l - r_w)), rel=1e-5)
     assert loss(wide, 0.0) == pytest.approx(math.log1p(math.exp(r_l - r_w + 3)), rel=1e-5)
@@ -120,3 +119,20 @@ def test_a_calibrated_model_has_no_calibration_error_and_an_overconfident_one_ha
         honest += [difference] * wins + [-difference] * (4000 - wins)
     assert rm.assess(torch.tensor(honest)).calibration_error < 1e-3
     assert rm.assess(torch.tensor(honest) * 3).calibration_error > 0.1
+
+
+def test_an_evaluation_that_is_repeated_for_lack_of_memory_counts_once(tiny, monkeypatch):
+    data, held_out = pairs(8), pairs(8, seed=1)
+    original, budgets = rm.evaluate, []
+
+    def evaluate(model, rows, *, token_budget):
+        budgets.append(token_budget)
+        if len(budgets) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(model, rows, token_budget=token_budget)
+
+    monkeypatch.setattr(rm, "evaluate", evaluate)
+    _, state, rows, _ = train(tiny, data, held_out, epochs=1, batch_size=8, evals_per_epoch=1)
+    assert budgets[:2] == [8192, 4096]
+    assert (state.best_step, state.evals_without_better, len(rows)) == (1, 0, 1)
+    assert state.best_weights

@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from conftest import byte_tokenizer
 from tether.data.checks import DataReport, keep_apart, leaks
 from tether.data.reading import BadRow
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
 from tether.errors import DataError
 from tether.types import Demonstration, PreferencePair, Prompt
+from tiny import byte_tokenizer
 
 GOOD = [{"prompt": "q", "chosen": chosen, "rejected": "b"} for chosen in "acdefg"]
 EQUAL = {"prompt": "q", "chosen": "a", "rejected": "a"}
@@ -123,7 +123,7 @@ def test_skipping_still_fails_where_nothing_is_left_and_over_long_rows_have_thei
         load_pairs(source(EQUAL, EQUAL), tokenizer, context=40, on_bad_rows="skip")
     with pytest.raises(DataError, match=r"jsonl:3: .* context is 40; leave it out with --overlong drop"):
         load_pairs(source(EQUAL, GOOD[0], LONG), tokenizer, context=40, on_bad_rows="skip")
-    with pytest.raises(DataError, match=r"jsonl:2: .* which cutting the prompt cannot mend; .*--on-bad-rows skip"):
+    with pytest.raises(DataError, match=r"jsonl:2: .* and cutting the prompt cannot make it fit; .*--on-bad-rows skip"):
         load_pairs(source(GOOD[0], HOPELESS), tokenizer, context=40, overlong="truncate")
 
 
@@ -227,7 +227,7 @@ def test_prompts_cut_on_the_left_keep_their_first_token_and_their_end(source, to
     assert cut.ids[0] == tokenizer.bos_token_id
     assert (cut.text, cut.columns) == ("fgh", {"n": 1})
     assert report.lines() == [f"{name}: 2 of 2 rows; over-long: truncated 1 (line 1)"]
-    with pytest.raises(DataError, match="which cutting the prompt cannot mend"):
+    with pytest.raises(DataError, match="and cutting the prompt cannot make it fit"):
         load_prompts(name, tokenizer, context=6, max_new_tokens=5, overlong="truncate")
 
 
@@ -250,9 +250,9 @@ def test_sides_and_completions_are_never_cut(source, tokenizer):
     assert tokenizer.decode(list(one.prompt_ids + one.completion_ids)) == "<s>defxyz</s>"
     (one,) = load_demonstrations(source(row), tokenizer, context=6, overlong="truncate")
     assert tokenizer.decode(list(one.prompt_ids + one.completion_ids)) == "<s>fxyz</s>"
-    with pytest.raises(DataError, match="cannot mend"):
+    with pytest.raises(DataError, match="cannot make it fit"):
         load_demonstrations(source(row), tokenizer, context=5, overlong="truncate")
-    with pytest.raises(DataError, match="cannot mend"):
+    with pytest.raises(DataError, match="cannot make it fit"):
         load_demonstrations(source({"text": "abcdef"}), tokenizer, context=5, overlong="truncate")
 
 

@@ -1,4 +1,4 @@
-"""Rows from every kind of source, and what a person is told when one cannot be read."""
+"""Rows from every kind of source, and the error when one cannot be read."""
 
 import gzip
 import json
@@ -123,8 +123,8 @@ def test_directory_with_a_colon_in_its_name(tmp_path):
         (b'{"a": ' + b"1" * 5000 + b"}\n", r"a.jsonl:1: holds an integer of thousands of digits"),
         (b"[" * 200_000 + b"\n", r"a.jsonl:1: nested deeper than 100"),
         (b'{"a": ' * 101 + b"1" + b"}" * 101, r"a.jsonl:1: nested deeper than 100"),
-        (b'{"a": "x", "b": ["\\ud83d"]}\n', r"a.jsonl:1: b holds half a character"),
-        (b'{"a": "x", "\\uDC00": 1}\n', r"a.jsonl:1: \\udc00 holds half a character"),
+        (b'{"a": "x", "b": ["\\ud83d"]}\n', r"a.jsonl:1: b holds an unpaired surrogate"),
+        (b'{"a": "x", "\\uDC00": 1}\n', r"a.jsonl:1: \\udc00 holds an unpaired surrogate"),
     ],
 )
 def test_malformed_lines_are_bad_rows(tmp_path, content, message):

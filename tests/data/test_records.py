@@ -5,9 +5,9 @@ import json
 import pytest
 from transformers import AutoTokenizer
 
-from conftest import byte_tokenizer
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
 from tether.errors import DataError
+from tiny import byte_tokenizer
 
 USER = {"role": "user", "content": "hi"}
 YES = {"role": "assistant", "content": "yes"}
@@ -130,8 +130,8 @@ PAIR = {"prompt": "q", "chosen": "a", "rejected": "b"}
         ("prompts", {"prompt": []}, "prompt must be text or .*, found list"),
         ("prompts", {"prompt": [{"role": "user", "content": " "}]}, "prompt holds a turn without content"),
         ("prompts", {"prompt": [USER]}, "no chat template"),
-        ("prompts", {"prompt": "a\ud83d"}, "prompt holds half a character"),
-        ("prompts", {"prompt": [{"role": "user", "content": "\udc00"}]}, "prompt holds half a character"),
+        ("prompts", {"prompt": "a\ud83d"}, "prompt holds an unpaired surrogate"),
+        ("prompts", {"prompt": [{"role": "user", "content": "\udc00"}]}, "prompt holds an unpaired surrogate"),
         ("pairs", {"prompt": "q", "chosen": "a"}, "column 'rejected' is missing; the row has 'prompt', 'chosen'"),
         ("pairs", {**PAIR, "chosen": ""}, "chosen is empty"),
         ("pairs", {**PAIR, "rejected": " "}, "rejected is empty"),

@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from conftest import byte_tokenizer
 from tether.data.tokenise import (
     encode,
     encode_continuation,
@@ -18,6 +17,7 @@ from tether.data.tokenise import (
     render,
 )
 from tether.errors import DataError, ModelError
+from tiny import byte_tokenizer
 
 HI = [{"role": "user", "content": "hi"}]
 YES = [{"role": "assistant", "content": "yes"}]

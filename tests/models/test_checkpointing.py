@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import ARCHITECTURES
 from helpers import gradient, relative_error
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.loading import load_policy
-from tether.models.policy import Critic, completion_logprobs, reference_of
+from tether.models.policy import Critic, completion_logprobs
+from tether.models.reference import reference_of
 from tether.types import Batch
+from tiny import ARCHITECTURES
 
 ROWS = [((5, 6, 7, 8), (9, 10, 11)), ((5, 6, 7, 8), (12,)), ((13,), (14, 15))]
 
@@ -52,8 +53,8 @@ def test_copies_of_a_checkpointed_policy_work_too(tiny):
         gradients.append(gradient(critic))
         checkpoint_activations(policy)
     assert relative_error(gradients[1], gradients[0]) < 1e-6
-    with torch.no_grad():
-        a, b = (completion_logprobs(model, batch, temperature=1.0)[0] for model in (policy, reference_of(policy)))
+    with torch.no_grad(), reference_of(policy).model() as reference:
+        a, b = (completion_logprobs(model, batch, temperature=1.0)[0] for model in (policy, reference))
     assert torch.equal(a, b)
 
 

@@ -3,17 +3,16 @@
 import pytest
 import torch
 
-from conftest import ARCHITECTURES
 from tether.models.loading import load_policy
 from tether.models.policy import (
     Critic,
     completion_logprobs,
     completion_states,
     logprobs_of_states,
-    reference_of,
     unflatten,
 )
 from tether.types import Batch
+from tiny import ARCHITECTURES
 
 ROWS = [((0, 10, 11), (12, 13, 1)), ((0, 20), (21, 22, 23, 24, 25, 26, 27, 28, 1)), ((0,), (40,))]
 
@@ -101,13 +100,3 @@ def test_logprobs_of_given_states_are_the_same(tiny):
     assert all(
         torch.equal(a, b) for a, b in zip(found, completion_logprobs(policy, batch, temperature=1.0), strict=True)
     )
-
-
-def test_a_reference_is_frozen_and_stays(tiny):
-    policy, _ = load_policy(tiny)
-    reference = reference_of(policy)
-    before = {name: p.clone() for name, p in reference.named_parameters()}
-    with torch.no_grad():
-        for p in policy.parameters():
-            p.add_(1.0)
-    assert all(torch.equal(before[name], p) and not p.requires_grad for name, p in reference.named_parameters())

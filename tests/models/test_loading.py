@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GptOssConfig, MambaConfig
 
-from conftest import ARCHITECTURES, byte_tokenizer
 from tether.errors import ModelError
 from tether.models.loading import (
     context_length,
@@ -23,6 +22,7 @@ from tether.models.loading import (
 )
 from tether.models.policy import policy_logits
 from tether.models.reward import new_reward_model
+from tiny import ARCHITECTURES, byte_tokenizer
 
 IDS = torch.tensor([[0, 5, 9, 200, 31, 1]])
 
@@ -197,7 +197,7 @@ def test_a_tokenizer_is_never_made_up(broken, architecture):
         load_tokenizer(str(directory))
 
 
-def test_an_architecture_nobody_knows(broken):
+def test_an_unknown_architecture(broken):
     directory = broken()
     edit_config(directory, model_type="nonesuch")
     refused(directory, "nonesuch")

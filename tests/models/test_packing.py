@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from conftest import ARCHITECTURES
 from helpers import gradient, relative_error
 from tether.models import packing
 from tether.models.loading import load_policy
 from tether.models.packing import Group, in_blocks, pack, ranges
 from tether.models.policy import completion_states, final_states, padded_states
 from tether.types import Batch
+from tiny import ARCHITECTURES
 
 
 def rows(seed=0):
@@ -53,6 +53,20 @@ def gradient_of(policy, states):
 def test_packed_states_and_gradients_are_the_padded_ones(policy):
     batch = Batch.collate(rows())
     packed, padded = completion_states(policy.base_model, batch), padded_states(policy.base_model, batch)
+    torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+    assert relative_error(gradient_of(policy, packed), gradient_of(policy, padded)) < 1e-5
+
+
+def test_states_are_those_of_the_emitted_tokens(policy):
+    """Tokens of an environment, first, in between and last, are run as context; no state is gathered for them."""
+    generator = torch.Generator().manual_seed(6)
+    masks = [(torch.rand(len(completion), generator=generator) < 0.6).tolist() for _, completion in rows()]
+    batch = Batch.collate(rows(), masks=masks)
+    everywhere = completion_states(policy.base_model, Batch.collate(rows()))
+    emitted = torch.tensor([own for mask in masks for own in mask])
+    assert 0 < emitted.sum() < len(emitted)
+    packed, padded = completion_states(policy.base_model, batch), padded_states(policy.base_model, batch)
+    assert torch.equal(packed, everywhere[emitted])
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
     assert relative_error(gradient_of(policy, packed), gradient_of(policy, padded)) < 1e-5
 

@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
-from conftest import ARCHITECTURES, byte_tokenizer, make_model
 from helpers import rows_of
 from tether.errors import ModelError
 from tether.models.loading import load_policy
@@ -25,6 +24,7 @@ from tether.models.reward import (
     score_sequences,
 )
 from tether.types import Batch
+from tiny import ARCHITECTURES, byte_tokenizer, make_model
 
 EOS = 1
 
@@ -114,7 +114,7 @@ def test_a_model_of_others_without_stored_normalisation(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("pad_token", [None, "</s>"])
-def test_padding_with_eos_or_not_at_all_is_mended(tmp_path, pad_token):
+def test_padding_with_eos_or_not_at_all_is_corrected(tmp_path, pad_token):
     """transformers reads the right-most token that is not padding: with EOS for padding, the one before EOS."""
     make_model(tmp_path / "base", "gpt2")
     tokenizer = byte_tokenizer()

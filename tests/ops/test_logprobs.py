@@ -114,7 +114,7 @@ def test_bfloat16_states_and_weights(logit_bytes):
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors that operations have made and nobody has freed; ``known`` ones are not counted."""
+    """Bytes of the tensors that operations have made and that are not freed; ``known`` ones are not counted."""
 
     def __init__(self, *known):
         super().__init__()

@@ -5,7 +5,17 @@ import math
 import pytest
 import torch
 
-from tether.ops.losses import bradley_terry, clipped_surrogate, clipped_value, likelihood
+from tether.ops.losses import (
+    LossInputs,
+    ValueInputs,
+    bradley_terry,
+    clipped_surrogate,
+    clipped_value,
+    grpo_loss,
+    kl_terms,
+    negative_log_likelihood,
+    ppo_loss,
+)
 
 
 def test_bradley_terry_literals():
@@ -89,5 +99,78 @@ def test_clipped_value_is_never_below_the_plain_loss_and_equals_it_for_a_wide_cl
     torch.testing.assert_close(clipped_value(values, old, returns, clip=100.0)[0], plain)
 
 
-def test_likelihood_is_minus_logp():
-    assert likelihood(torch.tensor([-1.5, 0.0])).tolist() == [1.5, 0.0]
+def test_negative_log_likelihood_is_minus_logp():
+    assert negative_log_likelihood(torch.tensor([-1.5, 0.0])).tolist() == [1.5, 0.0]
+
+
+def inputs(shape=(2, 3), *, seed=0, **given):
+    """Random loss inputs; the last token of the last row was not emitted."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.ones(shape, dtype=torch.bool)
+    mask[-1, -1] = False
+    names = ("logp", "old_logp", "ref_logp", "entropy", "advantages")
+    tensors = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name in names}
+    return LossInputs(**{**tensors, "mask": mask, **given})
+
+
+def test_ppo_loss_worked_by_hand():
+    """One token: rho = 1.5 is clipped at 1.2 against A = 2; the value 1.0 is 2 below its return; entropy 0.7."""
+    log_ratio = math.log(1.5)
+    one = torch.ones(1, 1)
+    policy = LossInputs(
+        logp=one * (log_ratio - 1),
+        old_logp=-one,
+        ref_logp=one * math.nan,  # PPO pays the KL in its rewards
+        entropy=one * 0.7,
+        advantages=one * 2,
+        mask=torch.ones(1, 1, dtype=torch.bool),
+    )
+    value = ValueInputs(values=one, old_values=one, returns=one * 3)
+    options = {"clip_low": 0.1, "clip_high": 0.2, "value_clip": 0.2, "value_coef": 0.5}
+    found = ppo_loss(policy, value, entropy_coef=0.1, **options)
+    assert found.loss.item() == pytest.approx(-2.4 + 0.5 * 2.0 - 0.1 * 0.7)
+    figures = {name: float(x) for name, x in found.figures.items()}
+    expected = {"loss/policy": -2.4, "loss/value": 2.0, "entropy": 0.7, "val/ratio": 1.5}
+    assert figures == pytest.approx(expected | {"policy/clipfrac": 1.0, "val/clipfrac": 0.0})
+    assert ppo_loss(policy, value, entropy_coef=0.0, **options).loss.item() == pytest.approx(-1.4)
+
+
+GRPO = {"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.4, "kl_estimator": "k2"}
+
+
+def test_grpo_loss_by_a_loop():
+    one = inputs()
+    for level in ("token", "sequence"):
+        found = grpo_loss(one, ratio_level=level, kl_level="token", **GRPO).loss
+        for b in range(2):
+            emitted = [t for t in range(3) if one.mask[b, t]]
+            log_ratios = [float(one.logp[b, t] - one.old_logp[b, t]) for t in range(3)]
+            mean = sum(log_ratios[t] for t in emitted) / len(emitted)
+            for t in emitted:
+                rho = math.exp(log_ratios[t] if level == "token" else mean)
+                a, d = float(one.advantages[b, t]), float(one.logp[b, t] - one.ref_logp[b, t])
+                expected = max(-a * rho, -a * min(max(rho, 0.8), 1.3)) + 0.4 * d * d / 2
+                assert found[b, t].item() == pytest.approx(expected)
+
+
+def test_the_kl_term_at_the_sequence_level_by_hand():
+    """k2 of a completion: (sum of d)^2 / 2, shared out evenly over its emitted tokens; one of row 1 is not."""
+    zero = torch.zeros(2, 3)
+    mask = torch.tensor([[True, True, True], [True, False, True]])
+    logp = torch.tensor([[1.0, -0.5, 0.25], [2.0, 99.0, 1.0]])
+    one = inputs(logp=logp, old_logp=zero, ref_logp=zero, mask=mask)
+    found = kl_terms(one, estimator="k2", level="sequence")
+    assert found[0].tolist() == pytest.approx([0.75**2 / 2 / 3] * 3)
+    assert found[1, [0, 2]].tolist() == pytest.approx([4.5 / 2] * 2)
+    token = kl_terms(one, estimator="k2", level="token")
+    assert token[0].tolist() == pytest.approx([0.5, 0.125, 0.03125])
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_tokens_that_were_not_emitted_reach_no_other_tokens_loss(level):
+    clean = inputs()
+    spoilt = inputs(
+        **{name: torch.where(clean.mask, getattr(clean, name), 1e6) for name in ("logp", "old_logp", "ref_logp")}
+    )
+    loss = [grpo_loss(one, ratio_level=level, kl_level=level, **GRPO).loss[clean.mask] for one in (clean, spoilt)]
+    torch.testing.assert_close(loss[0], loss[1])

@@ -68,3 +68,35 @@ def test_what_stands_in_the_padding_does_not_matter():
     nan = torch.tensor(float("nan"), dtype=torch.float64)
     dirty = gae(torch.where(mask, rewards, nan), torch.where(mask, values, nan), mask, gamma=0.9, lam=0.7)
     torch.testing.assert_close(dirty, clean)
+
+
+def test_environment_tokens_are_carried_over_by_hand():
+    """gamma 0.5, lam 0.5, the middle token is the environment's: two steps as if they were next to each other.
+    Deltas 1 + .5*4 - 1 = 2 and 3 - 4 = -1; A = -1, 2 - .25."""
+    mask = torch.tensor([[True, False, True]])
+    rewards, values = torch.tensor([[1.0, 77.0, 3.0]]), torch.tensor([[1.0, 88.0, 4.0]])
+    advantages, returns = gae(rewards, values, mask, gamma=0.5, lam=0.5)
+    assert advantages.tolist() == [[1.75, 0.0, -1.0]]
+    assert returns.tolist() == [[2.75, 0.0, 3.0]]
+    assert discounted_returns(rewards, mask, gamma=0.5).tolist() == [[2.5, 0.0, 3.0]]
+
+
+def test_environment_tokens_anywhere_change_nothing_for_the_emitted_ones():
+    """Spread each row's tokens over a longer one at random places; in between is what must not be read."""
+    rewards, values, mask, lengths = random_case()
+    expected, expected_returns = gae(rewards, values, mask, gamma=0.9, lam=0.7)
+    generator = torch.Generator().manual_seed(2)
+    for b, n in enumerate(lengths.tolist()):
+        at = torch.randperm(20, generator=generator)[:n].sort().values
+        wide = {"rewards": rewards, "values": values}
+        spread = {name: torch.full((1, 20), float("nan"), dtype=torch.float64) for name in wide}
+        for name, x in wide.items():
+            spread[name][0, at] = x[b, :n]
+        emitted = torch.zeros(1, 20, dtype=torch.bool)
+        emitted[0, at] = True
+        found, returns = gae(**spread, mask=emitted, gamma=0.9, lam=0.7)
+        assert torch.equal(found[0, at], expected[b, :n])
+        assert torch.equal(returns[0, at], expected_returns[b, :n])
+        assert (found[~emitted] == 0).all()
+        discounted = discounted_returns(spread["rewards"], emitted, gamma=0.9)
+        assert torch.equal(discounted[0, at], discounted_returns(rewards, mask, gamma=0.9)[b, :n])

@@ -21,14 +21,19 @@ def rollouts(*, columns=({}, {}), messages=None) -> list[RolloutGroup]:
         RolloutGroup(
             prompt=Prompt(ids=(0, i), text=f"p{i}", columns=columns[i], messages=messages),
             completions=tuple(completion(ids, text=text) for ids, text in group),
-            weights_version=0,
         )
         for i, group in enumerate(rows)
     ]
 
 
 def values(function, **kwargs):
-    return FunctionReward("mine", function).values(rollouts(**kwargs))
+    return plain(FunctionReward("mine", function).judge(rollouts(**kwargs)))
+
+
+def plain(judged):
+    """The values of judgements, which have no parts."""
+    assert all(not judgement.parts for row in judged for judgement in row)
+    return [[judgement.value for judgement in row] for row in judged]
 
 
 def test_what_a_function_is_given():
@@ -106,7 +111,7 @@ def test_arrays(returned):
     assert values(lambda completions: returned) == [[0.0, 1.0], [2.0, 3.0]]
 
 
-def test_one_reward_a_token():
+def test_one_reward_per_token():
     found = values(lambda completion_ids: [[0.5] * len(ids) for ids in completion_ids[:3]] + [torch.tensor([2.0])])
     assert found == [[(0.5, 0.5), (0.5, 0.5, 0.5)], [(0.5, 0.5), (2.0,)]]
 
@@ -178,7 +183,7 @@ def test_from_a_file(folder):
     for spec in ("some rewards.py:long", f"{folder}/some rewards.py:long"):
         reward = load_function(spec)
         assert reward.name == "long"
-        assert reward.values(rollouts()) == [[1.0, 1.0], [1.0, 1.0]]
+        assert plain(reward.judge(rollouts())) == [[1.0, 1.0], [1.0, 1.0]]
 
 
 def test_a_file_may_import_its_neighbours(folder):
@@ -187,13 +192,13 @@ def test_a_file_may_import_its_neighbours(folder):
     (folder / "sub" / "rewards.py").write_text(
         "from neighbour_of_rewards import VALUE\n\ndef seven(completions):\n    return [VALUE for _ in completions]\n"
     )
-    assert load_function("sub/rewards.py:seven").values(rollouts()) == [[7.0, 7.0], [7.0, 7.0]]
+    assert plain(load_function("sub/rewards.py:seven").judge(rollouts())) == [[7.0, 7.0], [7.0, 7.0]]
 
 
 def test_from_a_module_in_the_working_directory(folder):
     (folder / "reward_package").mkdir()
     (folder / "reward_package" / "inner.py").write_text("async def one(completions):\n    return [1] * 4\n")
-    assert load_function("reward_package.inner:one").values(rollouts()) == [[1.0, 1.0], [1.0, 1.0]]
+    assert plain(load_function("reward_package.inner:one").judge(rollouts())) == [[1.0, 1.0], [1.0, 1.0]]
 
 
 def test_from_an_installed_module():

@@ -7,23 +7,23 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
-from conftest import byte_tokenizer, make_model
 from helpers import completion, rows_of
 from tether.data.records import load_pairs
-from tether.errors import DataError, RewardError
+from tether.errors import DataError, MemoryShortError, RewardError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reward import head_of, new_reward_model, save_reward_model, score_sequences
 from tether.rewards.learned import LearnedReward
 from tether.rewards.resolve import resolve_reward
-from tether.types import Finish, Prompt, RolloutGroup, Sampling
+from tether.types import FinishReason, Prompt, RolloutGroup, Sampling, make_requests
+from tiny import byte_tokenizer, make_model
 
 EOS = 1
 HI = ({"role": "user", "content": "hi"},)
 
 
 def rollouts(prompt, *completions) -> list[RolloutGroup]:
-    return [RolloutGroup(prompt=prompt, completions=completions, weights_version=0)]
+    return [RolloutGroup(prompt=prompt, completions=completions)]
 
 
 def read(monkeypatch, reward, groups) -> list[list[int]]:
@@ -35,8 +35,14 @@ def read(monkeypatch, reward, groups) -> list[list[int]]:
         return score_sequences(model, rows, **kwargs)
 
     monkeypatch.setattr("tether.rewards.learned.score_sequences", spy)
-    reward.values(groups)
+    reward.judge(groups)
     return seen
+
+
+def scores(reward, groups) -> list[float]:
+    """What the reward says of the completions of the only group."""
+    (judged,) = reward.judge(groups)
+    return [judgement.value for judgement in judged]
 
 
 @pytest.fixture
@@ -75,15 +81,17 @@ def test_a_finished_completion_is_read_as_it_is(same, monkeypatch):
     assert read(monkeypatch, same, groups) == [[0, 5, 6, 7, EOS], [0, 5, EOS]]
 
 
-@pytest.mark.parametrize("finish", [Finish.LENGTH, Finish.STOP])
+@pytest.mark.parametrize("finish", [FinishReason.LENGTH, FinishReason.STOP])
 def test_a_completion_without_eos_is_closed(same, monkeypatch, finish):
     groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 7], finish=finish))
     assert read(monkeypatch, same, groups) == [[0, 5, 6, 7, EOS]]
 
 
 def test_so_cut_and_finished_completions_score_alike(same):
-    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 7], finish=Finish.LENGTH), completion([6, 7, EOS]))
-    ((cut, finished),) = same.values(groups)
+    groups = rollouts(
+        Prompt(ids=(0, 5), text="p"), completion([6, 7], finish=FinishReason.LENGTH), completion([6, 7, EOS])
+    )
+    cut, finished = scores(same, groups)
     assert cut == pytest.approx(finished, abs=1e-5)
     unclosed = score_sequences(same.model, [((0, 5), (6, 7))]).item()
     assert abs(unclosed - finished) > 1e-2  # closing it is what makes them so
@@ -91,20 +99,20 @@ def test_so_cut_and_finished_completions_score_alike(same):
 
 def test_every_end_of_the_reward_model_is_one(same, monkeypatch):
     same.model.config.eos_token_id = [EOS, 9]
-    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 9], finish=Finish.EOS), completion([6, 8]))
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, 9], finish=FinishReason.EOS), completion([6, 8]))
     assert read(monkeypatch, same, groups) == [[0, 5, 6, 9], [0, 5, 6, 8, EOS]]
 
 
 def test_scores_are_normalised(same):
     groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7, 8]))
-    ((a, b),) = same.values(groups)
+    a, b = scores(same, groups)
     same.model.config.score_mean, same.model.config.score_std = 2.0, 4.0
-    assert same.values(groups)[0] == pytest.approx([(a - 2) / 4, (b - 2) / 4], abs=1e-6)
+    assert scores(same, groups) == pytest.approx([(a - 2) / 4, (b - 2) / 4], abs=1e-6)
 
 
 def test_a_cut_completion_that_fills_the_context_makes_room_for_eos(same, monkeypatch):
     prompt = Prompt(ids=(0, 5), text="p")
-    cut = completion([*range(10, 136)], finish=Finish.LENGTH)
+    cut = completion([*range(10, 136)], finish=FinishReason.LENGTH)
     assert read(monkeypatch, same, rollouts(prompt, cut)) == [[0, 5, *range(10, 135), EOS]]
     ends = completion([*range(10, 135), EOS])
     assert read(monkeypatch, same, rollouts(prompt, ends)) == [[0, 5, *range(10, 135), EOS]]
@@ -116,14 +124,14 @@ def test_what_is_longer_than_the_context_is_refused(same, last):
     with pytest.raises(
         RewardError, match=r"'judge': prompt and completion take 1.. tokens, and the reward model reads 128"
     ):
-        same.values(groups)
+        same.judge(groups)
 
 
 def test_weights_that_are_not_usable(same):
     with torch.no_grad():
         head_of(same.model).weight.fill_(math.nan)
     with pytest.raises(RewardError, match="'judge': the reward model gave nan; its weights are not usable"):
-        same.values(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
+        same.judge(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
 
 
 # -- memory that runs out -------------------------------------------------------------------------------------------
@@ -143,32 +151,32 @@ def scorer_of(budget, tried):
 
 def test_memory_that_runs_out_halves_the_budget_and_changes_no_score(same, monkeypatch):
     groups = rollouts(Prompt(ids=(0, 5), text="p"), *(completion([6 + i] * (3 + i) + [EOS]) for i in range(6)))
-    expected = same.values(groups)[0]
+    expected = scores(same, groups)
     tried: list[int] = []
     monkeypatch.setattr("tether.rewards.learned.score_sequences", scorer_of(20, tried))
-    assert same.values(groups)[0] == pytest.approx(expected, abs=1e-5)
+    assert scores(same, groups) == pytest.approx(expected, abs=1e-5)
     assert tried == [16384 >> i for i in range(11)]
     tried.clear()
-    same.values(groups)
+    same.judge(groups)
     assert tried == [16]  # what fitted is kept
 
 
 def test_a_row_that_does_not_fit_is_an_error(same, monkeypatch):
     tried: list[int] = []
     monkeypatch.setattr("tether.rewards.learned.score_sequences", scorer_of(0, tried))
-    with pytest.raises(RewardError, match=r"^reward 'judge': out of memory, .*2 GiB\); lower max_new_tokens, or .*$"):
-        same.values(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
+    with pytest.raises(MemoryShortError, match=r"^reward 'judge': out of memory, .*2 GiB\); lower max_new_tokens, or "):
+        same.judge(rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS])))
     assert tried[-1] == 1
 
 
 # -- another vocabulary ---------------------------------------------------------------------------------------------
 
 
-def test_text_is_tokenised_anew_and_always_closed(other, monkeypatch):
+def test_text_is_tokenised_again_and_always_closed(other, monkeypatch):
     groups = rollouts(
         Prompt(ids=(0, 5), text="hi "),
         completion([6, EOS], text="you"),
-        completion([6], finish=Finish.LENGTH, text="you"),
+        completion([6], finish=FinishReason.LENGTH, text="you"),
         completion([EOS], text=""),
     )
     you = other.tokenizer("hi you")["input_ids"]
@@ -180,7 +188,7 @@ def test_text_is_tokenised_anew_and_always_closed(other, monkeypatch):
 def test_a_conversation_goes_through_the_reward_models_own_template(other, monkeypatch):
     prompt = Prompt(ids=(0, 5), text="<s>[user]hi[assistant]", messages=HI)
     expected = other.tokenizer("<b><user>hi<assistant>yes</e>", add_special_tokens=False)["input_ids"]
-    groups = rollouts(prompt, completion([6, EOS], text="yes"), completion([6], finish=Finish.STOP, text="yes"))
+    groups = rollouts(prompt, completion([6, EOS], text="yes"), completion([6], finish=FinishReason.STOP, text="yes"))
     assert read(monkeypatch, other, groups) == [expected, expected]
 
 
@@ -204,7 +212,7 @@ def test_which_is_what_it_was_trained_on(other, monkeypatch, tmp_path):
 def test_a_conversation_without_a_template(other):
     other.tokenizer.chat_template = None
     with pytest.raises(DataError, match="no chat template"):
-        other.values(rollouts(Prompt(ids=(0,), text="-", messages=HI), completion([6], text="yes")))
+        other.judge(rollouts(Prompt(ids=(0,), text="-", messages=HI), completion([6], text="yes")))
 
 
 # -- from a directory -----------------------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ def test_a_directory_as_a_reward(tiny, tmp_path, tokenizer):
     assert not any(p.requires_grad for p in reward.model.parameters())
     groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7]))
     expected = score_sequences(model, [((0, 5), (6, EOS)), ((0, 5), (7, EOS))]).tolist()
-    assert reward.values(groups)[0] == pytest.approx(expected, abs=1e-5)
+    assert scores(reward, groups) == pytest.approx(expected, abs=1e-5)
     assert not resolve_reward(
         str(tmp_path / "judge" / "model"), reversed_bytes(), dtype=torch.float32, device="cpu"
     ).same_vocabulary
@@ -249,7 +257,8 @@ def test_a_policy_and_a_judge_of_different_vocabularies(stories, tmp_path):
     reward = resolve_reward(str(tmp_path / "rm"), tokenizer, dtype=torch.float32, device="cpu")
     assert not reward.same_vocabulary
     prompt = Prompt(ids=tuple(tokenizer("One day")["input_ids"]), text="One day")
-    groups = Engine(policy, tokenizer).generate([prompt], group_size=3, sampling=Sampling(max_new_tokens=12), seed=0)
+    asked = make_requests([prompt], group_size=3, seed=0)
+    groups = Engine(policy, tokenizer).generate(asked, sampling=Sampling(max_new_tokens=12))
     texts = ["One day" + c.text for c in groups[0].completions]
     expected = score_sequences(model, rows_of([[*own(text)["input_ids"], EOS] for text in texts]))
-    assert reward.values(groups)[0] == pytest.approx(expected.tolist(), abs=1e-4)
+    assert scores(reward, groups) == pytest.approx(expected.tolist(), abs=1e-4)

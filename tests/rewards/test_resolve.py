@@ -5,9 +5,10 @@ import sys
 import pytest
 import torch
 
-from helpers import group
+from helpers import completion, group
 from tether.errors import ModelError, RewardError
-from tether.rewards.resolve import resolve_reward, resolve_scorer, split_weight
+from tether.rewards.resolve import part_names, resolve_reward, resolve_scorer, short_name, split_name, split_weight
+from tether.types import Prompt, RolloutGroup
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,114 @@ def test_several_rewards_as_one_scorer(tokenizer, tmp_path):
         {"length": -0.5, "repetition": 0.0, "seven": 7.0},
     ]
     assert [score.total for score in scored.scores] == pytest.approx([0.45, 0.2])
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "name", "rest"),
+    [
+        ("short:=length:40=0.1", "short", "length:40=0.1"),
+        ("a-B_2.c:=R", "a-B_2.c", "R"),
+        ("format:=x", "format", "x"),
+        ("R=0.5", None, "R=0.5"),
+        ("length:40", None, "length:40"),
+        ("format:[=]x", None, "format:[=]x"),
+        ("format:a:=b", None, "format:a:=b"),
+        ("file.py:fn=2", None, "file.py:fn=2"),
+        ("sweep/lr=1e-5/model", None, "sweep/lr=1e-5/model"),
+    ],
+)
+def test_split_name(value, name, rest):
+    assert split_name(value) == (name, rest)
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a/b", "é", "a=b", "a\n"])
+def test_a_name_is_made_of_few_characters(name):
+    with pytest.raises(RewardError) as caught:
+        split_name(f"{name}:=length:4")
+    assert str(caught.value) == (
+        f"--reward {name}:=length:4: "
+        f"the name {name!r} of a reward may hold ASCII letters, digits, '_', '-' and '.' only"
+    )
+
+
+def test_a_name_of_nothing():
+    with pytest.raises(RewardError, match="--reward short:=: no reward after the name; write NAME:=SPEC"):
+        split_name("short:=")
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("length:40", "length"),
+        ("repetition", "repetition"),
+        ("some/rewards.py:speech", "speech"),
+        ("package.module:speech", "speech"),
+        ("runs/judge/model", "judge"),
+        ("runs/judge", "judge"),
+        ("owner/judge", "judge"),
+    ],
+)
+def test_short_name(spec, name):
+    assert short_name(spec) == name
+
+
+def test_rewards_that_share_a_short_name_are_named_in_full():
+    same = [(None, "length:40"), (None, "length:80"), (None, "repetition")]
+    assert part_names(same) == ["length:40", "length:80", "repetition"]
+    assert part_names([("length", "repetition"), (None, "length:80")]) == ["length", "length:80"]
+    assert part_names([("short", "length:40"), (None, "length:80")]) == ["short", "length"]
+    assert part_names([("a", "length:40"), ("b", "length:40")]) == ["a", "b"]
+    assert part_names([(None, "a.py:f\n"), (None, "b.py:f\n")]) == ["a.py:f\\n", "b.py:f\\n"]
+
+
+@pytest.mark.parametrize(
+    "rewards", [[(None, "length:40"), (None, "length:40")], [("a", "length:40"), ("a", "length:80")]]
+)
+def test_two_rewards_of_one_name(rewards):
+    with pytest.raises(RewardError, match=r"two rewards are named '.*'; .* another name: --reward NAME:=SPEC"):
+        part_names(rewards)
+
+
+def test_names_are_those_of_the_parts_and_of_the_errors(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "mine.py").write_text(
+        "def seven(completions):\n    return [7.0 for _ in completions]\ndef none(completions):\n    return 0\n"
+    )
+    asked = ["length:4", "length:2=0.5", "seven.8:=length:1=-1", f"mine:={tmp_path}/mine.py:seven"]
+    (scored,) = resolve_scorer(asked, tokenizer).score([group([0, 5], [[6, 7, 1], [8, 1]])])
+    assert [dict(score.parts) for score in scored.scores] == [
+        {"length:4": -0.25, "length:2": -0.5, "seven.8": -2.0, "mine": 7.0},
+        {"length:4": -0.5, "length:2": 0.0, "seven.8": -1.0, "mine": 7.0},
+    ]
+    assert [score.total for score in scored.scores] == pytest.approx([-0.25 - 0.25 + 2 + 7, -0.5 + 1 + 7])
+    with pytest.raises(RewardError, match="reward 'mine' must return a list"):
+        resolve_scorer([f"mine:={tmp_path}/mine.py:none"], tokenizer).score([group([0, 5], [[6, 7, 1]])])
+
+
+def test_two_rewards_of_one_spec_are_refused_before_any_is_loaded(tokenizer):
+    with pytest.raises(RewardError, match="two rewards are named 'no/such'"):
+        resolve_scorer(["no/such", "no/such=0.5"], tokenizer)
+
+
+def test_a_regular_expression_that_begins_like_a_weight(tokenizer):
+    with pytest.raises(RewardError) as caught:
+        resolve_scorer(["format:=x"], tokenizer)
+    assert str(caught.value).startswith("x: no such reward; give ")
+    assert str(caught.value).endswith("; for text that begins with '=', write format:[=]x")
+    (scored,) = resolve_scorer(["format:[=]x"], tokenizer).score([text_group("=x", "x")])
+    assert [score.total for score in scored.scores] == [1.0, 0.0]
+
+
+def text_group(*texts) -> RolloutGroup:
+    return RolloutGroup(
+        prompt=Prompt(ids=(0,), text="p"), completions=tuple(completion([6, 1], text=text) for text in texts)
+    )
+
+
+# -- what is refused ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

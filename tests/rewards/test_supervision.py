@@ -12,10 +12,10 @@ import pytest
 
 from helpers import group
 from tether.errors import ConfigError, RewardError
-from tether.interruption import DeadlineError, Interrupted, heeded
 from tether.rewards.function import FunctionReward
 from tether.rewards.resolve import resolve_scorer
 from tether.rewards.supervision import supervised
+from tether.stop_requests import DeadlineError, Interrupted, heeded
 
 GROUPS = [group([0, 5], [[6, 1], [7, 8, 1]])]
 FINE = [[1.0, 2.0]]
@@ -24,7 +24,7 @@ LONG = 20.0
 
 
 def values(function, **kwargs):
-    return FunctionReward("mine", function, **kwargs).values(GROUPS)
+    return [[judgement.value for judgement in row] for row in FunctionReward("mine", function, **kwargs).judge(GROUPS)]
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def in_short():
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The pauses between tries, which nobody makes."""
+    """The pauses between tries, recorded and not made."""
     made: list[float] = []
     monkeypatch.setattr("tether.rewards.supervision.pause", made.append)
     return made
@@ -107,7 +107,7 @@ async def awaits(completions):
 
 
 async def sleeps_within_a_coroutine(completions):
-    time.sleep(0.5)  # the thread goes on for so long
+    time.sleep(0.5)  # the thread still runs
 
 
 HANGING = [
@@ -118,7 +118,7 @@ HANGING = [
 @pytest.mark.parametrize("function", HANGING)
 def test_past_the_deadline(function):
     with pytest.raises(
-        RewardError, match=r"^reward 'mine' did not return within 0.1 s; raise --reward-deadline or mend it$"
+        RewardError, match=r"^reward 'mine' did not return within 0.1 s; raise --reward-deadline or make it faster$"
     ):
         values(function, deadline=0.1)
 
@@ -194,7 +194,7 @@ def test_a_deadline_elsewhere_is_refused():
     thread = threading.Thread(target=body)
     thread.start()
     thread.join()
-    assert errors == ["a deadline can be kept in the main thread only; call from there, or set none"]
+    assert errors == ["a deadline works in the main thread only; call from there, or set none"]
 
 
 # -- retries --------------------------------------------------------------------------------------------------------

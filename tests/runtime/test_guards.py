@@ -53,7 +53,8 @@ def spoil_policy(state):
 
 
 def spoil_reference(state):
-    set_weight(state.reference, float("nan"))
+    with state.reference.model() as reference:
+        set_weight(reference, float("nan"))
 
 
 def spoil_critic(state):
@@ -98,7 +99,7 @@ def test_a_poisoned_critic_stops_ppo(here, tiny, poison, capfd):
     [
         "sft --data texts.jsonl --batch-size 2",
         f"grpo {RUN.removesuffix(' --out out')}",
-        "rejection-sampling --prompts p.jsonl --reward r.py:fn --samples-per-prompt 2 --max-new-tokens 4 --rounds 3",
+        "rejection-sampling --prompts p.jsonl --reward r.py:fn --group-size 2 --max-new-tokens 4 --rounds 3",
     ],
     ids=["sft", "grpo", "rejection-sampling"],
 )

@@ -1,36 +1,34 @@
-"""A run that was interrupted goes on with the same numbers, and says so where it cannot."""
+"""An interrupted run resumes with the numbers of an uninterrupted one, or says why it cannot."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import threading
 from pathlib import Path
 
-import pyarrow.parquet
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from commandline import read_rows, tether, workspace, write_rows
-from tether.algorithms import optimise, sft
+from commandline import numbers, read_rows, tether, workspace, write_rows
+from runs import LINES, SAMPLED
+from tether.algorithms import sft
 from tether.models.loading import load_policy
-from tether.runtime.checkpoint import Checkpoints, Kept, Place
+from tether.runtime.checkpoint import Checkpoints, Kept, RunPosition
 from tether.runtime.directory import read_metrics
-from tether.runtime.loops import TIMINGS
-from tether.runtime.state import Snapshot, restore
+from tether.runtime.state import RunState, Snapshot, restore
 
-TASK = "--prompts p.jsonl --reward r.py:fn --prompts-per-step 2 --max-new-tokens 5"
-LINES = {
-    "sft": "sft --data texts.jsonl --eval-data held_texts.jsonl --batch-size 2 --epochs 2",
-    "reward": "reward --pairs pairs.jsonl --batch-size 4 --epochs 2 --evals-per-epoch 2 --patience 0",
-    "rejection-sampling": "rejection-sampling --prompts p.jsonl --reward r.py:fn --samples-per-prompt 3 --rounds 2 "
-    "--batch-size 2 --epochs 2 --max-new-tokens 5",
-    "ppo": f"ppo {TASK} --group-size 2 --minibatches 2 --kl-target 0.1 --steps 5 --critic-trunk",
-    "grpo": f"grpo {TASK} --group-size 3 --minibatches 2 --epochs-per-step 2 --refills 1 --steps 5",
+TASK = f"{SAMPLED} --prompts-per-step 2 --max-new-tokens 5"
+LONGER = {
+    "sft": f"{LINES['sft']} --eval-data held_texts.jsonl",
+    "reward": f"{LINES['reward']} --batch-size 4 --epochs 2 --evals-per-epoch 2 --patience 0",
+    "rejection-sampling": f"{LINES['rejection-sampling']} --rounds 2 --epochs 2",
+    "ppo": f"{LINES['ppo']} --adaptive-kl-target 0.1 --critic-trunk",
+    "grpo": f"{LINES['grpo']} --group-size 3 --dynamic-sampling 1",
 }
+"""With all that a state may hold."""
 
 
 @pytest.fixture(autouse=True)
@@ -41,81 +39,48 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def stop_at(monkeypatch):
-    """Ask the process to stop at the n-th optimiser step, by a signal as a scheduler would send it."""
+def stop_at():
+    """Send the process a signal before the n-th optimizer step from now, as a scheduler would."""
+    hooks = []
 
     def at(n, *, number=signal.SIGTERM):
-        step, calls = optimise.optimiser_step, []
+        calls = []
 
-        def stopping(*arguments, **options):
+        def stopping(*_):
             calls.append(1)
             if len(calls) == n:
                 os.kill(os.getpid(), number)
-            return step(*arguments, **options)
 
-        monkeypatch.setattr(optimise, "optimiser_step", stopping)
+        while hooks:
+            hooks.pop().remove()
+        hooks.append(register_optimizer_step_pre_hook(stopping))
 
-    return at
-
-
-def untimed(rows):
-    return [{name: value for name, value in row.items() if not name.startswith(TIMINGS)} for row in rows]
-
-
-def result(path):
-    """All that a run leaves which does not depend on the hour."""
-    found = {name: untimed(read_rows(path / name)) for name in ("metrics.jsonl", "sft.jsonl") if (path / name).exists()}
-    if (path / "selected.jsonl").exists():
-        found["selected"] = read_rows(path / "selected.jsonl")
-    found["rollouts"] = [
-        pyarrow.parquet.read_table(file).to_pylist() for file in sorted((path / "rollouts").glob("*.parquet"))
-    ]
-    summary = json.loads((path / "summary.json").read_text())
-    summary.pop("seconds")
-    found["summary"] = {**summary, "last": untimed([summary["last"]]) if "last" in summary else None}
-    return found
+    yield at
+    for hook in hooks:
+        hook.remove()
 
 
-def differences(one, other, at=""):
-    """Where two nested results differ, so that a failure can be read."""
-    if type(one) is not type(other) or (isinstance(one, list | dict) and len(one) != len(other)):
-        return [(at, one, other)]
-    if isinstance(one, dict):
-        return [found for name in one for found in differences(one[name], other.get(name), f"{at}/{name}")]
-    if isinstance(one, list):
-        return [
-            found for i, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{at}/{i}")
-        ]
-    return [] if one == other else [(at, one, other)]
-
-
-def assert_same_run(one, other):
-    assert differences(result(one), result(other)) == []
-    weights, others = (load_file(path / "model" / "model.safetensors") for path in (one, other))
-    assert all(torch.equal(weight, others[name]) for name, weight in weights.items())
-
-
-def optimiser_steps(path):
+def optimizer_steps(path):
     rows = read_rows(path / "sft.jsonl") if (path / "sft.jsonl").exists() else read_rows(path / "metrics.jsonl")
-    return int(sum(row.get("optimiser_steps", 1) for row in rows))
+    return int(sum(row.get("optimizer_steps", 1) for row in rows))
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_a_signal_within_a_step_is_75_and_the_run_goes_on_as_if_nothing_had_happened(name, here, tiny, stop_at, capfd):
-    line = f"{LINES[name]} --quiet --model {tiny}"
+@pytest.mark.parametrize("name", LONGER)
+def test_a_signal_within_a_step_exits_with_75_and_the_resumed_run_is_an_uninterrupted_one(
+    name, here, tiny, stop_at, capfd
+):
+    line = f"{LONGER[name]} --quiet --model {tiny}"
     assert tether(f"{line} --out whole") == 0
-    steps = {"grpo": 20, "ppo": 20}.get(name) or optimiser_steps(here / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(steps // 2 + 1)
-        assert tether(f"{line} --out cut") == 75
-        assert "stopped by SIGTERM" in capfd.readouterr().err
-        assert not (here / "cut" / "summary.json").exists()
-        patch.undo()
-        stop_at(3, number=signal.SIGINT)  # and once more, soon after
-        assert tether("resume cut") == 75
+    steps = {"grpo": 16, "ppo": 16}.get(name) or optimizer_steps(here / "whole")
+    stop_at(steps // 2 + 1)
+    assert tether(f"{line} --out cut") == 75
+    assert "stopped by SIGTERM" in capfd.readouterr().err
+    assert not (here / "cut" / "summary.json").exists()
+    stop_at(3, number=signal.SIGINT)  # and once more, soon after
+    assert tether("resume cut") == 75
     stop_at(10**9)
     assert tether("resume cut") == 0
-    assert_same_run(here / "whole", here / "cut")
+    assert numbers(here / "cut") == numbers(here / "whole")
     assert not list((here / "cut").rglob(".*"))
     assert not [path for path in (here / "cut" / "checkpoints").iterdir() if "." in path.name]
     assert tether("resume cut") == 0
@@ -125,45 +90,39 @@ def test_a_signal_within_a_step_is_75_and_the_run_goes_on_as_if_nothing_had_happ
 @pytest.mark.parametrize(
     "options",
     [
-        "--dtype bfloat16",  # whose optimiser moves float32 masters
-        "--products bfloat16 --checkpoint-activations",  # whose layers keep rounded copies of their weights
+        "--dtype bfloat16",  # whose optimizer moves float32 masters
+        "--matmul-dtype bfloat16 --checkpoint-activations",  # whose layers keep rounded copies of their weights
         "--top-k-tokens 20 --target-kl 0.001 --epochs-per-step 3 --whiten-rewards",
     ],
 )
-def test_other_kinds_of_weights_and_updates_go_on_as_well(options, here, tiny, stop_at):
-    line = f"{LINES['ppo']} {options} --quiet --save-every 2 --model {tiny}"
+def test_other_kinds_of_weights_and_updates_resume_too(options, here, tiny, stop_at):
+    line = f"{LONGER['ppo']} {options} --quiet --save-every 2 --model {tiny}"
     assert tether(f"{line} --out whole") == 0
     stop_at(6)
     assert tether(f"{line} --out cut") == 75
     assert tether("resume cut") == 0
-    assert_same_run(here / "whole", here / "cut")
+    assert numbers(here / "cut") == numbers(here / "whole")
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", LONGER)
 def test_the_same_seed_gives_the_same_numbers_however_often_it_saves(name, here, tiny):
     budget = "" if name in ("sft", "reward") else "--max-rows 3"
-    assert tether(f"{LINES[name]} --quiet --save-every 0 --model {tiny} --out one") == 0
-    assert tether(f"{LINES[name]} --quiet --save-every 1 --model {tiny} --out other {budget}") == 0
-    one, other = result(here / "one"), result(here / "other")
-    for rows in (one, other):  # of the engine's places, which --max-rows decides
-        for row in [*rows["metrics.jsonl"], *rows["summary"]["last"]] if rows["summary"]["last"] else []:
-            for figure in ("sampling/slot_occupancy", "sampling/cache_gib"):
-                row.pop(figure, None)
-    assert differences(one, other) == []
-    weights, others = (load_file(here / path / "model" / "model.safetensors") for path in ("one", "other"))
-    assert all(torch.equal(weight, others[key]) for key, weight in weights.items())
+    assert tether(f"{LONGER[name]} --quiet --save-every 0 --model {tiny} --out one") == 0
+    assert tether(f"{LONGER[name]} --quiet --save-every 1 --model {tiny} --out other {budget}") == 0
+    slots = ("sampling/slot_occupancy", "sampling/cache_gib")  # of the engine, which --max-rows decides
+    assert numbers(here / "one", without=slots) == numbers(here / "other", without=slots)
 
 
 @pytest.mark.parametrize("name", ["ppo", "grpo", "rejection-sampling"])
-def test_the_first_step_goes_on_with_what_it_has_sampled(name, here, tiny, stop_at):
+def test_the_first_step_resumes_with_what_it_has_sampled(name, here, tiny, stop_at):
     """Its weights have moved, so sampling again would give something else."""
-    line = f"{LINES[name]} --quiet --model {tiny}"
+    line = f"{LONGER[name]} --quiet --model {tiny}"
     assert tether(f"{line} --out whole") == 0
     stop_at(2)
     assert tether(f"{line} --out cut") == 75
     assert [path.name for path in (here / "cut" / "checkpoints").iterdir()] == ["step_000000.01"]
     assert tether("resume cut") == 0
-    assert_same_run(here / "whole", here / "cut")
+    assert numbers(here / "cut") == numbers(here / "whole")
 
 
 def test_rollouts_that_were_paid_for_are_not_sampled_or_scored_again(here, tiny, stop_at, capfd):
@@ -173,7 +132,7 @@ def test_rollouts_that_were_paid_for_are_not_sampled_or_scored_again(here, tiny,
         "        calls.write('x')\n"
         "    return [float(len(c) % 5) for c in completions]\n"
     )
-    line = LINES["grpo"].replace("r.py", "counted.py").replace("--refills 1", "")
+    line = LONGER["grpo"].replace("r.py", "counted.py").replace("--dynamic-sampling 1", "--steps 5")
     stop_at(4 * 3 + 2)  # in the fourth step
     assert tether(f"{line} --quiet --save-every 0 --out cut --model {tiny}") == 75
     assert (here / "calls").read_text() == "x" * 4
@@ -181,15 +140,15 @@ def test_rollouts_that_were_paid_for_are_not_sampled_or_scored_again(here, tiny,
     assert (here / "calls").read_text() == "x" * 5
 
 
-def test_a_run_without_a_checkpoint_begins_again_with_what_it_has_paid_for(here, tiny, monkeypatch):
-    line = f"{LINES['ppo']} --quiet --save-every 0 --model {tiny}"
+def test_a_run_without_a_checkpoint_starts_again_with_the_same_numbers(here, tiny, monkeypatch):
+    line = f"{LONGER['ppo']} --quiet --save-every 0 --model {tiny}"
     assert tether(f"{line} --out whole") == 0
     shutil.copytree(here / "whole", here / "cut")
     for name in ("checkpoints", "model", "summary.json"):
         target = here / "cut" / name
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert tether("resume cut") == 0
-    assert_same_run(here / "whole", here / "cut")
+    assert numbers(here / "cut") == numbers(here / "whole")
 
 
 @pytest.fixture
@@ -203,8 +162,8 @@ def half(here, tiny, stop_at):
 
 def test_a_corrupt_checkpoint_is_named_and_passed_over(half, here, tiny, capfd):
     names = sorted(path.name for path in (half / "checkpoints").iterdir())
-    assert names == ["step_000004", "step_000005", "step_000005.01"]
-    newest, before = (Path("half/checkpoints") / name for name in reversed(names[1:]))
+    assert names == ["step_000003", "step_000004", "step_000005", "step_000005.01"]
+    newest, before = (Path("half/checkpoints") / name for name in reversed(names[-2:]))
     content = bytearray((newest / "tensors.safetensors").read_bytes())
     content[-1] ^= 1
     (newest / "tensors.safetensors").write_bytes(content)
@@ -215,16 +174,16 @@ def test_a_corrupt_checkpoint_is_named_and_passed_over(half, here, tiny, capfd):
         said.split()
     )
     assert f"{before}: corrupt: model/model.safetensors is missing" in " ".join(said.split())
-    assert "going on from step 4" in said
+    assert "resuming from step 4" in said
     assert [row["step"] for row in read_metrics(half)] == list(range(1, 9))
     assert tether(f"ppo {TASK} --quiet --steps 8 --save-every 1 --out whole --model {tiny}") == 0
-    assert_same_run(half, here / "whole")
+    assert numbers(here / "whole") == numbers(half)
 
 
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [
-        ("--steps 9", "steps (8 -> 9); go on with the new ones by --allow"),
+        ("--steps 9", "steps (8 -> 9); resume with the new ones by --allow"),
         ("--kl-coef 0.5 --allow", "kl_coef (0.05 -> 0.5); kl_coef cannot change in a run"),
         ("--seed 3 --steps 9 --allow", "seed (0 -> 3); seed cannot change in a run"),
         ("--nonsense 3", "unknown option --nonsense"),
@@ -284,14 +243,26 @@ def test_what_is_no_run_cannot_be_resumed(where, here, capfd):
     assert "no run to resume" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(("line", "found"), [("", 1), ("format: 1\n", 1), ("format: 3\n", 3)])
+def test_a_run_of_another_version_is_refused(line, found, half, capfd):
+    config = half / "config.yaml"
+    config.write_text(config.read_text().replace("format: 2\n", line))
+    assert tether("resume half") == 2
+    (said,) = capfd.readouterr().err.splitlines()[-1:]
+    assert said == (
+        f"tether resume: half: made by another version of tether (format {found}; this one resumes format 2); "
+        "begin a new run"
+    )
+
+
 def test_two_runs_in_one_directory(half, here, tiny, capfd):
     from tether.runtime.lock import Lock
 
     lock = Lock(half)
     assert tether("resume half") == 2
-    assert f"process {os.getpid()} is at work here" in capfd.readouterr().err
+    assert f"in use by process {os.getpid()}" in capfd.readouterr().err
     assert tether(f"ppo {TASK} --quiet --steps 1 --overwrite --out half --model {tiny}") == 2
-    assert f"process {os.getpid()} is at work here" in capfd.readouterr().err
+    assert f"in use by process {os.getpid()}" in capfd.readouterr().err
     lock.release()
     assert tether("resume half") == 0
 
@@ -303,18 +274,18 @@ def test_a_time_limit_stops_and_resumes(here, tiny, capfd):
         "    time.sleep(0.2)\n"
         "    return [float(len(c) % 5) for c in completions]\n"
     )
-    line = LINES["ppo"].replace("r.py", "slow.py")
+    line = LONGER["ppo"].replace("r.py", "slow.py")
     assert tether(f"{line} --quiet --stop-after 0.5s --out cut --model {tiny}") == 75
     assert "stopped by its time limit" in capfd.readouterr().err
     assert tether("resume cut --stop-after 1h") == 0
-    assert tether(f"{LINES['ppo']} --quiet --out whole --model {tiny}") == 0
-    assert_same_run(here / "whole", here / "cut")
+    assert tether(f"{LONGER['ppo']} --quiet --out whole --model {tiny}") == 0
+    assert numbers(here / "cut") == numbers(here / "whole")
 
 
 def test_a_signal_during_the_reward_takes_effect_at_once(here, tiny, capfd):
     (here / "hung.py").write_text("import time\ndef fn(completions, **_):\n    time.sleep(60)\n")
     threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-    assert tether(f"{LINES['grpo'].replace('r.py', 'hung.py')} --quiet --out cut --model {tiny}") == 75
+    assert tether(f"{LONGER['grpo'].replace('r.py', 'hung.py')} --quiet --out cut --model {tiny}") == 75
     assert "stopped by SIGTERM in step 1" in capfd.readouterr().err
 
 
@@ -334,7 +305,7 @@ def test_a_state_that_moves_on_while_it_is_written_is_saved_as_it_was(here, tiny
     may_write, write = threading.Event(), Snapshot.write
     monkeypatch.setattr(Snapshot, "write", lambda *given: may_write.wait() and write(*given))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    checkpoints.save(state, Place(step=1, sizes={}, config={}, seconds=0.0), within_step=False)
+    checkpoints.save(RunState(state), RunPosition(step=1, sizes={}, config={}, seconds=0.0), within_step=False)
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()
@@ -342,6 +313,6 @@ def test_a_state_that_moves_on_while_it_is_written_is_saved_as_it_was(here, tiny
     may_write.set()
     checkpoints.close()
     found, _ = checkpoints.newest()
-    restore(state, found.path)
+    restore(RunState(state), found.path)
     assert state.step == 0
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())

@@ -16,10 +16,12 @@ from tether.runtime import state as states
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import pick_device
 from tether.runtime.directory import RunDirectory, read_metrics
-from tether.runtime.files import whole
+from tether.runtime.files import atomic_write
 from tether.runtime.journal import Journal
-from tether.runtime.loops import Recorder
 from tether.runtime.progress import ProgressLine
+from tether.runtime.recorder import Recorder
+from tether.runtime.state import RunState
+from tether.types import StepResult
 
 LINE = "ppo --prompts p.jsonl --reward r.py:fn --steps 5 --prompts-per-step 2 --group-size 2 --max-new-tokens 4"
 
@@ -35,7 +37,7 @@ def run(tmp_path_factory, tiny):
     return here / "out"
 
 
-def test_metrics_are_a_row_a_step_in_the_fields_names(run):
+def test_metrics_are_one_row_per_step_in_the_fields_names(run):
     rows = read_rows(run / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
     names = {
@@ -47,29 +49,31 @@ def test_metrics_are_a_row_a_step_in_the_fields_names(run):
     assert all(row["step_time"] > 0 for row in rows)
 
 
-def test_rollouts_are_a_row_a_completion(run):
+def test_rollouts_are_one_row_per_completion(run):
     assert [path.name for path in (run / "rollouts").iterdir()] == ["step_000003.parquet"]
     rows = pyarrow.parquet.read_table(run / "rollouts" / "step_000003.parquet").to_pylist()
     assert len(rows) == 4
     assert rows[0].keys() == {
-        "step", "prompt", "completion", "completion_ids", "logprobs", "finish", "weights_version", "score", "reward/fn",
+        "step", "prompt", "completion", "completion_ids", "mask", "sampler_logp", "finish_reason",
+        "weights_version", "score", "reward/fn",
     }  # fmt: skip
-    assert all(len(row["completion_ids"]) == len(row["logprobs"]) for row in rows)
+    assert all(len(row["completion_ids"]) == len(row["sampler_logp"]) for row in rows)
+    assert all(row["mask"] == [True] * len(row["completion_ids"]) for row in rows)
     assert {row["weights_version"] for row in rows} == {2}
     mean = sum(row["score"] for row in rows) / len(rows)
     assert read_rows(run / "metrics.jsonl")[2]["reward"] == pytest.approx(mean)
 
 
-def test_checkpoints_are_made_every_n_steps_and_at_the_end(run):
+def test_checkpoints_are_written_every_n_steps_and_at_the_end(run):
     found = sorted((run / "checkpoints").iterdir())
     assert [path.name for path in found] == ["step_000002", "step_000004", "step_000005"]
     for path in found:
         assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "model", "state.json", "tensors.safetensors"]
-    state = json.loads((found[0] / "state.json").read_text())
+    state = json.loads((found[0] / "state.json").read_text())["algorithm"]
     assert (state["step"], state["cursor"]["position"]) == (2, 4)
     tensors = load_file(found[0] / "tensors.safetensors")
-    assert "critic.head.weight" in tensors
-    assert any(name.startswith("optimiser.") and name.endswith("exp_avg") for name in tensors)
+    assert "algorithm.critic.head.weight" in tensors
+    assert any(name.startswith("algorithm.optimizer.") and name.endswith("exp_avg") for name in tensors)
 
 
 def test_the_last_checkpoint_holds_the_weights_of_the_model(run):
@@ -91,7 +95,7 @@ def test_the_summary_says_how_it_ended(run):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_what_is_interrupted_is_not_there(tmp_path, make, error):
     def interrupted():
-        with whole(tmp_path / "target") as partial:
+        with atomic_write(tmp_path / "target") as partial:
             make(partial)
             raise error
 
@@ -103,11 +107,11 @@ def test_what_is_interrupted_is_not_there(tmp_path, make, error):
 def test_what_was_there_survives_an_interruption_and_is_replaced_otherwise(tmp_path):
     target = tmp_path / "target"
     target.write_text("old")
-    with pytest.raises(RunError, match="No such file"), whole(target) as partial:
+    with pytest.raises(RunError, match="No such file"), atomic_write(target) as partial:
         partial.with_name("no").joinpath("where").write_text("new")
     assert target.read_text() == "old"
     (tmp_path / ".target.partial").write_text("left by a process that was killed")
-    with whole(target) as partial:
+    with atomic_write(target) as partial:
         assert not partial.exists()
         partial.write_text("new")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["new"]
@@ -132,10 +136,10 @@ def test_a_directory_is_made_with_its_first_row(tmp_path):
     directory.log({"step": 1.0})
     directory.log({"step": 2.0})
     assert read_metrics(directory.path) == [{"step": 1.0}, {"step": 2.0}]
-    assert (directory.path / "config.yaml").read_text() == "command: test\nseed: 1\n"
+    assert (directory.path / "config.yaml").read_text() == "format: 2\ncommand: test\nseed: 1\n"
 
 
-def test_what_a_run_left_that_was_killed_while_it_made_its_directory_is_in_nobodys_way(tmp_path):
+def test_what_a_run_left_that_was_killed_while_it_made_its_directory_is_replaced(tmp_path):
     (tmp_path / "run").mkdir()
     for name in ("data.json", ".fingerprints.json.partial", ".lock"):
         (tmp_path / "run" / name).write_text("half")
@@ -145,7 +149,7 @@ def test_what_a_run_left_that_was_killed_while_it_made_its_directory_is_in_nobod
     assert not (tmp_path / "run" / ".fingerprints.json.partial").exists()
 
 
-def test_a_place_taken_meanwhile_is_left_alone(tmp_path):
+def test_a_directory_taken_meanwhile_is_not_touched(tmp_path):
     directory = RunDirectory(tmp_path / "run", {})
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.tex").write_text("years of work")
@@ -162,13 +166,14 @@ def test_a_metric_that_is_not_finite_is_named_and_not_written(tmp_path, value):
         checkpoints=Checkpoints(directory.path, None, Kept(last=1, best=None)),
         journal=Journal(directory),
         progress=ProgressLine("ppo", 2, quiet=True),
+        state=RunState(None),
         device=torch.device("cpu"),
         matrix_rate=1e9,
     )
     row = {"num_tokens": 4.0, "flops/update": 1e3, "time/update": 0.1}
-    recorder.record(1, {**row, "kl": 0.5}, None)
+    recorder.record(1, StepResult(metrics={**row, "kl": 0.5}))
     with pytest.raises(GuardError, match=r"ppo step 2: kl is not finite"):
-        recorder.record(2, {**row, "kl": value}, None)
+        recorder.record(2, StepResult(metrics={**row, "kl": value}))
     assert [row["kl"] for row in read_metrics(directory.path)] == [0.5]
 
 

@@ -1,0 +1,31 @@
+"""The command line per training command, for the files of :func:`commandline.workspace`.
+
+They need ``--model`` and ``--out``. A flag that follows takes the place of the same flag in a line.
+"""
+
+from __future__ import annotations
+
+SAMPLED = "--prompts p.jsonl --reward r.py:fn"
+STEPS = "--prompts-per-step 2 --group-size 2 --minibatches 2 --epochs-per-step 2 --max-new-tokens 5 --steps 4"
+LINES = {
+    "sft": "sft --data texts.jsonl --batch-size 2 --epochs 4",
+    "reward": "reward --pairs pairs.jsonl --batch-size 6 --epochs 3 --evals-per-epoch 1",
+    "rejection-sampling": f"rejection-sampling {SAMPLED} --group-size 3 --rounds 3 --batch-size 2 --max-new-tokens 5",
+    "ppo": f"ppo {SAMPLED} {STEPS}",
+    "grpo": f"grpo {SAMPLED} {STEPS}",
+}
+"""Several steps, each of several optimizer steps: what is needed to stop in the middle of one. Below a second each."""
+
+HELD_OUT = "--eval-prompts held_prompts.jsonl"
+LONG_STEPS = f"{HELD_OUT} --max-new-tokens 8 --prompts-per-step 4"
+STRUCK = {
+    "sft": f"{LINES['sft']} --eval-data held_texts.jsonl --epochs 8",
+    "reward": f"{LINES['reward']} --batch-size 4 --epochs 7 --evals-per-epoch 2 --patience 0",
+    "rejection-sampling": f"{LINES['rejection-sampling']} {HELD_OUT} --max-new-tokens 8 --group-size 4 --top-k 2 "
+    "--epochs 2",
+    "ppo": f"{LINES['ppo']} {LONG_STEPS} --group-size 1 --steps 16 --kl-coef 0.1 --adaptive-kl-target 0.5 "
+    "--adaptive-kl-horizon 50 --target-kl 0.05",
+    "grpo": f"{LINES['grpo']} {LONG_STEPS} --group-size 3 --steps 12 --dynamic-sampling 1",
+}
+"""A second or three each, with everything that a state may hold: epochs, evaluations, the best weights so far, rounds,
+an adaptive KL coefficient, passes that stop early, dynamic sampling."""
