@@ -201,7 +201,7 @@ class Checkpoints:
     def finish(self) -> None:
         """Remove those within a step, which nothing resumes once the run is finished."""
         with writing(self.directory):
-            for _, part, path in self.names()[:-1]:
+            for _, part, path in self.names():
                 if part:
                     discard(path)
 
