@@ -58,9 +58,9 @@ def test_rollout_figures_of_parts_are_those_of_the_whole():
 
 def test_whitening_is_over_all_ranks():
     x, mask = torch.randn(6, 5), torch.rand(6, 5) > 0.3
-    expected = whiten(x, mask, shift_mean=True)
+    expected = whiten(x, mask)
     rows = [slice(0, 2), slice(2, 6)]
-    found = on_ranks(2, lambda w: whiten(x[rows[w.rank]], mask[rows[w.rank]], shift_mean=True, across=w.sum))
+    found = on_ranks(2, lambda w: whiten(x[rows[w.rank]], mask[rows[w.rank]], across=w.sum))
     torch.testing.assert_close(torch.cat(found), expected)
 
 

@@ -103,15 +103,14 @@ class Sampling:
         ConfigError.unless(checks)
 
     @property
+    def cuts_support(self) -> bool:
+        """Whether some tokens cannot be drawn in any state, however the policy changes: by top-k, top-p or min-p."""
+        return bool(self.top_k_tokens) or self.top_p < 1 or self.min_p > 0
+
+    @property
     def truncated(self) -> bool:
         """Whether the sampler draws from less than the policy's tempered softmax, so that their log-probs differ."""
-        return (
-            self.temperature == 0
-            or bool(self.top_k_tokens)
-            or self.top_p < 1
-            or self.min_p > 0
-            or self.min_new_tokens > 0
-        )
+        return self.temperature == 0 or self.cuts_support or self.min_new_tokens > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from helpers import FunctionScorer, group, random_groups, scored
-from tether.algorithms import grpo
+from tether.algorithms import grpo, ppo
 from tether.algorithms.optimise import Optim
+from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import accumulate_minibatch
 from tether.algorithms.rollouts import batch_of, policy_logprobs, rollout_figures
 from tether.errors import ConfigError
@@ -45,7 +46,7 @@ def setting(tiny, **options):
     ids=["grpo", "dapo", "dr-grpo", "rloo", "gspo"],
 )
 def test_a_few_steps_raise_the_reward_in_every_variant(tiny, options):
-    state, engine, config = setting(tiny, kl_coef=0.01, **options)
+    state, engine, config = setting(tiny, kl_coef=0.001, **options)
     rows = [
         grpo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(letters), config=config).metrics
         for _ in range(12)
@@ -136,7 +137,9 @@ def test_on_policy_the_sequence_ratio_has_the_gradient_of_the_token_ratio(tiny):
     groups = random_groups(2, 3)
     batch = batch_of(groups, torch.device("cpu"))
     logp = policy_logprobs(model, batch, temperature=1.0, token_budget=1000)
-    experience = grpo.Experience(batch=batch, old_logp=logp, ref_logp=logp, advantages=torch.randn(6))
+    experience = grpo.Experience(
+        batch=batch, old_logp=logp, ref_logp=logp, advantages=torch.randn(6), kl_weight=torch.zeros(6)
+    )
     state = grpo.State.create(model, grpo.Config(), prompts=1, total_steps=1, seed=0)
     found = []
     for level in ("token", "sequence"):
@@ -178,3 +181,34 @@ def test_rollout_figures_by_hand():
 def test_options_that_cannot_work_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         grpo.Config(**options)
+
+
+def test_the_price_of_the_kl_in_both_units(tiny):
+    """Two groups with Bessel std 1 and 3, one with none: in units of the reward each pays kl_coef per nat."""
+    model, _ = load_policy(tiny)
+    totals = [[1.0, 2.0, 3.0], [0.0, 3.0, 6.0], [4.0, 4.0, 4.0]]
+    groups = [scored(group((0, 5 + i), [(7, 1), (8, 1), (9, 1)]), row) for i, row in enumerate(totals)]
+
+    def collected(**options):
+        config = grpo.Config(group_size=3, kl_coef=0.2, **options)
+        state = grpo.State.create(model, config, prompts=3, total_steps=1, seed=0)
+        clock = PhaseClock(model.device)
+        update = grpo.collect(state, groups, config=config, where="test", world=ALONE, clock=clock)
+        return update.experience.kl_weight.view(3, 3)[:, 0].tolist(), update.metrics["kl_coef/effective"]
+
+    weights, price = collected()
+    assert weights == pytest.approx([0.2, 0.2 / 3, 0.2 / 5**0.5], rel=1e-3)
+    assert price == pytest.approx(0.2)
+    weights, price = collected(kl_units="advantage")
+    assert weights == pytest.approx([0.2] * 3)
+    assert price == pytest.approx(0.2 * (1 + 3 + 5**0.5) / 3, rel=1e-3)
+    assert collected(advantage_scale="none")[0] == pytest.approx([0.2] * 3)
+
+
+@pytest.mark.parametrize("options", [{"top_p": 0.9}, {"top_k_tokens": 4}, {"min_p": 0.05}])
+@pytest.mark.parametrize("algorithm", [grpo, ppo], ids=["grpo", "ppo"])
+def test_training_on_a_truncated_distribution_is_refused_unless_it_is_allowed(algorithm, options):
+    with pytest.raises(ConfigError, match=r"never come back; leave them out, or give --allow-truncated-sampling"):
+        algorithm.Config(sampling=Sampling(**options))
+    algorithm.Config(sampling=Sampling(**options), allow_truncated_sampling=True)
+    algorithm.Config(sampling=Sampling(min_new_tokens=3))

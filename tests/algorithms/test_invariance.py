@@ -100,6 +100,7 @@ def grpo_experience(groups, policy):
         old_logp=-2 + torch.randn(shape, generator=generator),
         ref_logp=-2 + torch.randn(shape, generator=generator),
         advantages=torch.randn(shape[0], generator=generator),
+        kl_weight=torch.rand(shape[0], generator=generator),
     )
 
 

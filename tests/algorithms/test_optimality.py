@@ -80,6 +80,8 @@ CASES = {
     "grpo-k2": (grpo, {"advantage_scale": "none", "kl_estimator": "k2"}, "reverse"),
     "grpo-k3_corrected": (grpo, {"advantage_scale": "none", "kl_estimator": "k3_corrected"}, "reverse"),
     "grpo-k3": (grpo, {"advantage_scale": "none", "kl_estimator": "k3"}, "forward"),
+    "grpo-group": (grpo, {"advantage_scale": "group"}, "reverse"),
+    "grpo-batch": (grpo, {"advantage_scale": "batch"}, "reverse"),
 }
 
 
@@ -99,6 +101,14 @@ def test_the_tokenwise_kl_of_the_paper_lands_elsewhere(problem):
     space, optima = problem
     found = train(grpo, space, advantage_scale="none", kl_estimator="k2", kl_level="token")
     assert total_variation(found, optima["reverse"]) > TOLERANCE
+
+
+@pytest.mark.slow
+def test_in_units_of_the_advantage_the_standard_deviation_unties_the_kl(problem):
+    """The paper's form: sigma falls as the policy improves, so the KL weighs less and less, and nothing holds it."""
+    space, optima = problem
+    found = train(grpo, space, advantage_scale="group", kl_units="advantage")
+    assert total_variation(found, optima["reverse"]) > 0.5
 
 
 TWO_TURNS = {

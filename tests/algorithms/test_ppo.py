@@ -86,7 +86,7 @@ def test_sampler_logprobs_are_the_policys_unless_sampling_is_truncated(tiny):
 def test_the_gap_to_the_sampler_is_not_made_up(tiny):
     """With a truncated distribution the old log-probs are the trainer's own, and a gap of 0 would say nothing."""
     state, engine, config = state_and_engine(tiny)
-    config = replace(config, sampling=Sampling(max_new_tokens=4, top_k_tokens=5))
+    config = replace(config, sampling=Sampling(max_new_tokens=4, top_k_tokens=5), allow_truncated_sampling=True)
     metrics = ppo.step(state, PROMPTS, generator=engine, scorer=FunctionScorer(letters), config=config).metrics
     assert not any(name.startswith("sampling/logprob_gap") for name in metrics)
 

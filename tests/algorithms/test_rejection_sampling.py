@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -112,6 +114,8 @@ def test_rounds_raise_the_reward_and_the_control_does_not(tiny):
     assert first["kl/selection_bound"] == pytest.approx(1.2044, abs=1e-3)  # log 8 - 7/8
     assert first["reward/gain"] == pytest.approx(first["reward/selected"] - first["reward"])
     assert first["reward/gain"] > 0.1
+    bounds = [one.metrics["kl/selection_bound"] for one in rounds]
+    assert bounds == pytest.approx([math.log(8**r) - (1 - 8**-r) for r in (1, 2, 3)])  # best of 8, 64, 512
     assert rounds[2].metrics["kl"] > 0.3
     control, _ = run(tiny, select="random")
     assert "kl/selection_bound" not in control[0].metrics

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
+from tether.ops.advantages import (
+    batch_standardised,
+    centred,
+    group_standardised,
+    leave_one_out,
+    reward_spread,
+    zero_variance,
+)
 
 REWARDS = torch.tensor([[1.0, 2.0, 3.0], [5.0, 5.0, 5.0]])
 
@@ -58,3 +65,20 @@ def test_one_completion_has_no_siblings():
     for advantage in (leave_one_out, group_standardised, batch_standardised):
         with pytest.raises(ValueError, match="at least 2"):
             advantage(torch.ones(1, 1))
+
+
+def test_the_spread_that_divides_the_rewards_by_hand():
+    """Bessel stds 1 and 3 of two groups; the third has none, and gets their root mean square, sqrt(5)."""
+    rewards = torch.tensor([[1.0, 2.0, 3.0], [0.0, 3.0, 6.0], [4.0, 4.0, 4.0]])
+    assert reward_spread(rewards, "group", eps=0.0).tolist() == pytest.approx([1.0, 3.0, 5**0.5])
+    assert reward_spread(rewards, "none").tolist() == [1.0] * 3
+    std = (2 * (1 + 9) / 8) ** 0.5  # of -1, 0, 1, -3, 0, 3, 0, 0, 0
+    assert reward_spread(rewards, "batch", eps=0.0).tolist() == pytest.approx([std] * 3)
+    for scale in ("group", "batch"):  # what divides the rewards where there is something to divide
+        standardised = {"group": group_standardised, "batch": batch_standardised}[scale](rewards)
+        torch.testing.assert_close(centred(rewards) / reward_spread(rewards, scale).unsqueeze(1), standardised)
+
+
+@pytest.mark.parametrize("scale", ["group", "batch"])
+def test_where_no_group_has_a_spread_it_is_one(scale):
+    assert reward_spread(torch.full((3, 4), 0.7), scale, eps=0.0).tolist() == [1.0] * 3

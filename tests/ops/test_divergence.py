@@ -128,7 +128,7 @@ def test_best_of_zero_is_refused():
 
 def test_top_k_of_n_between_its_two_ends():
     for n in (2, 5, 16):
-        assert top_k_of_n_kl(1, n) == pytest.approx(best_of_n_kl(n), abs=1e-3)
+        assert top_k_of_n_kl(1, n) == best_of_n_kl(n)
         assert top_k_of_n_kl(n, n) == pytest.approx(0, abs=1e-9)
         chain = [top_k_of_n_kl(k, n) for k in range(1, n + 1)]
         assert chain == sorted(chain, reverse=True)
@@ -167,3 +167,59 @@ def test_adaptive_kl_settles_where_kl_meets_the_target():
     for _ in range(5000):
         coef = adapt_kl_coef(coef, 1 / coef, target=4.0, samples=256, horizon=10_000)
     assert 1 / coef == pytest.approx(4.0, rel=1e-3)
+
+
+def test_k3_has_one_slope_where_the_exponential_ends_and_its_tangent_begins():
+    d = torch.tensor([-10.5, -10.0, -9.999], requires_grad=True)
+    k3(d).sum().backward()
+    expected = [1 - math.exp(10), 1 - math.exp(10), 1 - math.exp(9.999)]
+    assert d.grad.tolist() == pytest.approx(expected, rel=1e-5)
+    assert kl_slope("k3", d).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def simpson(k, n, nodes=400_000):
+    """KL of the best k of n by Simpson's rule over v = exp(-x), where the density is smooth for every n."""
+    x = torch.linspace(1e-9, 40.0, nodes + 1, dtype=torch.float64)
+    v = (-x).exp().clamp(max=1 - 1e-16)
+    below = torch.stack(
+        [
+            math.lgamma(n) - math.lgamma(j + 1) - math.lgamma(n - j) + j * v.log() + (n - 1 - j) * torch.log1p(-v)
+            for j in range(k)
+        ]
+    ).logsumexp(0)
+    log_f = math.log(n / k) + below
+    integrand = log_f.exp() * log_f * v
+    weights = torch.ones(nodes + 1, dtype=torch.float64)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2
+    return float((integrand * weights).sum() * (x[1] - x[0]) / 3)
+
+
+@pytest.mark.parametrize(("k", "n"), [(2, 4), (4, 16), (2, 1024), (16, 1024), (3, 100_000)])
+def test_top_k_of_n_by_another_quadrature(k, n):
+    assert top_k_of_n_kl(k, n) == pytest.approx(simpson(k, n), abs=1e-3)
+
+
+def test_the_closed_form_serves_any_n():
+    assert top_k_of_n_kl(1, 10**6) == pytest.approx(math.log(10**6) - 1, abs=1e-5)
+    assert simpson(1, 4096) == pytest.approx(best_of_n_kl(4096), abs=1e-6)  # and so does the other quadrature
+
+
+def test_rounds_of_best_of_n_are_best_of_n_to_the_power():
+    assert top_k_of_n_kl(1, 4, rounds=2) == best_of_n_kl(16) == pytest.approx(1.8351, abs=1e-4)
+    assert top_k_of_n_kl(4, 4, rounds=5) == 0
+
+
+@pytest.mark.parametrize(("k", "n", "rounds"), [(2, 4, 2), (2, 4, 3), (3, 5, 2)])
+def test_rounds_of_top_k_of_n_against_a_simulation(k, n, rounds):
+    """A finite population stands for pi_ref: its shares after each round are exact, up to the size of a cell."""
+    cells = 20_000
+    v = (torch.arange(cells, dtype=torch.float64) + 0.5) / cells  # share that scores higher
+    p = torch.full_like(v, 1 / cells)
+    for _ in range(rounds):
+        above = p.cumsum(0) - p / 2
+        chance = sum(
+            math.comb(n - 1, j) * above**j * (1 - above) ** (n - 1 - j) for j in range(k)
+        )  # that fewer than k of the n - 1 others score higher
+        p = p * n / k * chance
+    assert float(p.sum()) == pytest.approx(1, abs=1e-4)
+    assert top_k_of_n_kl(k, n, rounds=rounds) == pytest.approx(float((p * (p * cells).log()).sum()), abs=2e-3)

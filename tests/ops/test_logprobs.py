@@ -184,3 +184,16 @@ def test_few_logits_are_made_once(grad):
 def test_no_tokens_at_all():
     logp, entropy = chunked_logprobs(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), lambda h: h, entropy=True)
     assert logp.shape == entropy.shape == (0,)
+
+
+@pytest.mark.parametrize("kind", ["whole", "chunked"])
+def test_an_impossible_token_adds_nothing_to_the_entropy_or_its_gradient(kind):
+    """A logit of -inf, as of a token that is masked out: entropy log 2 of the other two, and no NaN in the gradient."""
+    logits = torch.tensor([[0.3, 0.3, -math.inf]], requires_grad=True)
+    if kind == "whole":
+        entropy = token_entropy(logits)
+    else:
+        _, entropy = TokenSoftmax.apply(logits, torch.tensor([0]), 1.0, True)
+    assert entropy.item() == pytest.approx(math.log(2))
+    entropy.sum().backward()
+    assert logits.grad[0].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-7)

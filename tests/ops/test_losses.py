@@ -135,7 +135,7 @@ def test_ppo_loss_worked_by_hand():
     assert ppo_loss(policy, value, entropy_coef=0.0, **options).loss.item() == pytest.approx(-1.4)
 
 
-GRPO = {"clip_low": 0.2, "clip_high": 0.3, "kl_coef": 0.4, "kl_estimator": "k2"}
+GRPO = {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.4, "kl_estimator": "k2"}
 
 
 def test_grpo_loss_by_a_loop():
@@ -174,3 +174,12 @@ def test_tokens_that_were_not_emitted_reach_no_other_tokens_loss(level):
     )
     loss = [grpo_loss(one, ratio_level=level, kl_level=level, **GRPO).loss[clean.mask] for one in (clean, spoilt)]
     torch.testing.assert_close(loss[0], loss[1])
+
+
+def test_each_completion_may_have_its_own_weight_of_the_kl():
+    one = inputs()
+    weights = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
+    options = {**GRPO, "ratio_level": "token", "kl_level": "sequence"}
+    found = grpo_loss(one, **{**options, "kl_weight": weights}).loss
+    for b, weight in enumerate((0.5, 2.0)):
+        assert torch.equal(found[b], grpo_loss(one, **{**options, "kl_weight": weight}).loss[b])

@@ -12,6 +12,9 @@ Departures from the paper, each with its reason:
 * The sequence-level KL term has the same group baseline as the reward. It does not change the expected gradient when
   all completions have one length, lowers its variance, and keeps the optimum unchanged when the loss weights
   completions by 1 / length.
+* The KL is divided by the standard deviation that divides the rewards (``kl_units = "reward"``). Left whole, as in the
+  paper (``"advantage"``), it is untied from the reward: the policy then goes to pi_ref exp(r / (kl_coef sigma)) / Z,
+  with sigma the spread of its own rewards, which falls as it improves.
 * The default estimator is k2, whose gradient is the reverse KL's; the paper's k3 descends the forward KL instead
   (:mod:`tether.ops.divergence`).
 """
@@ -30,6 +33,7 @@ from tether.algorithms.optimise import Guard, Optim, adamw, peak_learning_rate, 
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
+    CUTS_SUPPORT,
     batch_of,
     first_of,
     generator_figures,
@@ -48,7 +52,15 @@ from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs
 from tether.models.reference import Reference, reference_of
 from tether.models.trainable import trainable
-from tether.ops.advantages import batch_standardised, centred, group_standardised, leave_one_out, zero_variance
+from tether.ops.advantages import (
+    Scale,
+    batch_standardised,
+    centred,
+    group_standardised,
+    leave_one_out,
+    reward_spread,
+    zero_variance,
+)
 from tether.ops.divergence import KLEstimator, kl_slope
 from tether.ops.losses import Level, LossInputs, LossTerms, grpo_loss
 from tether.ops.reduce import Reduction
@@ -74,12 +86,15 @@ class Config:
 
     group_size: int = 8
     """Completions per prompt."""
-    advantage_scale: Literal["group", "batch", "none"] = "group"
+    advantage_scale: Scale = "group"
     """Scale of the advantages: divide by the std of the group, of the whole batch, or not at all."""
     advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
     """Baseline: the mean of the group, or leave_one_out, of the others (RLOO; requires advantage_scale none)."""
     kl_coef: float = 0.04
     """Weight of the KL to the reference in the loss."""
+    kl_units: Literal["reward", "advantage"] = "reward"
+    """Units of kl_coef: reward divides the KL by the std that divides the rewards, so that the optimum stays
+    pi_ref exp(r / kl_coef) / Z; advantage does not, as in the paper: the KL then weighs less as the std falls."""
     kl_estimator: KLEstimator = "k2"
     """KL estimator: k2 and k3_corrected descend KL(pi || ref), k3 descends KL(ref || pi), k1 has no effect."""
     kl_level: Level = "sequence"
@@ -100,6 +115,9 @@ class Config:
     dynamic_sampling: int = 0
     """Dynamic sampling (DAPO): times per step that groups of zero variance may be replaced by groups of new prompts; 0
     is off."""
+    allow_truncated_sampling: bool = False
+    """Allow top_p, top_k_tokens and min_p, under which the policy collapses: tokens outside of the kept set lose their
+    probability and never come back."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -120,6 +138,7 @@ class Config:
                 "dynamic_sampling must be 0 or more": self.dynamic_sampling >= 0,
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
                 "temperature must be above 0: GRPO learns from sampled tokens": self.sampling.temperature > 0,
+                CUTS_SUPPORT: self.allow_truncated_sampling or not self.sampling.cuts_support,
             }
         )
 
@@ -163,6 +182,7 @@ class Experience:
     old_logp: Tensor  # [B, T]
     ref_logp: Tensor  # [B, T]
     advantages: Tensor  # [B]
+    kl_weight: Tensor  # [B], of each completion's KL term in the loss
 
     def rows(self, index: Tensor) -> Experience:
         """The rows at ``index``, trimmed to the longest of them."""
@@ -173,6 +193,7 @@ class Experience:
             old_logp=self.old_logp[index, :width],
             ref_logp=self.ref_logp[index, :width],
             advantages=self.advantages[index],
+            kl_weight=self.kl_weight[index],
         )
 
 
@@ -231,7 +252,7 @@ def objective(policy: PreTrainedModel, part: Experience, config: Config) -> tupl
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         ratio_level=config.ratio_level,
-        kl_coef=config.kl_coef,
+        kl_weight=part.kl_weight.unsqueeze(1),
         kl_estimator=config.kl_estimator,
         kl_level=config.kl_level,
     )
@@ -338,11 +359,21 @@ def collect(
         scores = scores_of(groups, state.policy.device)
         require_finite(scores, what="the reward", where=where)
         advantages = advantages_of(scores, config, world)
+        spread = reward_spread(scores, config.advantage_scale, gather=world.gather)
+        weight = config.kl_coef / spread if config.kl_units == "reward" else torch.full_like(spread, config.kl_coef)
         if config.kl_level == "sequence":
-            advantages = advantages + config.kl_coef * kl_baseline(old_logp - ref_logp, len(groups), config)
-        spread = float(torch.cat(world.gather(advantages)).std())
-    experience = Experience(batch=batch, old_logp=old_logp, ref_logp=ref_logp, advantages=advantages.flatten())
-    return Update(experience=experience, kl=metrics["kl"], metrics=metrics | {"advantage_std": spread})
+            baseline = kl_baseline(old_logp - ref_logp, len(groups), config)
+            advantages = advantages + weight.unsqueeze(1) * baseline
+        price = {"kl_coef/effective": Mean(float((weight * spread).mean()), len(groups))}
+        metrics |= reduce(price, world) | {"advantage_std": float(torch.cat(world.gather(advantages)).std())}
+    experience = Experience(
+        batch=batch,
+        old_logp=old_logp,
+        ref_logp=ref_logp,
+        advantages=advantages.flatten(),
+        kl_weight=weight.repeat_interleave(config.group_size),
+    )
+    return Update(experience=experience, kl=metrics["kl"], metrics=metrics)
 
 
 def kl_baseline(log_ratio: Tensor, groups: int, config: Config) -> Tensor:

@@ -23,6 +23,7 @@ from tether.algorithms.optimise import Guard, Optim, adamw, peak_learning_rate, 
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
+    CUTS_SUPPORT,
     batch_of,
     first_of,
     flat,
@@ -44,7 +45,7 @@ from tether.models.reference import Reference, reference_of
 from tether.models.trainable import trainable
 from tether.ops.divergence import adapt_kl_coef, k1
 from tether.ops.losses import LossInputs, LossTerms, ValueInputs, ppo_loss
-from tether.ops.masked import masked_mean, masked_var, whiten
+from tether.ops.masked import masked_mean, masked_var, rescale, whiten
 from tether.ops.returns import gae
 from tether.seeds import derive_seed
 from tether.types import (
@@ -98,7 +99,7 @@ class Config:
     """Early stopping: end a step's update once the policy is this far from its rollouts, in nats per token. By default
     all epochs run."""
     whiten_rewards: bool = False
-    """Scale rewards about their mean to standard deviation 1 over the step."""
+    """Divide rewards by their standard deviation over the step, without a shift."""
     whiten_advantages: bool = True
     """Centre and scale advantages over the step."""
     missing_eos_penalty: float = 0.0
@@ -108,6 +109,9 @@ class Config:
     which halves the arithmetic of an update and the optimizer's memory."""
     critic_learning_rate: float | None = None
     """Learning rate of the critic. By default the policy's."""
+    allow_truncated_sampling: bool = False
+    """Allow top_p, top_k_tokens and min_p, under which the policy collapses: tokens outside of the kept set lose their
+    probability and never come back."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -135,6 +139,7 @@ class Config:
                 or self.critic_learning_rate > 0,
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
                 "temperature must be above 0: PPO learns from sampled tokens": self.sampling.temperature > 0,
+                CUTS_SUPPORT: self.allow_truncated_sampling or not self.sampling.cuts_support,
             }
         )
 
@@ -352,12 +357,12 @@ def collect(
         )
         require_finite(rewards, what="the reward", where=where)
         if config.whiten_rewards:
-            rewards = whiten(rewards, mask, shift_mean=False, across=world.sum)
+            rewards = rescale(rewards, mask, across=world.sum)
         advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
         unexplained = masked_var(returns - values, mask, across=world.sum)
         unexplained = unexplained / masked_var(returns, mask, across=world.sum).clamp(min=1e-8)
         if config.whiten_advantages:
-            advantages = whiten(advantages, mask, shift_mean=True, across=world.sum)
+            advantages = whiten(advantages, mask, across=world.sum)
     kl = metrics["kl"]
     metrics |= {
         "kl_coef": state.kl_coef,

@@ -2,7 +2,7 @@
 
 One round is a step: roll out from the current policy, score, select, and fine-tune on the selection (:mod:`sft`).
 Picking the best of N moves the distribution by at most log N - (N - 1) / N nats, whatever the reward, so no KL term is
-needed; later rounds add to it.
+needed; R rounds are the best of N^R.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def round_metrics(
     )
     metrics |= kept | {"reward/gain": kept["reward/selected"] - metrics["reward"]}
     if config.select == "best" and config.keep == "per_prompt":
-        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.group_size)
+        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.group_size, rounds=state.round + 1)
     return metrics
 
 

@@ -55,8 +55,8 @@ class Config:
     """Epochs over the pairs, unless early stopping ends them."""
     batch_size: int = 32
     """Pairs per optimizer step."""
-    centring: float = 0.01
-    """Weight of (r_w + r_l)^2, which keeps the scores near 0."""
+    centring: float = 0.0
+    """Weight of (r_w + r_l)^2, which keeps scores near 0 and shrinks their differences; 0 is off."""
     evals_per_epoch: int = 4
     """Evaluations on the held-out pairs per epoch."""
     patience: int = 4

@@ -32,6 +32,12 @@ from tether.types import (
 )
 from tether.world import World
 
+CUTS_SUPPORT = (
+    "top_p, top_k_tokens and min_p are for sampling only: in training, tokens outside of the kept set are never drawn, "
+    "lose probability at every step and never come back; leave them out, or give --allow-truncated-sampling"
+)
+"""Why a policy is not trained on samples from a truncated distribution."""
+
 
 def flat(groups: Sequence[ScoredGroup]) -> list[tuple[Completion, Score]]:
     """Completion and score of every row, prompt by prompt: the row order of a batch."""

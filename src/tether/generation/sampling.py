@@ -31,7 +31,8 @@ def log_distribution(logits: Tensor, sampling: Sampling, *, step: Tensor, ends: 
         scores = scores.masked_fill(scores < kth, -torch.inf)
     if sampling.top_p < 1:
         ordered, index = scores.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        p = ordered.double().softmax(-1)  # float32 sums of 150,000 terms would misplace the cut
+        before = p.cumsum(-1) - p
         cut = torch.zeros_like(before, dtype=torch.bool).scatter(-1, index, before >= sampling.top_p)
         scores = scores.masked_fill(cut, -torch.inf)
     if sampling.min_p > 0:

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+Scale = Literal["group", "batch", "none"]
+"""What divides centred rewards: the standard deviation of their group, of the whole batch, or nothing."""
 
 ZERO_VARIANCE = 1e-6
 """A spread below this fraction of the rewards' magnitude is rounding error, not signal."""
@@ -55,6 +59,28 @@ def group_standardised(rewards: Tensor, *, eps: float = 1e-4) -> Tensor:
 def alone(x: Tensor) -> list[Tensor]:
     """The gather of a single rank."""
     return [x]
+
+
+def reward_spread(
+    rewards: Tensor, scale: Scale, *, eps: float = 1e-4, gather: Callable[[Tensor], list[Tensor]] = alone
+) -> Tensor:
+    """The standard deviation that divides the rewards of each group, [P]: its own, that of the batch, or 1.
+
+    A group without one is given the root mean square of the others', over all ranks, or 1 where no group has one: it
+    still has a KL to be charged, at the price that the other groups pay. ``rewards`` [P, G].
+    """
+    flat = zero_variance(rewards)
+    match scale:
+        case "none":
+            return torch.ones_like(rewards[:, 0])
+        case "batch":
+            whole = torch.cat(gather(centred(rewards)))
+            return (whole.std() + eps if whole.any() else torch.ones_like(whole[0, 0])).expand(len(rewards))
+        case "group":
+            own = rewards.std(-1)
+            told = torch.cat(gather(own[~flat]))
+            typical = told.square().mean().sqrt() if len(told) else torch.ones_like(own[0])
+            return torch.where(flat, typical, own) + eps
 
 
 def batch_standardised(

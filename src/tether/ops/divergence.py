@@ -46,7 +46,7 @@ def k3(d: Tensor) -> Tensor:
     the exponential continues as its tangent, so that neither it nor its slope overflows and the slope keeps its sign.
     """
     d = d.float()
-    tangent = math.exp(MAX_EXPONENT) * (-d - MAX_EXPONENT).clamp(min=0)
+    tangent = math.exp(MAX_EXPONENT) * (-d - MAX_EXPONENT).relu()  # whose slope at 0 is 0: the exponential has its own
     return torch.expm1((-d).clamp(max=MAX_EXPONENT)) + tangent + d
 
 
@@ -106,23 +106,54 @@ def best_of_n_kl(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def top_k_of_n_kl(k: int, n: int) -> float:
-    """KL in nats of drawing uniformly among the k best of n samples, when no two scores tie.
+def top_k_of_n_kl(k: int, n: int, *, rounds: int = 1) -> float:
+    """KL(pi_R || pi_ref) in nats after R ``rounds`` of drawing uniformly among the k best of n samples, when no two
+    scores tie and each round samples from what the round before selected.
 
-    With u = the quantile of a sample under pi_ref, the r-th best of n has a Beta(n - r + 1, r) density, and a uniform
-    choice among the k best has f(u) = (1/k) sum_{r=1}^{k} Beta(u; n - r + 1, r). The KL is the integral of f log f over
-    [0, 1] (midpoint rule, 20,000 nodes). ``k = 1`` gives :func:`best_of_n_kl`; ``k = n`` gives 0.
+    With v = the share of pi_ref that scores higher, selecting once has the density and the upper tail
+
+        f(v) = (n / k) P(Bin(n - 1, v) < k),    G(v) = E[min(Bin(n, v), k)] / k,
+
+    and R rounds have the density f(v) f(G(v)) ... f(G^(R-1)(v)). Its KL is the mean of the logarithm of that, over a
+    uniform w = G^R(v) (midpoint rule, the inverse of G by bisection). ``k = 1`` is exactly :func:`best_of_n_kl` of n^R;
+    ``k = n`` gives 0.
     """
     if not 1 <= k <= n:
         raise ValueError(f"top-k-of-n needs 1 <= k <= n, got k={k}, n={n}")
-    nodes = 20_000
-    u = (torch.arange(nodes, dtype=torch.float64) + 0.5) / nodes
-    rank = torch.arange(1, k + 1, dtype=torch.float64).unsqueeze(1)
-    total = torch.tensor(float(n + 1), dtype=torch.float64)
-    log_beta = torch.lgamma(n - rank + 1) + torch.lgamma(rank) - torch.lgamma(total)
-    log_density = (n - rank) * u.log() + (rank - 1) * torch.log1p(-u) - log_beta
-    log_f = torch.logsumexp(log_density, 0) - math.log(k)
-    return float((log_f.exp() * log_f).mean())
+    if k == 1:
+        return best_of_n_kl(n**rounds)
+    if k == n:
+        return 0.0
+    tail = (torch.arange(KL_NODES, dtype=torch.float64) + 0.5) / KL_NODES
+    total = torch.zeros(KL_NODES, dtype=torch.float64)
+    for _ in range(rounds):
+        tail = _share_above(tail, k, n)
+        total += math.log(n / k) + _log_binomial_cdf(k - 1, n - 1, tail)
+    return float(total.mean())
+
+
+KL_NODES, BISECTIONS = 4000, 60
+
+
+def _share_above(tail: Tensor, k: int, n: int) -> Tensor:
+    """v with G(v) = ``tail``, by bisection between 0 and 1."""
+    low, high = torch.zeros_like(tail), torch.ones_like(tail)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        # E[min(Bin(n, v), k)] = k - sum_{j < k} P(Bin(n, v) <= j)
+        below = sum((_log_binomial_cdf(j, n, middle).exp() for j in range(k)), torch.zeros_like(middle))
+        over = (k - below) / k > tail
+        low, high = torch.where(over, low, middle), torch.where(over, middle, high)
+    return (low + high) / 2
+
+
+def _log_binomial_cdf(most: int, n: int, p: Tensor) -> Tensor:
+    """log P(Bin(n, p) <= ``most``), float64, elementwise."""
+    terms = [
+        math.lgamma(n + 1) - math.lgamma(j + 1) - math.lgamma(n - j + 1) + j * p.log() + (n - j) * torch.log1p(-p)
+        for j in range(most + 1)
+    ]
+    return torch.stack(terms).logsumexp(0)
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, samples: int, horizon: int) -> float:

@@ -26,6 +26,8 @@ CHUNKS = 64
 CACHE_BYTES, LAUNCH_BYTES = 2**20, 2**25
 """Approximate sizes of the blocks in which a chunk's softmax is computed: on a CPU one that stays in the cache,
 elsewhere one that is worth a kernel launch."""
+IMPOSSIBLE = -1e4
+"""Log-probs below this belong to a probability of 0, in float64 too. -inf is raised to it, as 0 * -inf is NaN."""
 
 
 def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -40,7 +42,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, *, temperature: float = 1.0) -> 
 
 def token_entropy(logits: Tensor, *, temperature: float = 1.0) -> Tensor:
     """-sum_v p_v log p_v with p = softmax(logits / temperature), in nats. ``logits`` [..., V]; the result is [...]."""
-    logp = (logits.float() / temperature).log_softmax(-1)
+    logp = (logits.float() / temperature).log_softmax(-1).clamp(min=IMPOSSIBLE)
     return -(logp.exp() * logp).sum(-1)
 
 
@@ -102,6 +104,7 @@ class TokenSoftmax(torch.autograd.Function):
             every = (logits[rows].to(dtype) / temperature).log_softmax(-1)
             logp[rows] = every.gather(-1, ids[rows].unsqueeze(-1)).squeeze(-1)
             if entropy:
+                every = every.clamp(min=IMPOSSIBLE)
                 entropies[0][rows] = -(every.exp() * every).sum(-1)
         ctx.save_for_backward(logits, ids)
         ctx.temperature = temperature
@@ -123,7 +126,7 @@ class TokenSoftmax(torch.autograd.Function):
             chosen = g_logp[rows].unsqueeze(-1) / ctx.temperature
             slope = chosen
             if g_entropy is not None:
-                every = scaled.log_softmax(-1)
+                every = scaled.log_softmax(-1).clamp(min=IMPOSSIBLE)
                 surprise = every - (p * every).sum(-1, keepdim=True)
                 slope = chosen + surprise.mul_(g_entropy[rows].unsqueeze(-1) / ctx.temperature)
             gradient[rows] = p.mul_(-slope).scatter_add_(-1, ids[rows].unsqueeze(-1), chosen)

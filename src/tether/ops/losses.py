@@ -150,11 +150,11 @@ def grpo_loss(
     clip_low: float,
     clip_high: float,
     ratio_level: Level,
-    kl_coef: float,
+    kl_weight: Tensor | float,
     kl_estimator: KLEstimator,
     kl_level: Level,
 ) -> LossTerms:
-    """clipped surrogate + kl_coef * KL estimate, per token.
+    """clipped surrogate + kl_weight * KL estimate, per token; ``kl_weight`` is a number, or [B, 1].
 
     ``ratio_level = "sequence"`` uses one ratio per completion, exp(mean log-ratio) (GSPO, arXiv 2507.18071).
     Source: Shao et al. 2024, arXiv 2402.03300, equation 3.
@@ -166,7 +166,7 @@ def grpo_loss(
     surrogate, clipped = clipped_surrogate(ratio, inputs.advantages, clip_low=clip_low, clip_high=clip_high)
     kl = kl_terms(inputs, estimator=kl_estimator, level=kl_level)
     return LossTerms(
-        loss=surrogate + kl_coef * kl,
+        loss=surrogate + kl_weight * kl,
         figures={
             "loss/kl": kl,
             "entropy": inputs.entropy,

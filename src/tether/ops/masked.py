@@ -43,17 +43,23 @@ def masked_var(x: Tensor, mask: Tensor, *, unbiased: bool = False, across: Acros
     return across(masked_sum(centred.square(), mask)) / denominator.clamp(min=1)
 
 
-def whiten(
-    x: Tensor, mask: Tensor, *, shift_mean: bool, unbiased: bool = False, eps: float = 1e-8, across: Across = alone
-) -> Tensor:
-    """(x - mean) / sqrt(var + eps) over the True positions; others become 0.
-
-    With ``shift_mean`` the result has mean zero (PPO's advantages); without it the mean is added back, so that only the
-    scale changes (PPO's rewards). The variance is the biased one unless ``unbiased``.
-    Source: Huang et al. 2024, arXiv 2403.17031, details 16 and 17.
+def whiten(x: Tensor, mask: Tensor, *, unbiased: bool = False, eps: float = 1e-8, across: Across = alone) -> Tensor:
+    """(x - mean) / sqrt(var + eps) over the True positions; others become 0. The variance is the biased one unless
+    ``unbiased``. Source: Huang et al. 2024, arXiv 2403.17031, detail 17.
     """
-    mean = masked_mean(x, mask, across=across)
-    whitened = (x - mean) * torch.rsqrt(masked_var(x, mask, unbiased=unbiased, across=across) + eps)
-    if not shift_mean:
-        whitened = whitened + mean
+    whitened = (x - masked_mean(x, mask, across=across)) * _inverse_std(x, mask, unbiased, eps, across)
     return torch.where(mask, whitened, torch.zeros_like(whitened))
+
+
+def rescale(x: Tensor, mask: Tensor, *, unbiased: bool = False, eps: float = 1e-8, across: Across = alone) -> Tensor:
+    """x / sqrt(var + eps) over the True positions; others become 0.
+
+    Rewards are scaled without a shift: one that is taken from every token and added back to every token after scaling,
+    as whitening about the mean does, adds mean * (1 - 1 / std) per token, and so pays for length.
+    """
+    scaled = x * _inverse_std(x, mask, unbiased, eps, across)
+    return torch.where(mask, scaled, torch.zeros_like(scaled))
+
+
+def _inverse_std(x: Tensor, mask: Tensor, unbiased: bool, eps: float, across: Across) -> Tensor:
+    return torch.rsqrt(masked_var(x, mask, unbiased=unbiased, across=across) + eps)
