@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load as load_tensors
 
 from commandline import contents
+from tether.runtime.changes import CONTENT_DECIDES, placeless
 from tether.runtime.recorder import TIMINGS
 
 
@@ -18,8 +19,8 @@ def difference(run: Path, other: Path) -> str | None:
     """The first difference between two finished runs, or None where they are equal.
 
     Compared are weights, every row of metrics, every completion, summaries, configurations, how many checkpoints
-    there are and what is in the newest, and that neither has a file that the other has not. Durations and the runs' own
-    paths may differ.
+    there are and what is in the newest, and that neither has a file that the other has not. Durations, the runs' own
+    paths and the directories of their inputs may differ.
     """
     ours, theirs = kept(run), kept(other)
     for name in sorted(ours.keys() ^ theirs.keys()):
@@ -51,9 +52,19 @@ def parts(name: str, data: bytes) -> dict[str, object]:
             rows = enumerate(map(json.loads, data.splitlines()), 1)
             return {f"row {number}, {key}": value for number, row in rows for key, value in leaves(row)}
         case ".json" | ".yaml":
-            return dict(leaves(yaml.safe_load(data)))  # JSON is YAML too
+            return dict(leaves(without_places(yaml.safe_load(data))))  # JSON is YAML too
         case _:
             return {"its bytes": data}
+
+
+def without_places(value: object) -> object:
+    """A configuration with the names of its inputs in place of their paths; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    named = {name: Path(value[name]).name for name in CONTENT_DECIDES & value.keys() if isinstance(value[name], str)}
+    if isinstance(value.get("reward"), list):
+        named["reward"] = [str(placeless(reward)) for reward in value["reward"]]
+    return {**value, **named}
 
 
 def leaves(value: object, place: str = "") -> Iterator[tuple[str, str]]:

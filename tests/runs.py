@@ -29,3 +29,11 @@ STRUCK = {
 }
 """A second or three each, with everything that a state may hold: epochs, evaluations, the best weights so far, rounds,
 an adaptive KL coefficient, passes that stop early, dynamic sampling."""
+
+# The beginnings of short runs, of the model at {tiny} into out/.
+GRPO = "grpo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --group-size 2 --out out"
+TASK = f"{GRPO} --prompts p.jsonl --reward r.py:fn"
+PPO = "ppo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --out out --prompts p.jsonl"
+RS = "rejection-sampling --model {tiny} --prompts p.jsonl --max-new-tokens 4 --out out"
+SFT = "sft --model {tiny} --out out --data"
+REWARD = "reward --model {tiny} --out out --pairs"

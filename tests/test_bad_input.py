@@ -12,14 +12,9 @@ import pytest
 import torch
 
 from commandline import contents, read_rows, tether, workspace, write_rows
+from runs import GRPO, PPO, REWARD, RS, SFT, TASK
 from tiny import make_model
 
-GRPO = "grpo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --group-size 2 --out out"
-TASK = f"{GRPO} --prompts p.jsonl --reward r.py:fn"
-PPO = "ppo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --out out --prompts p.jsonl"
-RS = "rejection-sampling --model {tiny} --prompts p.jsonl --max-new-tokens 4 --out out"
-SFT = "sft --model {tiny} --out out --data"
-REWARD = "reward --model {tiny} --out out --pairs"
 PAIR = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n'
 
 
@@ -309,3 +304,55 @@ def test_the_complaint_is_one_line_whatever_the_error_holds(here, capfd):
     assert tether(f"grpo --model {model} --prompts p.jsonl --reward bad.py:fn --out out") == 2
     (complaint,) = capfd.readouterr().err.splitlines()
     assert "one two three" in complaint
+
+
+KEEP = "sft --model {tiny} --data texts.jsonl --batch-size 4 --epochs 1 --out out --quiet --save-every 1"
+
+
+@pytest.mark.parametrize("metric", ["eval/acuracy", "-los", "eval/loss", "=loss"])
+def test_a_metric_that_the_run_does_not_have_cannot_be_the_best(metric, here, tiny, capfd):
+    """``eval/loss`` is one where there is held-out data."""
+    assert tether(KEEP.format(tiny=tiny), f"--keep-best={metric}") == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "--keep-best: the run has no metric" in said
+    assert not (here / "out").exists()
+
+
+@pytest.mark.parametrize("metric", ["-loss", "grad_norm", "eval/loss", "memory/peak_gib"])
+def test_a_metric_of_some_steps_can_be_the_best(metric, here, tiny):
+    line = f"{KEEP.format(tiny=tiny)} --eval-data held_texts.jsonl"
+    assert tether(line, f"--keep-best={metric}") == 0
+
+
+def test_a_reward_that_does_not_apply_yet_can_be_the_best(here, tiny):
+    (here / "seldom.py").write_text("def fn(completions, **_):\n    return [None] * len(completions)\n")
+    line = f"{TASK} --steps 1 --reward seldom.py:fn --save-every 1".format(tiny=tiny)
+    assert tether(line, "--keep-best", "rewards/fn/mean", "--reward", "other:=r.py:fn") == 2  # two rewards named fn
+    assert (
+        tether(f"{line} --reward length:3".replace("r.py:fn ", "rr:=r.py:fn "), "--keep-best", "rewards/fn/mean") == 0
+    )
+
+
+@pytest.mark.parametrize(
+    "line", ["kl_coef: on", "kl_coef: true", "steps: yes", "seed: no", "model: on", "prompts: off", "reward: [on]"]
+)
+def test_a_yes_or_no_is_no_number_and_no_text(line, here, tiny, capfd):
+    (here / "c.yaml").write_text(f"{line}\n")
+    assert tether(TASK.format(tiny=tiny), "--config", "c.yaml") == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert f"c.yaml: {line.split(':')[0]}" in said
+    assert "True" in said or "False" in said
+    assert not (here / "out").exists()
+
+
+def test_a_yes_or_no_is_one_where_it_belongs(here, tiny):
+    (here / "c.yaml").write_text("quiet: on\noverwrite: no\nkl_coef: 1e-1\nsteps: 1\n")
+    assert tether(TASK.format(tiny=tiny).replace("--steps 2 ", ""), "--config", "c.yaml") == 0
+
+
+@pytest.mark.parametrize("line", [TASK, f"{RS} --reward r.py:fn", f"{PPO} --reward r.py:fn"])
+def test_completions_that_fill_the_context_leave_no_room(line, here, tiny, capfd):
+    assert tether(line.format(tiny=tiny), "--max-new-tokens", 128) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "--max-new-tokens less than 128" in said
+    assert not (here / "out").exists()

@@ -195,7 +195,7 @@ def test_a_run_starts_from_a_file_and_flags_override_it(tiny, here):
     )
     assert tether("grpo --config c.yaml --group-size 4 --out run --stop") == 0
     written = yaml.safe_load((here / "run" / "config.yaml").read_text())
-    assert (written["group_size"], written["learning_rate"], written["reward"]) == (4, 1e-5, ["r.py:fn"])
+    assert (written["group_size"], written["learning_rate"], written["reward"]) == (4, 1e-5, [f"{here}/r.py:fn"])
     assert written["stop"] == []  # taken back by the empty flag
     assert written["clip_low"] == 0.2  # defaults are written out too
 

@@ -11,7 +11,7 @@ import pytest
 
 from commandline import tether, workspace, write_rows
 from tether.errors import ConfigError, RunError
-from tether.report.page import samples, table, write_page
+from tether.report.page import samples, table, whole_page
 from tether.report.panels import held_out_points, panels_of
 from tether.report.plots import COLOURS, Panel, Series, figure, series_of, svg
 from tether.report.run import differing_options, last_figures, panels_of_several
@@ -54,10 +54,9 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
     assert "no metrics yet" in (tmp_path / "report.html").read_text()
 
 
-def test_text_cannot_become_markup(tmp_path):
+def test_text_cannot_become_markup():
     hostile = "<script>alert('a&b')</script>"
-    write_page(tmp_path / "r.html", hostile, hostile, table([hostile], [[hostile]]), samples([(hostile,) * 3]))
-    page = (tmp_path / "r.html").read_text()
+    page = whole_page(hostile, hostile, table([hostile], [[hostile]]), samples([(hostile,) * 3])).decode()
     assert "<script" not in page
     assert page.count("&lt;script&gt;alert(&#x27;a&amp;b&#x27;)&lt;/script&gt;") == 3 + 2 + 3
 

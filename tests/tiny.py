@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -18,6 +20,9 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from tether.errors import ModelError
+from tether.models.loading import load_policy
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOCAB = 264
@@ -76,3 +81,15 @@ def make_model(directory: Path, architecture: str = "llama", *, seed: int = 0, t
     AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]).save_pretrained(directory)
     byte_tokenizer(template).save_pretrained(directory)
     return str(directory)
+
+
+def edit_config(directory: Path, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(directory, message) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        load_policy(str(directory))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{directory}: ")

@@ -31,15 +31,15 @@ class Annotator:
         """Rows with ``prompt``, ``chosen``, ``rejected`` and ``clear``, the probability that the better one is chosen.
 
         The i-th best of a prompt's completions is shown with the i-th best of their worse half: clear cases teach more
-        than near-ties. A completion without text is not shown.
+        than near-ties. A completion without text or score is not shown.
         """
         for number, group in enumerate(groups):
             draws = torch.rand(len(group.scores), generator=generator(self.seed, "annotator", number)).tolist()
-            rows = zip(group.rollouts.completions, group.scores, strict=True)
-            ranked = sorted(rows, key=lambda row: -row[1].total)
+            rows = zip(group.rollouts.completions, (score.total for score in group.scores), strict=True)
+            ranked = sorted(((c, total) for c, total in rows if total is not None), key=lambda row: -row[1])
             half = len(ranked) // 2
             for (a, score_a), (b, score_b), draw in zip(ranked[:half], ranked[-half:], draws, strict=False):
-                difference = score_a.total - score_b.total
+                difference = score_a - score_b
                 if abs(difference) < self.least_difference or not (a.text.strip() and b.text.strip()):
                     continue
                 probability = self.probability(difference)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import json
 import os
 import sys
 import threading
@@ -75,8 +78,18 @@ def main(arguments: Sequence[str] | None = None, table: Table = TABLE) -> int:
     return 0
 
 
+def escaped(error: UnicodeError) -> tuple[str, int]:
+    """What an encoding cannot hold, as JSON escapes it: a line of JSON stays the same JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+
 def run() -> None:
     """The process's entry point: :func:`main`, and then the end."""
+    codecs.register_error("tether.escaped", escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="tether.escaped")
     code = main()
     if code and any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
         # a reward's own threads may hang, and Python would wait for them

@@ -11,8 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms.rollouts import batch_of, flat, policy_logprobs, reference_logprobs
+from tether.errors import ConfigError, RewardError
+from tether.models.loading import context_length, embedding_rows
 from tether.models.memory import within_memory
 from tether.models.reference import Reference
+from tether.ops.advantages import group_mean
 from tether.ops.divergence import k3
 from tether.ops.masked import masked_sum
 from tether.rewards.rules import distinct
@@ -21,20 +24,24 @@ from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer, make_
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyEvaluation:
-    """Figures over the completions of held-out prompts."""
+    """Figures over the completions of held-out prompts. Completions to which no reward applies count in lengths, KL and
+    ``distinct_2`` alone."""
 
     prompts: int
     completions: int
+    completions_without_reward: int
+    """Completions to which no reward applies."""
     reward: float
     """Mean score."""
     reward_ci95: float
-    """Half the width of the mean's 95% interval, over prompts."""
+    """Half the width of the mean's 95% interval, over prompts with a score."""
     rewards: dict[str, float]
     """Mean of each part of the reward, over the completions it applies to."""
     kl: float
     """KL(pi || reference), nats per completion: the mean of sum_t k3(d_t)."""
     win_rate: float
-    """Share of completions that score above the reference's for the same prompt and seed; ties count half."""
+    """Share of completions that score above the reference's for the same prompt and seed, where both have a score; ties
+    count half."""
     mean_length: float
     """Emitted tokens per completion."""
     distinct_2: float
@@ -51,13 +58,19 @@ def evaluate_policy(
     kl: float,
 ) -> PolicyEvaluation:
     """Compare the policy's scored ``groups`` with the reference's groups ``against``, sampled for the same prompts with
-    the same seed and scored by the same scorer. ``kl`` is the policy's (:func:`policy_kl`)."""
+    the same seed and scored by the same scorer. ``kl`` is the policy's (:func:`policy_kl`).
+
+    Raises :class:`RewardError` where no reward applies to any completion, or none to a completion of both.
+    """
     rows, others = flat(groups), flat(against)
-    scores = torch.tensor([[score.total for score in group.scores] for group in groups], dtype=torch.float64)
-    rivals = torch.tensor([[score.total for score in group.scores] for group in against], dtype=torch.float64)
+    (scores, applies), (rivals, others_apply) = totals_of(groups), totals_of(against)
     if scores.shape != rivals.shape:
         raise ValueError(f"cannot compare {len(rows)} completions with {len(others)}")
-    per_prompt = scores.mean(1)
+    compared = applies & others_apply
+    if not compared.any():
+        raise RewardError("no reward applies to any completion of the evaluation, or of what it is compared with")
+    per_prompt = group_mean(scores, None if applies.all() else applies)[applies.any(1)]
+    wins = torch.where(scores == rivals, 0.5, (scores > rivals).double())
     spread = float(per_prompt.std()) if len(per_prompt) > 1 else 0.0
     parts: dict[str, float] = {}
     for name in dict.fromkeys(name for _, score in rows for name in score.parts):
@@ -67,13 +80,23 @@ def evaluate_policy(
     return PolicyEvaluation(
         prompts=len(groups),
         completions=len(rows),
-        reward=float(scores.mean()),
+        completions_without_reward=int((~applies).sum()),
+        reward=float(scores[applies].mean()),
         reward_ci95=1.96 * spread / math.sqrt(len(per_prompt)),
         rewards=parts,
         kl=kl,
-        win_rate=float(torch.where(scores == rivals, 0.5, (scores > rivals).double()).mean()),
+        win_rate=float(wins[compared].mean()),
         mean_length=sum(sum(completion.mask) for completion, _ in rows) / len(rows),
         distinct_2=sum(distinct(completion.text, 2) for completion, _ in rows) / len(rows),
+    )
+
+
+def totals_of(groups: Sequence[ScoredGroup]) -> tuple[Tensor, Tensor]:
+    """Total scores, [P, G] float64, and where a reward applies, [P, G] bool; the score is 0 elsewhere."""
+    totals = [[score.total for score in group.scores] for group in groups]
+    return (
+        torch.tensor([[total or 0.0 for total in row] for row in totals], dtype=torch.float64),
+        torch.tensor([[total is not None for total in row] for row in totals]),
     )
 
 
@@ -100,6 +123,27 @@ def policy_kl(
 
     (logp, ref_logp), _ = within_memory(passes, token_budget)
     return float(masked_sum(k3(logp - ref_logp), batch.mask, dim=1).mean())
+
+
+def require_comparable(
+    model: PreTrainedModel, reference: PreTrainedModel, prompts: Sequence[Prompt], *, max_new_tokens: int, where: str
+) -> None:
+    """Raise :class:`ConfigError` where the reference at ``where`` cannot read what the policy ``model`` may write: an
+    id without an embedding, or more tokens than its context."""
+    own, read = embedding_rows(model), embedding_rows(reference)
+    if read < own:
+        raise ConfigError(
+            f"its embedding has {read} rows, and the model may emit ids up to {own - 1}, so they have no KL",
+            where=where,
+        )
+    needed = max(len(prompt.ids) for prompt in prompts) + max_new_tokens
+    if needed > context_length(reference):
+        raise ConfigError(
+            f"the longest prompt and {max_new_tokens} new tokens take {needed}, and its context is "
+            f"{context_length(reference)}",
+            where=where,
+            hint="lower max_new_tokens, or leave long prompts out",
+        )
 
 
 def sample_and_score(

@@ -144,6 +144,10 @@ def coerce(option: Option, value: Any, *, where: str) -> Any:
     """``value`` as the option's type; numbers have to be finite, and integers to have 64 bits."""
     if option.repeatable and isinstance(value, str):
         value = [value]
+    if isinstance(value, bool) and bool not in (option.type, *typing.get_args(option.type)):
+        raise ConfigError(
+            f"found {value}, and the option is not a yes or no", where=where, hint="YAML reads on, off, yes and no so"
+        )
     try:
         made = pydantic.TypeAdapter(option.type, config=pydantic.ConfigDict(allow_inf_nan=False)).validate_python(value)
     except pydantic.ValidationError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +12,22 @@ from tether.algorithms import reward_model
 from tether.config import DataOptions, DeviceOptions
 from tether.data.checks import DataReport
 from tether.data.records import load_pairs, load_prompts
-from tether.errors import ConfigError
-from tether.evaluation import evaluate_policy, policy_kl, sample_and_score
+from tether.errors import ConfigError, DataError, RunError
+from tether.evaluation import evaluate_policy, policy_kl, require_comparable, sample_and_score
 from tether.flags import POSITIONAL
 from tether.generation.engine import Engine
 from tether.models.loading import context_length, load_policy
 from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
 from tether.report.run import write_report
+from tether.rewards.checks import prepared
 from tether.rewards.resolve import resolve_scorer
 from tether.runtime.device import pick_device, pick_dtype
-from tether.runtime.files import atomic_write, require_file
+from tether.runtime.files import is_stream, require_file, write_output
+from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
-from tether.training.common import EVAL_SEED, set_matmul_dtype
+from tether.training.common import EVAL_SEED, require_room, set_matmul_dtype
+from tether.training.inputs import naming_the_model_of_a_run
 from tether.types import Budget, Completion, Prompt, Sampling, make_requests
 from tether.untrusted import printable
 
@@ -43,7 +46,7 @@ class Generate:
     prompts: str
     """Rows with a prompt: a file or a hub id."""
     out: str | None = None
-    """File to write; the terminal unless given."""
+    """File, pipe or device to write to; the terminal unless given."""
     group_size: int = 1
     """Completions per prompt."""
     seed: int = 0
@@ -106,6 +109,7 @@ class Report:
     """File to write; report.html of the run unless given, which several runs require."""
 
 
+@naming_the_model_of_a_run()
 def generate(command: Generate) -> None:
     if command.out is not None:
         require_file(Path(command.out))
@@ -113,6 +117,7 @@ def generate(command: Generate) -> None:
         command.model, dtype=pick_dtype(command.device.dtype), device=pick_device(command.device.device)
     )
     set_matmul_dtype(command.device.matmul_dtype, model)
+    require_room(model, command.sampling)
     report = DataReport()
     prompts = load_prompts(
         command.prompts,
@@ -123,30 +128,63 @@ def generate(command: Generate) -> None:
         on_bad_rows=command.data.on_bad_rows,
         report=report,
     )
+    names = column_names(prompts, where=command.prompts)
     report.tell()
     groups = Engine(model, tokenizer, budget=command.budget).generate(
         make_requests(prompts, group_size=command.group_size, seed=command.seed), sampling=command.sampling
     )
-    lines = [as_line(group.prompt, completion) for group in groups for completion in group.completions]
+    lines = [as_line(group.prompt, completion, names) for group in groups for completion in group.completions]
     if command.out is None:
-        print("\n".join(map(printable, lines)))
+        show("\n".join(map(printable, lines)))
         return
-    with atomic_write(Path(command.out)) as unfinished:
-        unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    out = Path(command.out)
+    write_output(out, "".join(f"{printable(line) if is_stream(out) else line}\n" for line in lines).encode())
 
 
-def as_line(prompt: Prompt, completion: Completion) -> str:
-    """A completion with its prompt and the prompt's columns, as JSON."""
+def show(text: str) -> None:
+    """Print the result of a command. Raises :class:`RunError` where the standard output takes no more."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has seen enough
+        raise
+    except OSError as error:
+        raise RunError(f"cannot be written ({error.strerror})", where="standard output") from error
+
+
+GENERATED = ("prompt", "completion", "finish_reason", "tokens")
+"""What ``tether generate`` says of a completion, beside the columns of its prompt."""
+
+
+def column_names(prompts: Iterable[Prompt], *, where: str) -> dict[str, str]:
+    """What each column of the prompts is called beside :data:`GENERATED`: ``data/NAME`` where its name is one of those.
+
+    Raises :class:`DataError` where that is another column's name.
+    """
+    found = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
+    names = {name: f"data/{name}" if name in GENERATED else name for name in found}
+    for name, new in names.items():
+        if name != new and new in found:
+            raise DataError(
+                f"column {name!r} has the name of a result and would be called {new!r}, which is a column too",
+                where=where,
+                hint="rename one of them",
+            )
+    return names
+
+
+def as_line(prompt: Prompt, completion: Completion, names: Mapping[str, str]) -> str:
+    """A completion with its prompt and the prompt's columns under their ``names``, as JSON."""
     row = {
-        **prompt.columns,
+        **{names[name]: value for name, value in prompt.columns.items()},
         "prompt": list(prompt.messages) if prompt.messages else prompt.text,
         "completion": completion.text,
         "finish_reason": completion.finish_reason.value,
         "tokens": len(completion.ids),
     }
-    return json.dumps(row, ensure_ascii=False, default=repr)  # repr for columns of dates and the like
+    return to_json(row)
 
 
+@naming_the_model_of_a_run()
 def evaluate(command: Eval) -> None:
     device, dtype = pick_device(command.device.device), pick_dtype(command.device.dtype)
     if command.reward_model is not None and command.pairs is not None:
@@ -155,7 +193,7 @@ def evaluate(command: Eval) -> None:
         assert command.model is not None
         assert command.prompts is not None
         found = measured_policy(command, command.model, command.prompts, device=device, dtype=dtype)
-    print(json.dumps(found, indent=2))
+    show(to_json(found, indent=2, ascii_only=True))
 
 
 def measured_judge(
@@ -185,6 +223,7 @@ def measured_policy(
     model, tokenizer = load_policy(name, dtype=dtype, device=device)
     matmul_dtype = set_matmul_dtype(command.device.matmul_dtype, model)
     score = resolve_scorer(command.reward, tokenizer, dtype=dtype, device=device, rounded=matmul_dtype == "bfloat16")
+    require_room(model, command.sampling)
     prompts = load_prompts(
         source,
         tokenizer,
@@ -194,6 +233,7 @@ def measured_policy(
         on_bad_rows=command.data.on_bad_rows,
         report=report,
     )
+    score = prepared(score, {source: prompts}, max_new_tokens=command.sampling.max_new_tokens)
     report.tell()
     reference, own = (
         load_policy(command.reference, dtype=dtype, device=device) if command.reference else (model, tokenizer)
@@ -201,6 +241,14 @@ def measured_policy(
     if own.get_vocab() != tokenizer.get_vocab():
         raise ConfigError(
             "its tokenizer is not the model's, so there is no KL between them", where=f"--reference {command.reference}"
+        )
+    if command.reference:
+        require_comparable(
+            model,
+            reference,
+            prompts,
+            max_new_tokens=command.sampling.max_new_tokens,
+            where=f"--reference {command.reference}",
         )
     set_matmul_dtype(matmul_dtype, reference)
     groups, against = (
@@ -225,4 +273,6 @@ def measured_policy(
 
 
 def report(command: Report) -> None:
-    print(write_report([Path(run) for run in command.runs], Path(command.out) if command.out else None))
+    out = write_report([Path(run) for run in command.runs], Path(command.out) if command.out else None)
+    if not is_stream(out):
+        show(str(out))

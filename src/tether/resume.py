@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tether.commands import Table, find
 from tether.errors import RunError
-from tether.flags import POSITIONAL, REST, flatten, parse
-from tether.runtime.changes import SAFE, changes, refuse_changes
+from tether.flags import POSITIONAL, REST, as_flag, flatten, parse
+from tether.runtime.changes import CONTENT_DECIDES, SAFE, changes, refuse_changes
 from tether.runtime.directory import CONFIG, FORMAT, SUMMARY
 from tether.runtime.lock import Lock
 from tether.training.common import Start
+from tether.training.inputs import here, located
 from tether.untrusted import read_flat_yaml
 
 
@@ -31,7 +33,7 @@ class Resume:
 
 def resume(command: Resume, *, table: Table) -> None:
     """Resume the run in ``command.directory``, whose command is in ``table``."""
-    path = Path(command.directory)
+    path, base = Path(command.directory), here()
     if not (path / CONFIG).is_file():
         raise RunError(
             f"no run to resume here: {CONFIG} is missing", where=path, hint="a run killed in its first step leaves none"
@@ -51,11 +53,27 @@ def resume(command: Resume, *, table: Table) -> None:
         raise RunError(f"a run of 'tether {name}' cannot be resumed; those of {others} can", where=path)
     asked: Any = parse(name, made_by.options_class(), ["--config", str(path / CONFIG), *command.options])
     asked = replace(asked, run=replace(asked.run, out=str(path), overwrite=False))
-    new = {"command": name, **flatten(asked)}
+    new = {"command": name, **located(flatten(asked), base)}
     changed = changes(saved, new)
     allowed = SAFE if command.allow else frozenset()
     refuse_changes(saved, new, allowed=allowed)
-    if (path / SUMMARY).is_file() and not changed:
+    again = changed or any(saved.get(option) != new.get(option) for option in allowed)
+    if (path / SUMMARY).is_file() and not again:
         print(f"{path}: the run is finished; there is nothing left to do", file=sys.stderr)
         return
+    require_inputs(new)
     made_by.function()(asked, start=Start(resumed=True, allowed=allowed))
+
+
+def require_inputs(options: Mapping[str, Any]) -> None:
+    """Raise :class:`RunError` where an input of the run is no longer where it was; ``options`` have absolute paths."""
+    for name in sorted(CONTENT_DECIDES & options.keys()):
+        value = options[name]
+        if value is None or not Path(value).is_absolute():
+            continue
+        if not Path(value).exists() and not Path(value.partition(":")[0]).is_dir():  # a data set may name a split
+            raise RunError(
+                "does not exist any more, and the run was made with it",
+                where=value,
+                hint=f"if it has moved, resume with {as_flag(name)} and its new place",
+            )

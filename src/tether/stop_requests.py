@@ -10,6 +10,7 @@ Requests belong to the process, as its signals do. Outside :func:`heeded` there 
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import signal
@@ -28,9 +29,9 @@ EXIT_CODE = 75
 """Interrupted, and ``tether resume`` continues; EX_TEMPFAIL of sysexits.h."""
 REMINDER = 1.0
 """Seconds after which a clock that has run out signals again."""
-WAKE = signal.SIGURG
-"""Tells the main thread that a clock has run out. It is ignored unless handled, and neither reward functions nor
-schedulers use it."""
+WAKE: signal.Signals = getattr(signal, "SIGURG", None) or signal.SIGBREAK  # type: ignore[attr-defined, unused-ignore]
+"""Tells the main thread that a clock has run out. SIGURG is ignored unless handled, and neither reward functions nor
+schedulers use it. Windows lacks it; there it is SIGBREAK, which Ctrl+Break sends: that does nothing in a run."""
 
 
 class Interrupted(BaseException):
@@ -149,7 +150,7 @@ def _after(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
         wait = seconds
         while not over.wait(wait):
             act()
-            signal.pthread_kill(main, WAKE)
+            _wake(main)
             wait = REMINDER
 
     main, over = threading.get_ident(), threading.Event()
@@ -162,6 +163,15 @@ def _after(seconds: float | None, act: Callable[[], None]) -> Iterator[None]:
         over.set()
         if seconds is not None:
             watcher.join()  # so that it cannot wake a later block
+
+
+def _wake(thread: int) -> None:
+    """Have the main ``thread`` handle :data:`WAKE`: at once, or on Windows when it next runs Python code, which a
+    sleeping call, or one that waits for a socket, does not."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(thread, WAKE)
+    else:
+        _thread.interrupt_main(WAKE)
 
 
 @contextlib.contextmanager

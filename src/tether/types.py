@@ -194,7 +194,8 @@ class Score:
     >>> Score(total=0.7, parts={"helpful": 0.8, "length": -0.1})
     """
 
-    total: float
+    total: float | None
+    """None where no reward applies to the completion: it then has no advantage, and is no part of a baseline."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """Each reward separately, before its weight; None where it does not apply."""
     token_rewards: tuple[float, ...] | None = None

@@ -136,3 +136,18 @@ def test_an_evaluation_that_is_repeated_for_lack_of_memory_counts_once(tiny, mon
     assert budgets[:2] == [8192, 4096]
     assert (state.best_step, state.evals_without_better, len(rows)) == (1, 0, 1)
     assert state.best_weights
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "evals_per_epoch", "steps"),
+    [
+        (40, 16, 1, [3, 6]),
+        (40, 4, 4, [3, 5, 8, 10, 13, 15, 18, 20]),
+        (64, 16, 2, [2, 4, 6, 8]),
+        (40, 16, 9, [1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_evaluations_are_spread_evenly_and_end_each_epoch(count, batch_size, evals_per_epoch, steps):
+    config = rm.Config(epochs=2, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
+    total = config.total_steps(count)
+    assert [step for step in range(1, total + 1) if config.evaluates_after(step, count)] == steps

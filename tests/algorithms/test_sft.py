@@ -41,5 +41,23 @@ def test_it_learns_its_texts_by_heart(tiny):
 
 def test_epochs_are_kept_when_the_data_is_smaller_than_a_batch():
     config = sft.Config(epochs=3, batch_size=32)
-    assert [config.total_steps(n) for n in (1, 8, 32, 64, 80)] == [3, 3, 3, 6, 8]
+    assert [config.total_steps(n) for n in (1, 8, 32, 64, 80)] == [3, 3, 3, 6, 9]
     assert sft.Config(epochs=0.1, batch_size=32).total_steps(8) == 1
+
+
+def test_every_row_is_trained_on_once_an_epoch_and_the_held_out_loss_is_measured_at_its_end(tiny, monkeypatch):
+    model, _ = load_policy(tiny)
+    config = sft.Config(epochs=2.5, batch_size=4)
+    state = sft.State.create(model, len(DATA), config, seed=0)
+    original, taken = sft.step, []
+
+    def step(state, rows, **more):
+        taken.append([row.prompt_ids for row in rows])
+        return original(state, rows, **more)
+
+    monkeypatch.setattr(sft, "step", step)
+    rows = [result.metrics for result in sft.steps(state, DATA, DATA[:2], config=config)]
+    assert [len(batch) for batch in taken] == [4, 2, 4, 2, 4]
+    everything = {one.prompt_ids for one in DATA}
+    assert set(taken[0] + taken[1]) == set(taken[2] + taken[3]) == everything
+    assert [n for n, row in enumerate(rows, 1) if "eval/loss" in row] == [2, 4, 5]

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tether.data.batching import Cursor, epoch_order, micro_batches, minibatches, within_budget
+from tether.data.batching import Cursor, epoch_order, epoch_steps, micro_batches, minibatches, within_budget
 from tether.errors import ConfigError
 from tether.types import Batch
 
@@ -30,6 +30,45 @@ def test_a_cursor_goes_on_from_its_position(count, before, after):
     first, second = whole.take(rows, before), whole.take(rows, after)
     assert Cursor(count, 7).take(rows, before) == first
     assert Cursor(count, 7, position=before).take(rows, after) == second
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 60), st.integers(1, 3), st.integers(0, 200))
+@example(40, 16, 2, 3)
+@example(48, 16, 2, 2)
+@example(5, 60, 3, 1)
+def test_every_epoch_takes_every_row_once(count, batch_size, epochs, resumed_after):
+    rows, steps = list(range(count)), epoch_steps(epochs, count=count, batch_size=batch_size)
+    cursor, taken = Cursor(count, 3), []
+    for step in range(steps):
+        if step == resumed_after:
+            cursor = Cursor(count, 3, position=cursor.position)
+        taken.append(cursor.take_in_epoch(rows, batch_size))
+    assert all(1 <= len(batch) <= batch_size for batch in taken)
+    flat = [row for batch in taken for row in batch]
+    assert len(flat) == epochs * count
+    for start in range(0, len(flat), count):
+        assert sorted(flat[start : start + count]) == rows
+
+
+@pytest.mark.parametrize(
+    ("epochs", "count", "batch_size", "steps"),
+    [
+        (1, 40, 16, 3),
+        (1, 48, 16, 3),
+        (1, 49, 16, 4),
+        (2.5, 40, 16, 8),  # 3 + 3 + 20 rows
+        (0.5, 40, 16, 2),
+        (0.1, 40, 4, 1),
+        (1.1, 40, 4, 11),  # not 12: the fraction is 0.1, not 0.1000000000000001
+        (0.001, 10, 4, 1),
+        (3, 8, 32, 3),
+        (1e-320, 8, 32, 1),
+        (1, 1, 1, 1),
+    ],
+)
+def test_steps_of_epochs(epochs, count, batch_size, steps):
+    assert epoch_steps(epochs, count=count, batch_size=batch_size) == steps
 
 
 def test_epochs_and_seeds_differ():

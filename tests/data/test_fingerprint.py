@@ -57,3 +57,42 @@ def test_another_record_has_another_digest(one, other):
 
 def test_order_and_number_count():
     assert len({fingerprint(records) for records in ([], [PAIR], [PAIR, PAIR], ALL, ALL[::-1])}) == 5
+
+
+class Picture:
+    """Like an image of PIL: its ``repr`` says where it is in memory, and not what it shows."""
+
+    mode, size = "L", (2, 2)
+
+    def __init__(self, octets):
+        self.octets = octets
+
+    def tobytes(self):
+        return self.octets
+
+
+def with_column(value):
+    return digest(replace(PROMPT, columns={"x": [{"y": value}]}))
+
+
+def test_an_image_counts_by_what_it_shows():
+    assert with_column(Picture(b"1234")) == with_column(Picture(b"1234"))
+    assert with_column(Picture(b"1234")) != with_column(Picture(b"1235"))
+    image = pytest.importorskip("PIL.Image")
+    red, blue = ((image.new("RGB", (2, 2), name) for _ in range(2)) for name in ("red", "blue"))
+    assert len({with_column(one) for one in red}) == 1
+    assert with_column(image.new("RGB", (2, 2), "red")) != with_column(next(blue))
+    assert with_column(image.new("RGB", (1, 4))) != with_column(image.new("RGB", (4, 1)))
+
+
+def test_arrays_count_whole_and_objects_without_their_address():
+    numpy = pytest.importorskip("numpy")
+    long = numpy.zeros(5000)
+    other = long.copy()
+    other[2500] = 1  # its repr is the same
+    assert with_column(long) == with_column(long.copy()) != with_column(other)
+    assert with_column(long) != with_column(long.astype("float32"))
+    first, second = (type("Decoder", (), {})() for _ in range(2))
+    assert repr(first) != repr(second)
+    assert with_column(first) == with_column(second)
+    assert with_column({"b", "a", "c"}) == with_column({"c", "b", "a"}) != with_column({"a", "b"})

@@ -29,13 +29,59 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.jsonl.gz", "a.json.gz"])
+@pytest.mark.parametrize(
+    "name", ["a.jsonl", "a.json", "a.ndjson", "a.jsonl.gz", "a.json.gz", "a.ndjson.gz", "A.JSONL", "a.Json.GZ"]
+)
 def test_json_lines(tmp_path, name):
     path = tmp_path / name
     content = lines().encode()
-    path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    path.write_bytes(gzip.compress(content) if name.lower().endswith("gz") else content)
     assert values(path) == ROWS
     assert [str(row.where) for row in read_rows(str(path))] == [f"{path}:1", f"{path}:2"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.JSON.gz"])
+@pytest.mark.parametrize(
+    "content",
+    [json.dumps(ROWS), json.dumps(ROWS, indent=2), "\n\n " + json.dumps(ROWS) + "\n", "\ufeff" + json.dumps(ROWS)],
+)
+def test_one_array_of_rows(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content.encode()) if name.endswith("gz") else content.encode())
+    assert values(path) == ROWS
+    assert [str(row.where) for row in read_rows(str(path))] == [f"{path}:row 1", f"{path}:row 2"]
+
+
+def test_rows_of_an_array_that_cannot_be_used(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('[{"a": 1}, 3, {"a": "\\ud800"}, {"a": %s}, [{}]]' % ("[" * 101 + "]" * 101))
+    found = read_rows(str(path))
+    assert [getattr(row, "kind", "") for row in found] == [
+        "", "wrong type", "unpaired surrogate", "nested too deep", "wrong type"
+    ]  # fmt: skip
+    assert found[1].content == "3"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"a": 1},\n{"a": }]', r"begins as an array of rows and is not valid JSON \(.* at line 2, column 7\)$"),
+        ('[{"a": 1}]\n{"a": 2}', r"not valid JSON \(Extra data at line 2, column 1\)"),
+        ("[]", "holds no rows"),
+        ("[" * 100_000, "nested deeper than 100"),
+    ],
+)
+def test_arrays_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_rows(str(path))
+    assert "on one line" not in str(caught.value)
+
+
+def test_parquet_by_any_case(tmp_path):
+    pa.parquet.write_table(pa.Table.from_pylist([{"a": 1}]), tmp_path / "A.PARQUET")
+    assert values(tmp_path / "A.PARQUET") == [{"a": 1}]
 
 
 def test_blank_lines_count_but_are_no_rows(tmp_path):
@@ -97,6 +143,35 @@ def test_subset_of_a_data_set(tmp_path):
 def test_saved_data_set(tmp_path):
     datasets.Dataset.from_list([{"a": 1}, {"a": 2}]).save_to_disk(tmp_path / "saved")
     assert values(tmp_path / "saved") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("asked", ["test", "train", "train[:1]", "main:train"])
+def test_a_split_of_a_data_set_saved_without_one_is_refused(tmp_path, asked):
+    datasets.Dataset.from_list([{"a": 1}, {"a": 2}]).save_to_disk(tmp_path / "saved")
+    with pytest.raises(
+        DataError, match=rf"saved:{re.escape(asked)}: the data set was saved without a split; give .*d$"
+    ):
+        read_rows(f"{tmp_path}/saved:{asked}")
+
+
+def test_a_saved_split_is_read_by_its_name_alone(tmp_path):
+    datasets.Dataset.from_list([{"a": 1}, {"a": 2}], split="test").save_to_disk(tmp_path / "saved")
+    assert values(tmp_path / "saved") == values(f"{tmp_path}/saved:test") == [{"a": 1}, {"a": 2}]
+    assert values(f"{tmp_path}/saved:test[1:]") == [{"a": 2}]
+    for asked in ("train", "testing", "main:test"):
+        with pytest.raises(DataError, match="was saved as the split 'test'"):
+            read_rows(f"{tmp_path}/saved:{asked}")
+    with pytest.raises(DataError, match=r"not loadable as a data set \(Unrecognized instruction"):
+        read_rows(f"{tmp_path}/saved:test[x]")
+
+
+def test_splits_saved_together(tmp_path):
+    one = datasets.Dataset.from_list([{"a": 1}, {"a": 2}])
+    datasets.DatasetDict({"train": one, "test": one.select([1])}).save_to_disk(tmp_path / "saved")
+    assert values(tmp_path / "saved") == [{"a": 1}, {"a": 2}]
+    assert values(f"{tmp_path}/saved:test") == [{"a": 2}]
+    with pytest.raises(DataError, match=r"saved:dev: not loadable as a data set"):
+        read_rows(f"{tmp_path}/saved:dev")
 
 
 def test_directory_with_a_colon_in_its_name(tmp_path):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from tether.data.conversations import is_conversation
 from tether.data.tokenise import (
     encode,
     encode_continuation,
@@ -13,7 +14,6 @@ from tether.data.tokenise import (
     encode_whole,
     end_with_eos,
     eos_id,
-    is_conversation,
     render,
 )
 from tether.errors import DataError, ModelError
@@ -126,7 +126,7 @@ def test_a_bos_that_is_also_eos():
     assert encode_whole(tokenizer, "ab") == [0, a, b, 0]
     assert encode_prompt(tokenizer, "<e>") == [0]  # nothing but a beginning
     tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
-    assert encode_whole(tokenizer, HI) == [0, *raw(tokenizer, "hi"), 0]
+    assert encode_whole(tokenizer, YES) == [0, *raw(tokenizer, "yes"), 0]
 
 
 def test_a_bos_spelled_out_is_not_doubled(tokenizer):
@@ -198,8 +198,13 @@ def test_no_template_no_eos_and_mixed_forms(tokenizer):
         ("hi", False),
         (["hi"], False),
         ([{"role": "user"}], False),
-        ([{"role": "user", "content": None}], False),
-        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], False),
+        ([{"role": "user", "content": None}], True),  # and then a turn without content
+        ([{"role": "user", "content": [{"type": "text", "text": "hi"}]}], True),
+        ([{"role": "user", "content": ["hi"]}], True),
+        ([{"role": "user", "content": [3]}], False),
+        ([{"role": "user", "content": 3}], False),
+        ([{"role": "assistant", "tool_calls": [{"name": "f"}]}], True),
+        ([{"role": "tool"}], True),
         ([{"from": "human", "value": "hi"}], False),
         (None, False),
     ],

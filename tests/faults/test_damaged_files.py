@@ -79,7 +79,7 @@ def stopped(tiny, tmp_path_factory):
 
 
 def other_text(file: Path) -> None:
-    write_rows(file, [{**row, "prompt": "Another"} for row in read_rows(file)])
+    write_rows(file, [{**row, "prompt": f"Another {number}"} for number, row in enumerate(read_rows(file))])
 
 
 CHANGED = {
@@ -92,6 +92,8 @@ CHANGED = {
 @pytest.mark.parametrize(("command", "name", "spoil", "says"), CHANGED.values(), ids=CHANGED)
 def test_files_that_change_while_a_run_is_stopped_are_refused(command, name, spoil, says, stopped, here, capfd):
     shutil.copytree(stopped, here, dirs_exist_ok=True)
+    for config in here.glob("*/config.yaml"):
+        config.write_text(config.read_text().replace(str(stopped), str(here)))
     left, fine = contents(here / command), (here / name).read_bytes()
     spoil(here / name)
     assert tether(f"resume {command}") == 2

@@ -54,7 +54,7 @@ def test_a_full_disk_stops_the_run_and_names_the_file(case, disk, tiny, uninterr
     before(owner, name, n, lambda: fill(disk, spare=spare))
     assert tether(f"{line} --model {tiny} --out disk/out") == 2
     complaint = last_line(capfd)
-    assert complaint.startswith(f"tether {command}: disk/out/{says}")
+    assert complaint.startswith(f"tether {command}: {disk}/out/{says}")
     assert "cannot be written (" in complaint
     assert "No space left on device" in complaint
     assert complaint.endswith("; resume with 'tether resume disk/out'")
@@ -105,7 +105,7 @@ def test_a_limit_on_the_size_of_files_is_like_a_full_disk(here, tiny, uninterrup
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     complaint = last_line(capfd)
-    assert complaint.startswith("tether ppo: out/checkpoints/step_000002: cannot be written (")
+    assert complaint.startswith(f"tether ppo: {here}/out/checkpoints/step_000002: cannot be written (")
     assert "File too large" in complaint
     assert complaint.endswith("; resume with 'tether resume out'")
     assert assert_intact(here / "out") == []

@@ -64,7 +64,7 @@ def skipped(monkeypatch):
     return found
 
 
-MIDDLE = dict.fromkeys(LINES, 6) | {"rejection-sampling": 3}
+MIDDLE = dict.fromkeys(LINES, 6) | {"rejection-sampling": 4}
 """An optimizer step that is not one of the run's first; of rejection sampling, the first of its second round."""
 
 
@@ -76,7 +76,7 @@ def test_one_gradient_that_is_not_finite_skips_one_optimizer_step(command, here,
     rows = read_rows(here / "out" / "metrics.jsonl")
     if command == "rejection-sampling":
         assert [row["sft/skipped_updates"] for row in rows] == [0, 1, 0]
-        assert [row["skipped_updates"] for row in read_rows(here / "out" / "sft.jsonl")] == [0, 0, 1, 1, 0, 0]
+        assert [row["skipped_updates"] for row in read_rows(here / "out" / "sft.jsonl")] == [0, 0, 0, 1, 1, 1, 0, 0, 0]
     else:
         assert rows[0]["skipped_updates"] == 0
         assert rows[-1]["skipped_updates"] == 1

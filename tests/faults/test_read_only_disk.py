@@ -46,7 +46,7 @@ def test_a_disk_that_becomes_read_only_stops_the_run(case, disk, tiny, uninterru
     before(owner, name, n, lambda: read_only(disk))
     assert tether(f"{line} --model {tiny} --out disk/out") == 2
     complaint = last_line(capfd)
-    assert complaint.startswith(f"tether {command}: disk/out/{says}")
+    assert complaint.startswith(f"tether {command}: {disk}/out/{says}")
     assert "Read-only file system" in complaint
     assert complaint.endswith("; resume with 'tether resume disk/out'")
     left = contents(disk / "out")

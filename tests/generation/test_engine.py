@@ -131,6 +131,7 @@ def test_the_same_in_a_model_large_enough_for_several_threads():
 def test_each_prompt_is_computed_and_kept_once(llama, monkeypatch):
     run_tokens = []
     forward = llama[0].base_model.forward
+    engine = Engine(*llama)
 
     def spy(position_ids, **kwargs):
         run_tokens.append(position_ids.numel())
@@ -138,7 +139,6 @@ def test_each_prompt_is_computed_and_kept_once(llama, monkeypatch):
 
     monkeypatch.setattr(llama[0].base_model, "forward", spy)
     prompts = [Prompt(ids=tuple(range(3, 67)), text="p"), Prompt(ids=tuple(range(66, 2, -1)), text="p")]
-    engine = Engine(*llama)
     sampling = Sampling(max_new_tokens=16, min_new_tokens=16)
     engine.generate(make_requests(prompts, group_size=8, seed=0), sampling=sampling)
     assert run_tokens == [2 * 64] + [2 * 8] * 15

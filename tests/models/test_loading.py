@@ -1,7 +1,6 @@
 """Causal language models from disk and back, and what is refused."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -22,24 +21,9 @@ from tether.models.loading import (
 )
 from tether.models.policy import policy_logits
 from tether.models.reward import new_reward_model
-from tiny import ARCHITECTURES, byte_tokenizer
+from tiny import ARCHITECTURES, byte_tokenizer, edit_config, refused
 
 IDS = torch.tensor([[0, 5, 9, 200, 31, 1]])
-
-
-@pytest.fixture
-def broken(tmp_path, tiny_models):
-    """A copy of a tiny model to break: ``broken("qwen2")`` is its directory."""
-
-    def copy(architecture="llama") -> Path:
-        return Path(shutil.copytree(tiny_models[architecture], tmp_path / "model"))
-
-    return copy
-
-
-def edit_config(directory: Path, **changes) -> None:
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -111,13 +95,6 @@ def test_the_embedded_model_by_name():
 
 
 # -- refused --------------------------------------------------------------------------------------------------------
-
-
-def refused(directory, message) -> None:
-    with pytest.raises(ModelError, match=message) as caught:
-        load_policy(str(directory))
-    assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"{directory}: ")
 
 
 def test_no_such_model(tmp_path):
@@ -265,3 +242,50 @@ def test_a_model_whose_prompts_cannot_be_shared_is_refused(kind, tmp_path):
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="mixes tokens otherwise"):
         load_policy(str(tmp_path))
+
+
+# -- weights that the model has no place for --------------------------------------------------------------------------
+
+
+def add_weights(directory: Path, **shapes) -> None:
+    """Put tensors of ones into the file of weights; ``__`` in a name is a dot."""
+    file = directory / "model.safetensors"
+    more = {name.replace("__", "."): torch.ones(shape) for name, shape in shapes.items()}
+    save_file({**load_file(file), **more}, file, metadata={"format": "pt"})
+
+
+def test_a_model_that_is_read_as_another_is_refused(broken):
+    """Qwen 2 has biases, Llama has not: without them it would be another model."""
+    directory = broken("qwen2")
+    edit_config(directory, model_type="llama", architectures=["LlamaForCausalLM"], attention_bias=False)
+    message = r"LlamaForCausalLM has no place for 6 of the weights in the file: model.layers.0.self_attn.k_proj.bias"
+    refused(directory, message)
+    with pytest.raises(ModelError, match=r"no place for 6 of the weights"):
+        new_reward_model(str(directory), seed=0)
+
+
+@pytest.mark.parametrize(
+    "extra", ["v_head__summary__weight", "score__weight", "model__layers__2__mlp__up_proj__weight"]
+)
+def test_heads_and_layers_that_would_be_lost_are_named(broken, extra):
+    directory = broken()
+    add_weights(directory, **{extra: (1, 32)})
+    refused(directory, f"has no place for 1 of the weights in the file: {extra.replace('__', '.')};")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "extra"),
+    [
+        ("llama", "model__layers__0__self_attn__rotary_emb__inv_freq"),
+        ("gpt2", "transformer__h__0__attn__bias"),
+        ("gpt2", "transformer__h__0__attn__masked_bias"),
+        ("gpt_neox", "gpt_neox__layers__1__attention__rotary_emb__inv_freq"),
+        ("gpt_neox", "gpt_neox__layers__1__attention__masked_bias"),
+        ("llama", "lm_head__weight"),  # tied to the embedding
+    ],
+)
+def test_constants_of_older_versions_are_no_weights(broken, architecture, extra):
+    directory = broken(architecture)
+    add_weights(directory, **{extra: (264, 32) if "lm_head" in extra else (4,)})
+    load_policy(str(directory))
+    new_reward_model(str(directory), seed=0)

@@ -136,3 +136,22 @@ def test_the_models_own_attention_is_back_afterwards(policy):
     before = policy.config._attn_implementation
     completion_states(policy.base_model, Batch.collate(rows()))
     assert policy.config._attn_implementation == before != "tether"
+
+
+EMPTY = [([], [5, 6, 7]), ([8, 9], [10]), ([], [11]), ([8, 9], [12, 13, 14]), ([], [5, 15, 16, 17, 18])]
+
+
+@pytest.mark.parametrize("rows", [EMPTY, EMPTY[:1], EMPTY[::2], [([], [5]), ([], [6])]])
+def test_rows_of_a_prompt_without_a_token_are_sequences_of_their_own(policy, rows):
+    batch = Batch.collate(rows)
+    found = final_states(policy.base_model, batch)
+    for (prompt, completion), state in zip(rows, found, strict=True):
+        alone = policy.base_model(input_ids=torch.tensor([[*prompt, *completion]])).last_hidden_state[0, -1]
+        torch.testing.assert_close(state, alone, rtol=1e-4, atol=1e-4)
+    gradient_of(policy, final_states(policy.base_model, batch))
+    assert pack(batch, ends=True).ids.numel() == sum(len(c) for _, c in rows) + 2 * any(p for p, _ in rows)
+
+
+def test_no_state_predicts_the_first_token_behind_a_prompt_without_one():
+    with pytest.raises(ValueError, match="no state that predicts"):
+        pack(Batch.collate(EMPTY), ends=False)

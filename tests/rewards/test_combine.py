@@ -84,9 +84,10 @@ def test_one_reward_of_many_groups_is_called_once():
     assert [len(scored.scores) for scored in found] == [2, 2, 2]
 
 
-def test_nothing_that_applies():
-    with pytest.raises(RewardError, match="no reward applies to a completion of the prompt 'a question'"):
-        scores((reward("a", 1.0, None), 1.0), (reward("b", 1.0, None), 1.0))
+def test_nothing_that_applies_is_no_score():
+    first, second = scores((reward("a", 1.0, None), 1.0), (reward("b", [1.0, 0.0, 0.0], None), 1.0))
+    assert first.total == 2.0
+    assert (second.total, second.token_rewards, second.parts) == (None, None, {"a": None, "b": None})
 
 
 def test_names_tell_parts_apart():
@@ -205,8 +206,12 @@ class Odd:
         ([[Judgement(1.0)]], r"gave judgements for \[1\] completions per group, not \[2\]"),
         ([[Judgement(1.0)] * 3], r"for \[3\] completions"),
         ([], r"for \[\] completions"),
-        ([[Judgement(1.0, parts={"a": math.nan})] * 2], "member 'a' of reward 'odd' gave nan"),
+        ([[Judgement(1.0, parts={"a": math.nan})] * 2], "member 'a' of reward 'odd' gave nan, no finite number"),
         ([[Judgement(1.0, parts={"a/b": 1.0})] * 2], "member named 'a/b'"),
+        ([[Judgement(math.nan)] * 2], "gave the value nan; a value is a finite number"),
+        ([[Judgement([0.0, 1.0])] * 2], r"gave the value \[0.0, 1.0\]"),
+        ([[Judgement("x")] * 2], "gave the value 'x'"),
+        ([[1.0, 2.0]], "gave 1.0, which is no Judgement"),
     ],
 )
 def test_judgements_that_cannot_be_used_are_refused(rows, message):

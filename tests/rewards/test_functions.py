@@ -1,8 +1,10 @@
 """Python functions as rewards: where they come from, what they are given, and what they may give back."""
 
 import asyncio
+import functools
 import itertools
 import sys
+from collections import OrderedDict, UserDict
 
 import numpy as np
 import pytest
@@ -10,7 +12,9 @@ import torch
 
 from helpers import completion
 from tether.errors import RewardError
-from tether.rewards.function import FunctionReward, load_function
+from tether.rewards.function import FunctionReward
+from tether.rewards.loading import load_function
+from tether.rewards.rules import exact_answer
 from tether.types import Prompt, RolloutGroup
 
 
@@ -24,6 +28,26 @@ def rollouts(*, columns=({}, {}), messages=None) -> list[RolloutGroup]:
         )
         for i, group in enumerate(rows)
     ]
+
+
+class Table:
+    """As a data frame: it has keys, and iterating over it gives them."""
+
+    def keys(self):
+        return [0, 1, 2, 3]
+
+    def __iter__(self):
+        return iter(self.keys())
+
+
+class Series(Table):
+    """As a column of one: it has keys too, but iterating over it gives its values."""
+
+    def tolist(self):
+        return [1.0, 2.0, 3.0, 4.0]
+
+    def __iter__(self):
+        return iter(self.tolist())
 
 
 def values(function, **kwargs):
@@ -48,8 +72,38 @@ def test_what_a_function_is_given():
         "prompts": ["p0", "p0", "p1", "p1"],
         "completions": ["a", "b", "c", "d"],
         "completion_ids": [[5, 1], [6, 7, 1], [8, 9], [10]],
-        "columns": {"answer": ["x", "x", "y", "y"]},
+        "columns": {"answer": ["x", "x", "y", "y"], "only": [1, 1, None, None]},
     }
+
+
+def test_columns_that_no_prompt_of_a_step_has():
+    """A step may hold no row of a task; the function is still called with the columns of the data."""
+    known = FunctionReward("mine", lambda completions, answer: answer, columns=frozenset(["answer"]))
+    assert plain(known.judge(rollouts())) == [[None, None], [None, None]]
+    assert plain(known.judge(rollouts(columns=({"answer": 1}, {})))) == [[1.0, 1.0], [None, None]]
+    with pytest.raises(RewardError, match=r"'mine' raised TypeError: .*answer"):
+        values(lambda completions, answer: answer)
+
+
+def test_what_a_function_needs():
+    def needs(function):
+        return FunctionReward("mine", function).needs
+
+    async def later(prompts, *, task):
+        return []
+
+    class Callable:
+        def __call__(self, completion_ids, level):
+            return []
+
+    assert needs(lambda prompts, completions, completion_ids, **columns: []) == frozenset()
+    assert needs(lambda answer, completions, other=3: []) == {"answer"}
+    assert needs(later) == {"task"}
+    assert needs(Callable()) == {"level"}
+    assert needs(functools.partial(lambda completions, answer, level: [], level=2)) == {"answer"}
+    assert needs(exact_answer("solution")) == {"solution"}
+    assert needs(exact_answer(None)) == {"answer"}
+    assert needs(max) == frozenset()  # no signature
 
 
 def test_a_function_gets_only_what_it_asks_for():
@@ -106,6 +160,11 @@ def test_numbers_of_every_kind_and_none(returned):
     assert values(lambda completions: returned) == [[None, 1.0], [1.0, 2.0]]
 
 
+def test_a_column_of_numbers_is_a_list_of_values():
+    assert values(lambda completions: Series()) == [[1.0, 2.0], [3.0, 4.0]]
+    assert values(lambda completions: dict.fromkeys("abcd", 1).values()) == [[1.0, 1.0], [1.0, 1.0]]
+
+
 @pytest.mark.parametrize("returned", [np.arange(4), torch.arange(4.0, requires_grad=True)])
 def test_arrays(returned):
     assert values(lambda completions: returned) == [[0.0, 1.0], [2.0, 3.0]]
@@ -130,7 +189,15 @@ def test_one_reward_per_token():
         ([1, -(10**400), 1, 1], "'mine' returned -10+ for completion 1; a reward must be finite"),
         ([1, 10**5000, 1, 1], "'mine' returned <int> for completion 1; a reward must be finite"),
         ([1, "2", 1, 1], "'mine' returned '2' for completion 1; it must be a number or None"),
-        ("abcd", "'mine' returned 'a' for completion 0"),
+        ("abcd", "'mine' must return a list of values; it returned str"),
+        (b"abcd", "'mine' must return a list of values; it returned bytes"),
+        ({"a": 1, "b": 2, "c": 3, "d": 4}, "'mine' must return a list of values; it returned dict"),
+        ({0: 1.0, 1: 2.0, 2: 3.0, 3: 4.0}, "'mine' must return a list of values; it returned dict"),
+        (OrderedDict.fromkeys(range(4), 1.0), "'mine' must return a list of values; it returned OrderedDict"),
+        (UserDict(dict.fromkeys(range(4), 1.0)), "'mine' must return a list of values; it returned UserDict"),
+        ({1, 2, 3, 4}, "'mine' must return a list of values; it returned set"),
+        (frozenset([1, 2, 3, 4]), "'mine' must return a list of values; it returned frozenset"),
+        (Table(), "'mine' must return a list of values; it returned Table"),
         ([1, {"score": 2}, 1, 1], "'mine' returned {'score': 2} for completion 1"),
         ([1, [1, 2], 1, 1], "'mine' returned 2 token rewards for completion 1, which has 3 tokens"),
         ([[1, float("inf")], 1, 1, 1], "'mine' returned inf for completion 0"),

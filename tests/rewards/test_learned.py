@@ -1,6 +1,8 @@
 """A reward model as a reward: what it reads, and where."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFa
 
 from helpers import completion, rows_of
 from tether.data.records import load_pairs
-from tether.errors import DataError, MemoryShortError, RewardError
+from tether.data.tokenise import encode_continuation
+from tether.errors import DataError, MemoryShortError, ModelError, RewardError
 from tether.generation.engine import Engine
-from tether.models.loading import load_policy
+from tether.models.loading import embedding_rows, load_policy
 from tether.models.reward import head_of, new_reward_model, save_reward_model, score_sequences
 from tether.rewards.learned import LearnedReward
 from tether.rewards.resolve import resolve_reward
@@ -215,6 +218,84 @@ def test_a_conversation_without_a_template(other):
         other.judge(rollouts(Prompt(ids=(0,), text="-", messages=HI), completion([6], text="yes")))
 
 
+# -- one vocabulary, other habits -----------------------------------------------------------------------------------
+
+
+def agreement(tiny, change, prompt):
+    """A reward model whose tokenizer is the policy's but for ``change``, and whether it reads the policy's ids."""
+    model, _ = new_reward_model(tiny, seed=0)
+    own = byte_tokenizer(template=True)
+    change(own)
+    reward = LearnedReward.of("judge", model, own, byte_tokenizer(template=True))
+    assert reward.same_vocabulary
+    return reward, reward.reads_ids(prompt)
+
+
+def other_template(own):
+    own.chat_template = "{% for m in messages %}{{ m.content }}|{% endfor %}"
+
+
+def no_bos(own):
+    core = json.loads(own.backend_tokenizer.to_str())
+    core["post_processor"] = None
+    own._tokenizer = Tokenizer.from_str(json.dumps(core))
+
+
+def other_eos(own):
+    own.eos_token = own.convert_ids_to_tokens(2)
+
+
+def nothing(own):
+    pass
+
+
+TEXT, CHAT = Prompt(ids=(0, 75), text="H"), Prompt(ids=(0, 9), text="-", messages=HI)
+
+
+@pytest.mark.parametrize(
+    ("change", "of_text", "of_chat"),
+    [(nothing, True, True), (other_template, True, False), (no_bos, False, True), (other_eos, False, False)],
+)
+def test_ids_are_read_only_where_its_own_rendering_gives_them(tiny, monkeypatch, change, of_text, of_chat):
+    reward, reads = agreement(tiny, change, TEXT)
+    assert (reads, reward.reads_ids(CHAT)) == (of_text, of_chat)
+    for prompt, ids in ((TEXT, of_text), (CHAT, of_chat)):
+        with monkeypatch.context() as patch:
+            (found,) = read(patch, reward, rollouts(prompt, completion([6, EOS], text="yes")))
+        turn = [{"role": "assistant", "content": "yes"}] if prompt.messages else "yes"
+        own = encode_continuation(reward.tokenizer, prompt.messages or prompt.text, turn)
+        assert found == ([*prompt.ids, 6, EOS] if ids else [*own[0], *own[1]])
+
+
+def test_a_row_gives_the_template_what_it_gave_the_policys(tiny, monkeypatch):
+    def with_options(own):
+        own.chat_template = "{% if short %}S{% endif %}" + own.chat_template
+
+    reward, _ = agreement(tiny, with_options, CHAT)
+    short = replace(CHAT, columns={"chat_template_kwargs": {"short": True}})
+    given, plain = (
+        read(monkeypatch, reward, rollouts(prompt, completion([6, EOS], text="yes")))[0] for prompt in (short, CHAT)
+    )
+    assert len(given) == len(plain) + 1
+    assert reward.rendered(short) == "S" + reward.rendered(CHAT)
+
+
+def test_the_score_is_that_of_its_own_rendering(tiny):
+    reward, _ = agreement(tiny, other_template, CHAT)
+    own = encode_continuation(reward.tokenizer, CHAT.messages, [{"role": "assistant", "content": "yes"}])
+    expected = score_sequences(reward.model, [own]).tolist()
+    assert scores(reward, rollouts(CHAT, completion([6, EOS], text="yes"))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_id_beyond_the_embedding_is_read_as_text(same, monkeypatch):
+    """A policy may have more rows than its vocabulary, and emit an id that no text has."""
+    rows = embedding_rows(same.model)
+    groups = rollouts(TEXT, completion([6, rows, EOS], text="a"), completion([6, rows - 1, EOS], text="a"))
+    beyond, within = read(monkeypatch, same, groups)
+    assert beyond == [*same.tokenizer("Ha")["input_ids"], EOS]
+    assert within == [*TEXT.ids, 6, rows - 1, EOS]
+
+
 # -- from a directory -----------------------------------------------------------------------------------------------
 
 
@@ -225,6 +306,8 @@ def test_a_directory_as_a_reward(tiny, tmp_path, tokenizer):
     assert isinstance(reward, LearnedReward)
     assert reward.name == "judge"
     assert reward.same_vocabulary
+    assert reward.reads_ids(Prompt(ids=(0,), text="p"))
+    assert reward.reads_ids(Prompt(ids=(0,), text="p", messages=HI))
     assert not any(p.requires_grad for p in reward.model.parameters())
     groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7]))
     expected = score_sequences(model, [((0, 5), (6, EOS)), ((0, 5), (7, EOS))]).tolist()
@@ -232,6 +315,47 @@ def test_a_directory_as_a_reward(tiny, tmp_path, tokenizer):
     assert not resolve_reward(
         str(tmp_path / "judge" / "model"), reversed_bytes(), dtype=torch.float32, device="cpu"
     ).same_vocabulary
+
+
+@pytest.fixture
+def foreign(tiny, tmp_path):
+    """A function that writes a reward model as OpenRLHF does, with ``options`` in its configuration."""
+
+    def write(**options):
+        model, own = new_reward_model(tiny, seed=3)
+        save_reward_model(model, own, tmp_path / "rm", [((0, 5), (EOS,)), ((0, 6), (EOS,))])
+        file = tmp_path / "rm" / "config.json"
+        config = json.loads(file.read_text())
+        for name in ("num_labels", "id2label", "label2id", "score_mean", "score_std"):
+            config.pop(name, None)
+        file.write_text(json.dumps(config | {"architectures": ["RewardModel"]} | options))
+        return str(tmp_path / "rm"), model
+
+    return write
+
+
+def test_a_reward_model_of_openrlhf(foreign, tokenizer):
+    """Its configuration states no labels, and the statistics of its scores as ``mean`` and ``std``."""
+    groups = rollouts(Prompt(ids=(0, 5), text="p"), completion([6, EOS]), completion([7, EOS]))
+    for options, mean, std in (({}, 0.0, 1.0), ({"mean": 2.0, "std": 4.0}, 2.0, 4.0)):
+        path, model = foreign(**options)
+        raw = score_sequences(model, [((0, 5), (6, EOS)), ((0, 5), (7, EOS))])
+        reward = resolve_reward(path, tokenizer, dtype=torch.float32, device="cpu")
+        assert scores(reward, groups) == pytest.approx(((raw - mean) / std).tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": 0.0}, r"rm: scores cannot be normalised by the mean 0.0 and std 0.0 of its configuration"),
+        ({"mean": math.inf}, r"cannot be normalised by the mean inf"),
+        ({"id2label": {"0": "a", "1": "b"}}, r"rm: a reward model has one label and this classifier has 2"),
+    ],
+)
+def test_foreign_configurations_that_are_refused(foreign, tokenizer, options, message):
+    path, _ = foreign(**options)
+    with pytest.raises(ModelError, match=message):
+        resolve_reward(path, tokenizer, dtype=torch.float32, device="cpu")
 
 
 def test_the_padding_token_that_training_added_changes_no_vocabulary(tmp_path):

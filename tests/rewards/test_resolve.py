@@ -1,5 +1,6 @@
 """From ``--reward`` values to rewards."""
 
+import os
 import sys
 
 import pytest
@@ -97,6 +98,29 @@ def test_a_name_of_nothing():
 )
 def test_short_name(spec, name):
     assert short_name(spec) == name
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("model", "judge"),
+        ("./model", "judge"),
+        ("model/", "judge"),
+        (".", "judge"),
+        ("..", "runs"),
+        ("../model", "runs"),
+        ("../other/model", "other"),
+        ("../..", None),
+        ("/model", "model"),
+        ("/", "reward"),
+    ],
+)
+def test_a_path_without_a_name_has_that_of_its_directory(tmp_path, monkeypatch, spec, name):
+    """Given as an absolute path, as a run keeps it, it has the same name."""
+    (tmp_path / "runs" / "judge").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "runs" / "judge")
+    assert short_name(spec) == (name or tmp_path.name)
+    assert short_name(os.path.abspath(spec)) == short_name(spec)
 
 
 def test_rewards_that_share_a_short_name_are_named_in_full():

@@ -81,6 +81,7 @@ def test_sentiment():
         (r"\boxed{50\%}", "50", True),
         (r"an unclosed \boxed{72", "72", True),
         ("1/2", "3/2", False),
+        ("x = 3/2", "1.5", True),
         ("the answer is Paris", "Paris", False),
         (" paris ", "Paris", True),
         ("#### Paris", "paris", True),
@@ -98,6 +99,11 @@ def test_exact_answer_from_another_column():
     assert rule(completions=["4", "5"], solution=["4", "4"], answer=["5", "5"]) == [1.0, 0.0]
     with pytest.raises(RewardError, match="'exact_answer' needs the column 'solution' in the prompts"):
         rule(completions=["4"], answer=["4"])
+
+
+@pytest.mark.parametrize("nothing", [None, math.nan])
+def test_a_row_without_an_answer_does_not_apply(nothing):
+    assert exact_answer(None)(completions=["4", "None", "nan"], answer=["4", nothing, nothing]) == [1.0, None, None]
 
 
 def test_exact_answer_on_school_problems(shared_data):

@@ -7,19 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers import random_groups
 from tether.algorithms import grpo
 from tether.algorithms.rollouts import batch_of
-from tether.runtime.state import RunState, Saved, Snapshot
+from tether.errors import RunError
+from tether.runtime.state import RunState, Saved, Snapshot, restore
 
 
 def test_tensors_that_decide_shapes_come_back_to_the_host_and_the_others_to_the_device():
     """On the device "meta", which is no CPU either."""
     batch = batch_of(random_groups(2, 2), torch.device("cpu"))
     logp = torch.zeros(batch.mask.shape)
-    made = grpo.Experience(batch=batch, old_logp=logp, ref_logp=logp, advantages=torch.zeros(4))
+    rows = torch.zeros(4)
+    made = grpo.Experience(batch=batch, old_logp=logp, ref_logp=logp, advantages=rows, kl_weight=rows)
     snapshot = Snapshot()
     plain = snapshot._fields(made, "x.")
     found = Saved(Path(), snapshot.tensors).build(grpo.Experience, plain, "x", device=torch.device("meta"))
@@ -66,3 +69,10 @@ def test_a_state_that_could_not_be_saved_is_refused_at_once():
         RunState(None, (Watcher(None),))
     with pytest.raises(ValueError, match="another name for 'reference'"):
         RunState(None, (Watcher(Taken()),))
+
+
+def test_a_monitor_that_is_missing_when_a_run_is_resumed_is_an_error(tmp_path):
+    (tmp_path / "state.json").write_text('{"algorithm": {}, "monitors": {"watcher": {}}}')
+    save_file({}, tmp_path / "tensors.safetensors")
+    with pytest.raises(RunError, match=r"has monitors that this process lacks: watcher; resume it from Python"):
+        restore(RunState(None), tmp_path)

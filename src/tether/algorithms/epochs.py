@@ -38,14 +38,14 @@ def epochs(
 ) -> Iterator[StepResult]:
     """Run steps of ``batch_size`` rows until ``over()``, and yield each result once its evaluation is done.
 
-    If ``due()`` after a step, ``evaluate()`` adds held-out figures to its metrics. If a step or an evaluation raises,
-    the state is as it was before, and a new loop resumes from there.
+    Every epoch takes each row once, so that its last step may have fewer rows. If ``due()`` after a step,
+    ``evaluate()`` adds held-out figures to its metrics. If a step or an evaluation raises, the state is as it was
+    before, and a new loop resumes from there.
     """
-    size = min(batch_size, len(rows))
     while state.pending is not None or not over():
         if state.pending is None:
             with state.cursor.rollback_on_error():
-                state.pending = step(state.cursor.take(rows, size)).metrics
+                state.pending = step(state.cursor.take_in_epoch(rows, batch_size)).metrics
         metrics = state.pending
         if evaluate is not None and due():
             clock = PhaseClock(state.device)

@@ -17,6 +17,8 @@ Departures from the paper, each with its reason:
   with sigma the spread of its own rewards, which falls as it improves.
 * The default estimator is k2, whose gradient is the reverse KL's; the paper's k3 descends the forward KL instead
   (:mod:`tether.ops.divergence`).
+
+A completion to which no reward applies leaves the mean and the std of its group, and the KL term alone applies to it.
 """
 
 from __future__ import annotations
@@ -29,11 +31,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Guard, Optim, adamw, peak_learning_rate, require_finite
+from tether.algorithms.optimise import Guard, Optim, adamw, peak_learning_rate
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
     CUTS_SUPPORT,
+    applies_of,
     batch_of,
     first_of,
     generator_figures,
@@ -41,6 +44,7 @@ from tether.algorithms.rollouts import (
     lengths_of,
     old_logprobs,
     reference_logprobs,
+    require_rewards,
     roll_out,
     rollout_figures,
     scores_of,
@@ -310,7 +314,8 @@ def roll_out_groups(
             first=first,
             clock=clock,
         )
-        equal = zero_variance(scores_of(scored, torch.device("cpu"))).tolist()
+        host = torch.device("cpu")
+        equal = zero_variance(scores_of(scored, host), applies_of(scored, host)).tolist()
         kept += [group for group, same in zip(scored, equal, strict=True) if not same]
         flat += [group for group, same in zip(scored, equal, strict=True) if same]
         missing = len(prompts) - len(kept)
@@ -325,17 +330,17 @@ def roll_out_groups(
     return tuple((kept + flat)[: len(prompts)]), figures | generator_figures(generator)
 
 
-def advantages_of(scores: Tensor, config: Config, world: World) -> Tensor:
-    """The group-relative advantage of each completion. [P, G] -> [P, G]."""
+def advantages_of(scores: Tensor, config: Config, world: World, applies: Tensor | None = None) -> Tensor:
+    """The group-relative advantage of each completion, 0 where no reward ``applies``. [P, G] -> [P, G]."""
     if config.advantage_baseline == "leave_one_out":
-        return leave_one_out(scores)
+        return leave_one_out(scores, applies)
     match config.advantage_scale:
         case "group":
-            return group_standardised(scores)
+            return group_standardised(scores, applies)
         case "batch":
-            return batch_standardised(scores, gather=world.gather)
+            return batch_standardised(scores, applies, gather=world.gather)
         case "none":
-            return centred(scores)
+            return centred(scores, applies)
 
 
 def collect(
@@ -343,6 +348,7 @@ def collect(
 ) -> Update[Experience]:
     """An update that has not begun: log-probs under the sampling policy and the reference, and an advantage per
     completion."""
+    require_rewards(groups, where=where, world=world)
     batch = batch_of(groups, state.policy.device)
     temperature = config.sampling.temperature
 
@@ -356,10 +362,9 @@ def collect(
         old_logp, ref_logp = state.guard.fit(passes, world)
     with clock.phase("advantage"):
         metrics = reduce(kl_figures(old_logp, ref_logp, batch.mask, where=where), world)
-        scores = scores_of(groups, state.policy.device)
-        require_finite(scores, what="the reward", where=where)
-        advantages = advantages_of(scores, config, world)
-        spread = reward_spread(scores, config.advantage_scale, gather=world.gather)
+        scores, applies = scores_of(groups, state.policy.device), applies_of(groups, state.policy.device)
+        advantages = advantages_of(scores, config, world, applies)
+        spread = reward_spread(scores, config.advantage_scale, applies, gather=world.gather)
         weight = config.kl_coef / spread if config.kl_units == "reward" else torch.full_like(spread, config.kl_coef)
         if config.kl_level == "sequence":
             baseline = kl_baseline(old_logp - ref_logp, len(groups), config)

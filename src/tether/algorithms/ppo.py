@@ -6,13 +6,14 @@
 
 Departures from the textbook: a state is a prompt and the tokens so far and an action is a token, so a trajectory is a
 completion and rollouts never truncate one; the step's denominators are counted before it is split; the gradients of
-policy and critic are clipped separately, so that a large value loss does not shrink the policy's step.
+policy and critic are clipped separately, so that a large value loss does not shrink the policy's step. The update does
+not see a completion to which no reward applies: it has no return.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -26,15 +27,16 @@ from tether.algorithms.rollouts import (
     CUTS_SUPPORT,
     batch_of,
     first_of,
-    flat,
     generator_figures,
     kl_figures,
     lengths_of,
     old_logprobs,
     per_token,
     reference_logprobs,
+    require_rewards,
     roll_out,
     rollout_figures,
+    scored,
 )
 from tether.data.batching import Cursor
 from tether.errors import ConfigError
@@ -234,9 +236,13 @@ def step(
     groups = tuple(rolled_out)
     if state.update is None:
         state.update = collect(state, groups, config=config, where=where, world=world, clock=clock)
+    plan = plan_of(config)
+    rows = len(state.update.experience.batch)
+    if world.any(rows < len(prompts) * config.group_size):
+        plan = replace(plan, minibatches=min(plan.minibatches, *world.gather(rows)))
     with clock.phase("update"):
         learned = learn(
-            state, state.update, lambda part: objective(state, part, config), plan_of(config), where=where, world=world
+            state, state.update, lambda part: objective(state, part, config), plan, where=where, world=world
         )
         metrics, kl = state.update.metrics | learned.metrics, state.update.kl
         state.update = None
@@ -251,7 +257,7 @@ def step(
         state.step += 1
         generator.load_weights(state.step, trainable(state.policy).items())
     metrics |= {"optimizer_steps": float(learned.optimizer_steps)}
-    passes = learned.optimizer_steps / config.minibatches
+    passes = learned.optimizer_steps / plan.minibatches
     figures = rollout_figures(groups) | clock.figures() | step_flops(state, groups, config, passes=passes)
     metrics |= reduce(figures | generator_figures(generator), world)
     return StepResult(metrics=metrics, groups=groups)
@@ -315,14 +321,14 @@ def token_rewards(
 ) -> Tensor:
     """r_t = -kl_coef * k1_t + the score: at the last emitted token, or per token where the scorer gives token rewards.
 
-    ``log_ratio`` = logp - ref_logp [B, T], 0 where the policy did not emit the token; the result is [B, T], 0 there
-    too.
+    ``log_ratio`` = logp - ref_logp [B, T], of the completions to which a reward applies, 0 where the policy did not
+    emit the token; the result is [B, T], 0 there too.
     """
     rewards = -kl_coef * k1(log_ratio)
-    for row, (completion, score) in enumerate(flat(groups)):
+    for row, (completion, score, total) in enumerate(scored(groups)):
         last = completion.last_emitted
         if score.token_rewards is None:
-            rewards[row, last] += score.total
+            rewards[row, last] += total
         else:
             rewards[row, : len(completion.ids)] += torch.tensor(score.token_rewards, device=rewards.device)
         if completion.finish_reason is FinishReason.LENGTH:
@@ -333,9 +339,11 @@ def token_rewards(
 def collect(
     state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, world: World, clock: PhaseClock
 ) -> Update[Experience]:
-    """An update that has not begun: log-prob, value, reward, return and advantage of every emitted token."""
+    """An update that has not begun: log-prob, value, reward, return and advantage of every emitted token of the
+    completions to which a reward applies."""
+    require_rewards(groups, where=where, world=world, alone=True)
     batch = batch_of(groups, state.policy.device)
-    mask, temperature = batch.mask, config.sampling.temperature
+    temperature = config.sampling.temperature
 
     def values_of(part: Batch) -> Tensor:
         values: Tensor = state.critic(part, lambda: completion_states(state.policy.base_model, part))
@@ -351,7 +359,13 @@ def collect(
     with clock.phase("reference"):
         old_logp, ref_logp, values = state.guard.fit(passes, world)
     with clock.phase("advantage"):
-        metrics = reduce(kl_figures(old_logp, ref_logp, mask, where=where), world)
+        metrics = reduce(kl_figures(old_logp, ref_logp, batch.mask, where=where), world)
+        applies = torch.tensor([score.total is not None for group in groups for score in group.scores])
+        if not applies.all():
+            rows = applies.nonzero().squeeze(1)
+            batch = batch.rows(rows)
+            old_logp, ref_logp, values = (x[rows, : batch.mask.size(1)] for x in (old_logp, ref_logp, values))
+        mask = batch.mask
         rewards = token_rewards(
             groups, old_logp - ref_logp, kl_coef=state.kl_coef, missing_eos_penalty=config.missing_eos_penalty
         )

@@ -2,7 +2,7 @@
 
 One round is a step: roll out from the current policy, score, select, and fine-tune on the selection (:mod:`sft`).
 Picking the best of N moves the distribution by at most log N - (N - 1) / N nats, whatever the reward, so no KL term is
-needed; R rounds are the best of N^R.
+needed; R rounds are the best of N^R. A completion to which no reward applies is not selected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms import sft
-from tether.algorithms.optimise import mean_of, require_finite
+from tether.algorithms.optimise import mean_of
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import (
     batch_of,
@@ -26,9 +26,9 @@ from tether.algorithms.rollouts import (
     lengths_of,
     old_logprobs,
     reference_logprobs,
+    require_rewards,
     roll_out,
     rollout_figures,
-    scores_of,
 )
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
@@ -87,13 +87,16 @@ class State:
     policy: PreTrainedModel
     reference: Reference
     tuning: sft.State
-    """The round's fine-tuning state. Each round has its own optimizer; all rounds share one guard."""
+    """The round's fine-tuning state. Each round has its own optimizer; all rounds share one guard. Until a round has
+    selected, it is for K completions per prompt."""
     seed: int
     round: int = 0
     sampled: Metrics | None = None
     """Metrics of the round's samples, once known; None between rounds."""
     rows: list[Metrics] = field(default_factory=list)
     """Metrics of the round's fine-tuning steps so far."""
+    bounded: bool = True
+    """Whether K of N completions were selected for every prompt of every round so far, so that their bound holds."""
 
     @staticmethod
     def create(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int) -> State:
@@ -108,16 +111,22 @@ class State:
 
 def tuning_of(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int, number: int) -> sft.State:
     """A new fine-tuning state for round ``number``, on the K * ``prompts`` completions that it will select."""
-    return sft.State.create(policy, config.top_k * prompts, config.sft, seed=derive_seed(seed, "sft", number))
+    return tuning_on(policy, config, config.top_k * prompts, seed=seed, number=number)
+
+
+def tuning_on(policy: PreTrainedModel, config: Config, completions: int, *, seed: int, number: int) -> sft.State:
+    """A new fine-tuning state for round ``number``, on this many completions."""
+    return sft.State.create(policy, completions, config.sft, seed=derive_seed(seed, "sft", number))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selected:
-    """A selected completion with its prompt and its score."""
+    """A selected completion with its prompt, its score and its total reward."""
 
     prompt: Prompt
     completion: Completion
     score: Score
+    total: float
 
     @property
     def demonstration(self) -> Demonstration:
@@ -141,7 +150,7 @@ def step(
     generator: Generator,
     scorer: Scorer,
     config: Config,
-    on_step: Callable[[Metrics], None],
+    on_step: Callable[[Metrics], None] = lambda _: None,
     world: World = ALONE,
 ) -> RoundResult:
     """One round: sample, score, select, fine-tune. ``on_step`` receives the metrics of each fine-tuning step.
@@ -162,11 +171,17 @@ def step(
         clock=clock,
     )
     groups = tuple(rolled_out)
-    require_finite(scores_of(groups, torch.device("cpu")), what="the reward", where=where)
+    require_rewards(groups, where=where, world=world, alone=True)
     selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
     if state.sampled is None:
+        state.bounded &= not world.any(len(selected) < config.top_k * len(prompts))
         with clock.phase("reference"):
             state.sampled = round_metrics(state, groups, selected, config=config, where=where, world=world)
+    if state.tuning.step == 0 and state.tuning.cursor.count != len(selected):
+        guard = state.tuning.guard
+        state.tuning = tuning_on(state.policy, config, len(selected), seed=state.seed, number=state.round)
+        state.tuning.guard = guard
+    state.tuning.total_steps = config.sft.total_steps(len(selected))
     with clock.phase("update"):
         demonstrations = [s.demonstration for s in selected]
         metrics = state.sampled | imitate(state, demonstrations, config=config.sft, on_step=on_step, world=world)
@@ -187,26 +202,27 @@ def step(
 
 def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple[Selected, ...]:
     """The completions to imitate: K per prompt, or K * P overall; by score, with ties broken at random, or all at
-    random.
+    random. Completions to which no reward applies, and prompts that have no other ones, do not count.
 
     Rewards such as 0 or 1 for a right answer tie often. If ties were broken in the order of the data, selection overall
     would favour the first prompts.
     """
     candidates = [
         [
-            Selected(prompt=group.rollouts.prompt, completion=completion, score=score)
+            Selected(prompt=group.rollouts.prompt, completion=completion, score=score, total=score.total)
             for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
+            if score.total is not None
         ]
         for group in groups
     ]
     pools = candidates if config.keep == "per_prompt" else [[one for pool in candidates for one in pool]]
-    amount = config.top_k if config.keep == "per_prompt" else config.top_k * len(groups)
+    amount = config.top_k if config.keep == "per_prompt" else config.top_k * sum(map(bool, candidates))
     draw = generator(seed)
     chosen: list[Selected] = []
     for pool in pools:
         drawn = [pool[i] for i in torch.randperm(len(pool), generator=draw).tolist()]
         if config.select == "best":
-            drawn.sort(key=lambda one: -one.score.total)
+            drawn.sort(key=lambda one: -one.total)
         chosen += drawn[:amount]
     return tuple(chosen)
 
@@ -223,7 +239,8 @@ def round_metrics(
     """Metrics of the samples and of the selection.
 
     ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` is the most that selection
-    adds, for K of N per prompt without ties; ``reward/gain`` is its gain in mean reward.
+    adds, for K of N per prompt without ties, and is missing once a prompt had fewer than K completions with a reward;
+    ``reward/gain`` is its gain in mean reward.
     """
     batch = batch_of(groups, state.policy.device)
     temperature = config.sampling.temperature
@@ -238,13 +255,13 @@ def round_metrics(
     metrics = reduce(rollout_figures(groups) | kl_figures(logp, ref_logp, batch.mask, where=where), world)
     kept = reduce(
         {
-            "reward/selected": Mean(sum(one.score.total for one in selected) / len(selected), len(selected)),
+            "reward/selected": Mean(sum(one.total for one in selected) / len(selected), len(selected)),
             "selected": Sum(float(len(selected))),
         },
         world,
     )
     metrics |= kept | {"reward/gain": kept["reward/selected"] - metrics["reward"]}
-    if config.select == "best" and config.keep == "per_prompt":
+    if config.select == "best" and config.keep == "per_prompt" and state.bounded:
         metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.group_size, rounds=state.round + 1)
     return metrics
 

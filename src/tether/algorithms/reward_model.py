@@ -31,7 +31,7 @@ from tether.algorithms.optimise import (
     require_finite,
 )
 from tether.algorithms.phases import PhaseClock
-from tether.data.batching import Cursor, within_budget
+from tether.data.batching import Cursor, epoch_steps, within_budget
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
@@ -52,9 +52,9 @@ class Config:
     """Options of reward-model training."""
 
     epochs: float = 2.0
-    """Epochs over the pairs, unless early stopping ends them."""
+    """Epochs over the pairs, unless early stopping ends them; a fraction is rounded up in steps."""
     batch_size: int = 32
-    """Pairs per optimizer step."""
+    """Pairs per optimizer step; the last step of an epoch may have fewer."""
     centring: float = 0.0
     """Weight of (r_w + r_l)^2, which keeps scores near 0 and shrinks their differences; 0 is off."""
     evals_per_epoch: int = 4
@@ -78,11 +78,14 @@ class Config:
         )
 
     def total_steps(self, pairs: int) -> int:
-        """Optimizer steps for this many pairs."""
-        return max(1, round(self.epochs * pairs / min(self.batch_size, pairs)))
+        """Optimizer steps for this many pairs (:func:`tether.data.batching.epoch_steps`)."""
+        return epoch_steps(self.epochs, count=pairs, batch_size=self.batch_size)
 
-    def steps_between_evals(self, pairs: int) -> int:
-        return max(1, pairs // (min(self.batch_size, pairs) * self.evals_per_epoch))
+    def evaluates_after(self, step: int, pairs: int) -> bool:
+        """Whether the held-out pairs are due after step ``step``, from 1: ``evals_per_epoch`` times per epoch, evenly
+        spread, of which the last is at its end; after every step where an epoch has fewer steps."""
+        per_epoch = epoch_steps(1, count=pairs, batch_size=self.batch_size)
+        return (step * self.evals_per_epoch) // per_epoch > ((step - 1) * self.evals_per_epoch) // per_epoch
 
 
 @dataclass(kw_only=True)
@@ -262,7 +265,6 @@ def steps(
 
     The state keeps the weights of the best evaluation (:func:`keep_best`).
     """
-    every = config.steps_between_evals(len(pairs))
 
     def measure() -> Metrics:
         evaluation = state.guard.fit(lambda budget: evaluate(state.model, held_out, token_budget=budget), world)
@@ -276,7 +278,7 @@ def steps(
         step=lambda rows: step(state, rows, config=config, world=world),
         over=lambda: state.over(config),
         evaluate=measure,
-        due=lambda: state.step % every == 0 or state.step == state.total_steps,
+        due=lambda: config.evaluates_after(state.step, len(pairs)) or state.step == state.total_steps,
     )
 
 

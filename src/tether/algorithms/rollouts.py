@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel
 from tether.algorithms.optimise import require_finite
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import micro_batches
+from tether.errors import RewardError, TetherError
 from tether.figures import Figures, Max, Mean, Min, Std, Sum
 from tether.models.flops import Lengths
 from tether.models.policy import completion_logprobs
@@ -24,6 +26,8 @@ from tether.types import (
     FinishReason,
     Generator,
     Prompt,
+    Request,
+    RolloutGroup,
     Sampling,
     Score,
     ScoredGroup,
@@ -64,8 +68,23 @@ def roll_out(
     with clock.phase("generate"):
         asked = make_requests(prompts, group_size=group_size, seed=seed, first=first)
         rollouts = generator.generate(asked, sampling=sampling)
+        require_answers(asked, rollouts)
     with clock.phase("score"):
         return scorer.score(rollouts)
+
+
+def require_answers(asked: Sequence[Request], rollouts: Sequence[RolloutGroup]) -> None:
+    """Raise :class:`TetherError` unless there is one group per request, in their order, with a completion per seed."""
+    if len(rollouts) != len(asked):
+        raise TetherError(f"the generator gave {len(rollouts)} groups for {len(asked)} requests")
+    for number, (request, group) in enumerate(zip(asked, rollouts, strict=True)):
+        if group.prompt.ids != request.prompt.ids:
+            raise TetherError(f"the generator gave another prompt's completions for request {number}")
+        if len(group.completions) != len(request.seeds):
+            raise TetherError(
+                f"the generator gave {len(group.completions)} completions for the {len(request.seeds)} seeds of "
+                f"request {number}"
+            )
 
 
 def batch_of(groups: Sequence[ScoredGroup], device: torch.device) -> Batch:
@@ -79,9 +98,33 @@ def lengths_of(groups: Sequence[ScoredGroup]) -> Lengths:
     return [(len(g.rollouts.prompt.ids), [len(c.ids) for c in g.rollouts.completions]) for g in groups]
 
 
+def scored(groups: Sequence[ScoredGroup]) -> list[tuple[Completion, Score, float]]:
+    """Completion, score and total of every row to which a reward applies, in the row order of a batch."""
+    return [(completion, score, score.total) for completion, score in flat(groups) if score.total is not None]
+
+
 def scores_of(groups: Sequence[ScoredGroup], device: torch.device) -> Tensor:
-    """Total scores, [P, G]."""
-    return torch.tensor([[score.total for score in group.scores] for group in groups], device=device)
+    """Total scores, [P, G]; NaN where no reward applies."""
+    totals = [[math.nan if score.total is None else score.total for score in group.scores] for group in groups]
+    return torch.tensor(totals, device=device)
+
+
+def applies_of(groups: Sequence[ScoredGroup], device: torch.device) -> Tensor | None:
+    """Where a reward applies, [P, G] bool; None where one applies to every completion."""
+    applies = [[score.total is not None for score in group.scores] for group in groups]
+    return None if all(map(all, applies)) else torch.tensor(applies, device=device)
+
+
+def require_rewards(groups: Sequence[ScoredGroup], *, where: str, world: World, alone: bool = False) -> None:
+    """Raise :class:`RewardError` unless a reward applies to some completion of the step, and is finite wherever one
+    applies. ``alone``: each rank needs one of its own."""
+    found = scored(groups)
+    require_finite(torch.tensor([total for *_, total in found]), what="the reward", where=where)
+    if world.any(not found) if alone else not world.any(bool(found)):
+        raise RewardError(
+            "no reward applies to any completion of the step: all gave None",
+            hint="give a reward that applies to these prompts",
+        )
 
 
 def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
@@ -140,19 +183,21 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> Figures:
     """Rewards, each part of them, and lengths. Names are TRL's.
 
     ``reward`` is the mean total, ``reward_std`` its spread over the step; ``rewards/NAME/mean`` and ``/std`` are those
-    of one part, over the completions it applies to. Lengths count the tokens that the policy emitted;
-    ``completions/clipped_ratio`` is the share cut at the length limit. ``num_tokens`` counts prompts too.
+    of one part, over the completions it applies to; ``frac_reward_none`` is the share to which none applies. Lengths
+    count the tokens that the policy emitted; ``completions/clipped_ratio`` is the share cut at the length limit.
+    ``num_tokens`` counts prompts too.
     """
     rows = flat(groups)
     count = len(rows)
-    scores = scores_of(groups, torch.device("cpu"))
+    host = torch.device("cpu")
+    flat_groups = zero_variance(scores_of(groups, host), applies_of(groups, host))
     lengths = torch.tensor([float(sum(completion.mask)) for completion, _ in rows])
     ended = torch.tensor([completion.finish_reason is not FinishReason.LENGTH for completion, _ in rows])
     tokens = sum(len(completion.ids) for completion, _ in rows) + sum(len(g.rollouts.prompt.ids) for g in groups)
-    figures: Figures = {
-        "reward": Mean(float(scores.mean()), count),
-        "reward_std": Std(float(scores.std(unbiased=False)), float(scores.mean()), count),
-        "frac_reward_zero_std": Mean(float(zero_variance(scores).float().mean()), len(groups)),
+    totals = [total for *_, total in scored(groups)]
+    figures = moments("reward", "reward_std", totals) | {
+        "frac_reward_none": Mean(1.0 - len(totals) / count, count),
+        "frac_reward_zero_std": Mean(float(flat_groups.float().mean()), len(groups)),
         "completions/mean_length": Mean(float(lengths.mean()), count),
         "completions/max_length": Max(float(lengths.max())),
         "completions/min_length": Min(float(lengths.min())),
@@ -162,12 +207,20 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> Figures:
     }
     for name in dict.fromkeys(name for _, score in rows for name in score.parts):
         values = [part for _, score in rows if (part := score.parts.get(name)) is not None]
-        if values:
-            column = torch.tensor(values)
-            mean = float(column.mean())
-            figures[f"rewards/{name}/mean"] = Mean(mean, len(values))
-            figures[f"rewards/{name}/std"] = Std(float(column.std(unbiased=False)), mean, len(values))
+        figures |= moments(f"rewards/{name}/mean", f"rewards/{name}/std", values)
     return figures
+
+
+def moments(mean: str, std: str, values: Sequence[float]) -> Figures:
+    """Mean and standard deviation of ``values`` under these names; nothing where there are none."""
+    if not values:
+        return {}
+    column = torch.tensor(values)
+    middle = float(column.mean())
+    return {
+        mean: Mean(middle, len(values)),
+        std: Std(float(column.std(unbiased=False)), middle, len(values)),
+    }
 
 
 def kl_figures(logp: Tensor, ref_logp: Tensor, mask: Tensor, *, where: str) -> Figures:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from tether.algorithms.epochs import epochs
 from tether.algorithms.optimise import Guard, Optim, accumulate, adamw, apply, lr_scale, peak_learning_rate
 from tether.algorithms.phases import PhaseClock
-from tether.data.batching import Cursor, micro_batches
+from tether.data.batching import Cursor, epoch_steps, micro_batches
 from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
@@ -36,9 +36,9 @@ class Config:
     """Options of supervised fine-tuning."""
 
     epochs: float = 1.0
-    """Epochs over the demonstrations; can be a fraction."""
+    """Epochs over the demonstrations; a fraction is rounded up in steps."""
     batch_size: int = 32
-    """Demonstrations per optimizer step."""
+    """Demonstrations per optimizer step; the last step of an epoch may have fewer."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
     optim: Optim = field(default_factory=Optim)
@@ -53,8 +53,8 @@ class Config:
         )
 
     def total_steps(self, demonstrations: int) -> int:
-        """Optimizer steps for this many demonstrations; with fewer than ``batch_size``, an epoch is one step."""
-        return max(1, round(self.epochs * demonstrations / min(self.batch_size, demonstrations)))
+        """Optimizer steps for this many demonstrations (:func:`tether.data.batching.epoch_steps`)."""
+        return epoch_steps(self.epochs, count=demonstrations, batch_size=self.batch_size)
 
 
 @dataclass(kw_only=True)
@@ -133,7 +133,7 @@ def steps(
     world: World = ALONE,
 ) -> Iterator[StepResult]:
     """All remaining steps, with the held-out loss at the end of each epoch."""
-    per_epoch = max(1, len(data) // min(config.batch_size, len(data)))
+    per_epoch = epoch_steps(1, count=len(data), batch_size=config.batch_size)
 
     def measure() -> Metrics:
         return state.guard.fit(lambda budget: evaluate(state.policy, held_out, token_budget=budget), world)

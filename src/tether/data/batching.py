@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeVar
 
 import torch
@@ -20,6 +22,16 @@ T = TypeVar("T")
 def epoch_order(count: int, *, seed: int, epoch: int) -> list[int]:
     """A permutation of 0..count-1 that depends on ``(count, seed, epoch)`` alone."""
     return torch.randperm(count, generator=generator(seed, "epoch", epoch)).tolist()
+
+
+def epoch_steps(epochs: float, *, count: int, batch_size: int) -> int:
+    """Steps of ``batch_size`` of ``count`` rows that ``epochs`` take, at least 1.
+
+    Each epoch takes every row once, so its last step may have fewer rows; a fraction of an epoch is rounded up in
+    steps. The fraction is that of the decimal number: 0.1 of 40 rows is 4 rows.
+    """
+    whole, part = divmod(Fraction(repr(float(epochs))), 1)
+    return max(1, int(whole) * math.ceil(count / batch_size) + math.ceil(part * count / batch_size))
 
 
 @dataclass
@@ -41,6 +53,10 @@ class Cursor:
             taken += [rows[i] for i in order]
             self.position += len(order)
         return taken
+
+    def take_in_epoch(self, rows: Sequence[T], n: int) -> list[T]:
+        """The next ``n`` of ``rows``, or as many as are left of this epoch."""
+        return self.take(rows, min(n, self.count - self.position % self.count))
 
     @contextlib.contextmanager
     def rollback_on_error(self) -> Iterator[None]:

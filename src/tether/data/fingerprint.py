@@ -6,6 +6,7 @@ fingerprint = blake2b_16(digest(r_1) digest(r_2) ... digest(r_N))
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from array import array
@@ -54,8 +55,19 @@ def _digest(kind: bytes, sequences: Iterable[Sequence[int]], about: bytes = b"")
 
 
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, Mapping) else repr(value)
+    """A value that JSON does not know, as data that depends on what it holds alone, and not on where it is stored."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    kind = type(value).__name__
+    if callable(octets := getattr(value, "tobytes", None)):  # an image or an array, whose repr leaves out most of it
+        about = [str(getattr(value, name, None)) for name in ("mode", "size", "dtype", "shape")]
+        return [kind, *about, blake2b(octets(), digest_size=16).hexdigest()]
+    return _ADDRESS.sub("", repr(value))
 
 
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+"""How the ``repr`` of an object says where it is in memory."""
 _JSON = json.JSONEncoder(sort_keys=True, default=_plain)
 """Writes a value of a data row; what JSON does not know, such as a date, as its ``repr``."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import re
+import sys
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ class RowError(DataError):
         self.args = kind, reason  # copy and pickle call __init__ with them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Place:
     """Where a row is; as text ``pairs.jsonl:17`` or ``pairs.parquet:row 17``. ``number`` counts from 1."""
 
@@ -39,7 +41,7 @@ class Place:
         return f"{self.source}:{self.number}" if self.unit == "line" else f"{self.source}:row {self.number}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One data row."""
 
@@ -58,58 +60,85 @@ class BadRow:
 
 
 def read_rows(source: str) -> list[Row | BadRow]:
-    """All rows of ``source``: ``*.jsonl``, ``*.json`` (one object per line), either gzipped, ``*.parquet``, or a
-    directory or hub id that ``datasets`` can load.
+    """All rows of ``source``: ``*.jsonl``, ``*.ndjson`` or ``*.json`` (one object per line; in ``*.json`` also one
+    array of objects), each also gzipped, ``*.parquet``, or a directory or hub id that ``datasets`` can load. Upper case
+    is the same.
 
     A data set is ``name``, ``name:split`` (``train`` unless given; ``train[:1000]`` works) or ``name:subset:split``.
     A row that is not valid UTF-8 or not one JSON object is a :class:`BadRow`. Raises :class:`DataError` where the whole
     source is missing, unreadable or empty.
     """
-    path = Path(source)
+    path, name = Path(source), Path(source).name.lower()
     if dataset := _dataset(source):
         rows: list[Row | BadRow] = list(_read_dataset(source, *dataset))
     elif not path.exists():
         raise DataError(
             "no such file (a local path ends in .jsonl, .json.gz or .parquet; a hub id is owner/name)", where=source
         )
-    elif path.name.endswith(".parquet"):
+    elif name.endswith(".parquet"):
         rows = list(_read_parquet(path))
-    elif path.name.endswith((".jsonl", ".json", ".jsonl.gz", ".json.gz")):
-        rows = list(_read_json_lines(path))
+    elif name.removesuffix(".gz").endswith((".jsonl", ".ndjson", ".json")):
+        rows = list(_read_json(path, may_be_array=name.removesuffix(".gz").endswith(".json")))
     else:
-        raise DataError("unknown format", where=source, hint="give .jsonl, .json, either with .gz, or .parquet")
+        raise DataError(
+            "unknown format", where=source, hint="give .jsonl, .ndjson or .json, each also with .gz, or .parquet"
+        )
     if not rows:
         raise DataError("holds no rows", where=source)
     return rows
 
 
 _DATASET = re.compile(r"(?P<name>[^:]+?)(:(?P<subset>[^:\[]+))??(:(?P<split>[^:\[]+(\[.*\])?))?")
-_FILE_SUFFIXES = {".jsonl", ".json", ".gz", ".parquet", ".csv", ".tsv", ".txt", ".zip", ".arrow"}
+_FILE_SUFFIXES = {".jsonl", ".ndjson", ".json", ".gz", ".parquet", ".csv", ".tsv", ".txt", ".zip", ".arrow"}
 
 
-def _dataset(source: str) -> tuple[str, str | None, str] | None:
-    """``(name, subset, split)`` of a directory or of something in the form of a hub id; None for a file."""
+def _dataset(source: str) -> tuple[str, str | None, str | None] | None:
+    """``(name, subset, split)`` of a directory or of something in the form of a hub id; None for a file. Subset and
+    split are None where ``source`` does not name them."""
     if Path(source).is_dir():
-        return source, None, "train"
+        return source, None, None
     parts = _DATASET.fullmatch(source)
     if parts is None or Path(source).exists():
         return None
     name = parts["name"]
     hub_id = name.count("/") == 1 and not name.startswith((".", "/", "~"))
     if Path(name).is_dir() or (hub_id and Path(name).suffix.lower() not in _FILE_SUFFIXES):
-        return name, parts["subset"], parts["split"] or "train"
+        return name, parts["subset"], parts["split"]
     return None
 
 
-def _read_json_lines(path: Path) -> Iterator[Row | BadRow]:
-    opener = gzip.open if path.name.endswith(".gz") else open
+def _read_json(path: Path, *, may_be_array: bool) -> Iterator[Row | BadRow]:
+    """One object per line or, if that ``may_be``, one array of objects that begins on the first line."""
+    opener = gzip.open if path.name.lower().endswith(".gz") else open
     try:
         with opener(path, "rb") as lines:  # bytes, so that a line that is not UTF-8 can be named
             for number, line in enumerate(lines, 1):
+                if may_be_array and line.strip():
+                    if line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                        yield from _read_array(line + lines.read(), path)
+                        return
+                    may_be_array = False
                 if line.strip():
                     yield _read_line(line, Place(str(path), number, "line"))
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot be read ({error})", where=path) from None
+
+
+def _read_array(content: bytes, path: Path) -> Iterator[Row | BadRow]:
+    """The elements of an array."""
+    try:
+        elements = _parse_json(content)
+    except RowError as error:
+        raise DataError(f"begins as an array of rows and is {error.args[1]}", where=path) from None
+    if not isinstance(elements, list):
+        raise DataError("begins as an array of rows and is none", where=path)
+    doubts = _doubts(content)
+    for number, values in enumerate(elements, 1):
+        where = Place(str(path), number, "row")
+        try:
+            yield Row(where, _checked(values, *doubts))
+        except RowError as error:
+            yield BadRow(where, error.kind, str(error), _as_text(values))
 
 
 def _read_line(line: bytes, where: Place) -> Row | BadRow:
@@ -120,32 +149,47 @@ def _read_line(line: bytes, where: Place) -> Row | BadRow:
 
 
 def _parse_line(line: bytes) -> dict[str, Any]:
+    return _checked(_parse_json(line.rstrip()), *_doubts(line))
+
+
+def _doubts(source: bytes) -> tuple[bool, bool]:
+    """Whether JSON may be nested too deep, and whether it may hold an unpaired surrogate, which in UTF-8 it can only
+    spell as an escape."""
+    return source.count(b"[") + source.count(b"{") > DEEPEST, b"\\u" in source
+
+
+def _parse_json(text: bytes) -> Any:
     try:
-        values = json.loads(line.decode("utf-8-sig"))
+        return json.loads(text.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise RowError("not valid UTF-8", f"not valid UTF-8 ({error.reason})") from None
     except json.JSONDecodeError as error:
         raise RowError(
             "not valid JSON",
-            f"not valid JSON ({error.msg} at column {error.colno})",
+            f"not valid JSON ({error.msg} at {f'line {error.lineno}, ' * (error.lineno > 1)}column {error.colno})",
             hint="a row is one JSON object on one line",
         ) from None
     except RecursionError:
         raise RowError("nested too deep", f"nested deeper than {DEEPEST} lists and objects") from None
     except ValueError:  # the only valid JSON that Python refuses
         raise RowError("not valid JSON", "holds an integer of thousands of digits") from None
+
+
+def _checked(values: Any, may_be_deep: bool, may_be_torn: bool) -> dict[str, Any]:
+    """The values of a row. Raises :class:`RowError`."""
     if not isinstance(values, dict):
         raise RowError("wrong type", f"a row is one JSON object on one line, found a {type(values).__name__}")
-    if line.count(b"[") + line.count(b"{") > DEEPEST and _deeper(values, DEEPEST):
+    if may_be_deep and _deeper(values, DEEPEST):
         raise RowError("nested too deep", f"nested deeper than {DEEPEST} lists and objects")
-    if b"\\u" in line:  # the only way in which JSON in UTF-8 can spell an unpaired surrogate
+    if may_be_torn:
         for name, value in values.items():
             if not _encodable([name, value]):
                 raise RowError(
                     "unpaired surrogate",
                     f"{ascii(name)[1:-1]} holds an unpaired surrogate, which no tokenizer can read",
                 )
-    return values
+    # all rows share the names of their columns
+    return {sys.intern(name): value for name, value in values.items()}
 
 
 def _deeper(value: Any, depth: int) -> bool:
@@ -167,6 +211,13 @@ def _encodable(value: Any) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return "nested too deep to be shown"
 
 
 def _read_parquet(path: Path) -> Iterator[Row | BadRow]:
@@ -203,7 +254,22 @@ def _row_of(batch: Any, i: int) -> dict[str, Any] | tuple[str, str, str]:
     return values
 
 
-def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Iterator[Row]:
+def _saved_dataset(source: str, name: str, subset: str | None, split: str | None) -> Any:
+    """A data set written by ``Dataset.save_to_disk``, which is a single split, named or not; or a slice of it."""
+    import datasets
+
+    dataset = datasets.load_from_disk(name)
+    if split is None and subset is None:
+        return dataset
+    own = None if dataset.split is None else str(dataset.split)
+    if subset is not None or own is None or split is None or split.partition("[")[0] != own:
+        found = "without a split" if own is None else f"as the split {own!r}"
+        raise DataError(f"the data set was saved {found}", where=source, hint=f"give {name}")
+    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({own: len(dataset)})
+    return dataset.select(range(part.from_, part.to))
+
+
+def _read_dataset(source: str, name: str, subset: str | None, split: str | None) -> Iterator[Row]:
     try:
         import datasets
     except ImportError:
@@ -212,10 +278,12 @@ def _read_dataset(source: str, name: str, subset: str | None, split: str) -> Ite
     if not Path(name).exists():
         settle_for_the_cache_when_offline()
     try:
-        if (Path(name) / "state.json").is_file():  # written by Dataset.save_to_disk, which has no splits
-            dataset = datasets.load_from_disk(name)
+        if (Path(name) / "state.json").is_file():  # written by Dataset.save_to_disk
+            dataset = _saved_dataset(source, name, subset, split)
         else:
-            dataset = datasets.load_dataset(name, subset, split=split, trust_remote_code=False)
+            dataset = datasets.load_dataset(name, subset, split=split or "train", trust_remote_code=False)
+    except DataError:
+        raise
     except Exception as error:  # the hub client raises many unrelated types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"not loadable as a data set ({reason})", where=source) from error

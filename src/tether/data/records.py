@@ -4,40 +4,46 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from functools import partial
 
 from transformers import PreTrainedTokenizerBase
 
-from tether.data.checks import (
-    DROPPED,
-    OVERLONG,
-    TRUNCATED,
-    UNCUT,
-    DataReport,
-    OnBadRows,
-    SourceReport,
-    refusal,
-)
-from tether.data.reading import BadRow, Row, RowError, read_rows
-from tether.data.tokenise import (
-    Text,
-    cut_left,
-    encode_continuation,
-    encode_prompt,
-    encode_whole,
+from tether.data.checks import DataReport, OnBadRows
+from tether.data.conversations import (
+    PLAIN,
+    Template,
+    ends_with_model,
     is_conversation,
-    render,
-    special_front,
+    is_written_out,
+    read_turns,
+    require_model_turn,
+    template_of,
 )
-from tether.errors import DataError
+from tether.data.encoding import Encoder, Written
+from tether.data.loading import Draft, Kind, Overlong, load_records
+from tether.data.reading import Row, RowError
+from tether.data.tokenise import (
+    Continuation,
+    Text,
+    continuation_ids,
+    cut_left,
+    special_front,
+    whole_ids,
+    write_continuation,
+    write_prompt,
+    write_whole,
+)
 from tether.types import Demonstration, PreferencePair, Prompt
 
-Overlong = Literal["fail", "drop", "truncate"]
-"""What happens to a row that does not fit the model's context; ``truncate`` cuts its prompt on the left."""
+__all__ = ["Overlong", "load_demonstrations", "load_pairs", "load_prompts"]
 
-Record = TypeVar("Record", Prompt, PreferencePair, Demonstration)
+REPEATED = 20
+"""Characters from which a prompt that all texts of its row begin with is taken to be repeated, not met by chance."""
+WRITTEN_OUT, CHANGED = "conversation stored as text: used as text", "completion changed by the chat template"
+TWICE, BEGINS = "prompt repeated: removed", "begins with its short prompt: used as it is"
+"""Kinds of findings in rows that are used."""
 
 
 def load_prompts(
@@ -59,33 +65,34 @@ def load_prompts(
     others; for ``skip`` and ``drop``, only if no row is left.
     """
 
-    def parse(row: Row) -> Prompt:
+    def parse(row: Row) -> Draft[Prompt]:
         prompt = _text(row, "prompt")
-        ids = tuple(encode_prompt(tokenizer, prompt))
         columns = {name: value for name, value in row.values.items() if name != "prompt"}
-        if isinstance(prompt, str):
-            return Prompt(ids=ids, text=prompt, columns=columns)
-        text = render(tokenizer, prompt, open_turn=True)
-        return Prompt(ids=ids, text=text, messages=tuple(prompt), columns=columns)
+        written = write_prompt(tokenizer, prompt, _template(row, prompt))
+        messages = None if isinstance(prompt, str) else tuple(prompt)
 
-    def cut(prompt: Prompt, room: int) -> Prompt | None:
-        ids = cut_left(tokenizer, prompt.ids, room)
+        def build(encoder: Encoder) -> Prompt:
+            ids = _some("prompt", encoder(written))
+            return Prompt(ids=ids, text=written.text, messages=messages, columns=columns)
+
+        return Draft((written,), build, _written_out(prompt))
+
+    def cut(prompt: Prompt) -> Prompt | None:
+        ids = cut_left(tokenizer, prompt.ids, context - max_new_tokens)
         if ids is None:
             return None
         begin = special_front(tokenizer, ids) if prompt.messages is None else 0  # as in a prompt that is not cut
         return replace(prompt, ids=ids, text=str(tokenizer.decode(list(ids[begin:]))))
 
-    return _load(
-        source,
+    kind = Kind(
         parse,
         lambda prompt: len(prompt.ids) + max_new_tokens,
-        lambda prompt: cut(prompt, context - max_new_tokens),
+        cut,
         of=f"prompt and {max_new_tokens} new tokens",
         context=context,
         overlong=overlong,
-        on_bad_rows=on_bad_rows,
-        report=report,
     )
+    return load_records(source, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
 
 
 def load_pairs(
@@ -99,32 +106,26 @@ def load_pairs(
 ) -> list[PreferencePair]:
     """Rows with ``chosen`` and ``rejected``, and optionally ``prompt`` and ``margin``.
 
-    The prompt is implicit, the token ids that both sides begin with, where there is no ``prompt`` or where both sides
-    are conversations that contain its text as a turn. Otherwise as :func:`load_prompts`; the sides are never cut.
+    Where there is no ``prompt``, or where both sides contain it, the prompt is implicit: the token ids that both sides
+    begin with, which may be none. Otherwise as :func:`load_prompts`; the sides are never cut.
     """
 
-    def parse(row: Row) -> PreferencePair:
+    def parse(row: Row) -> Draft[PreferencePair]:
         chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
         if chosen == rejected:
             raise RowError("equal sides", "chosen and rejected are equal, so the pair states no preference")
+        margin, template = _margin(row), _template(row, chosen)
         prompt = _text(row, "prompt") if row.values.get("prompt") is not None else None
+        notes = _written_out(chosen)
         if prompt is not None and not (_holds(chosen, prompt) and _holds(rejected, prompt)):
-            prompt_ids, chosen_ids = encode_continuation(tokenizer, prompt, chosen)
-            _, rejected_ids = encode_continuation(tokenizer, prompt, rejected)
-        else:
-            prompt_ids, chosen_ids, rejected_ids = _split_common_prefix(
-                encode_whole(tokenizer, chosen), encode_whole(tokenizer, rejected)
-            )
-        if chosen_ids == rejected_ids:
-            raise RowError(
-                "equal sides", "chosen and rejected have the same token ids, so no model can distinguish them"
-            )
-        return PreferencePair(
-            prompt_ids=tuple(prompt_ids),
-            chosen_ids=tuple(chosen_ids),
-            rejected_ids=tuple(rejected_ids),
-            margin=_margin(row),
-        )
+            (chosen, rejected), found = _once(prompt, {"chosen": chosen, "rejected": rejected})
+            sides = [write_continuation(tokenizer, prompt, side, template) for side in (chosen, rejected)]
+            notes += found + (_changed(chosen, sides[0].tail) or _changed(rejected, sides[1].tail))
+            texts, tails = tuple(text for side in sides for text in side), tuple(side.tail for side in sides)
+            return Draft(texts, lambda encoder: _explicit_pair(encoder, sides, margin), notes, never_cut=tails)
+        wholes = [write_whole(tokenizer, side, template) for side in (chosen, rejected)]
+        notes += _changed(chosen, wholes[0].text) or _changed(rejected, wholes[1].text)
+        return Draft(tuple(wholes), lambda encoder: _implicit_pair(encoder, wholes, margin), notes)
 
     def sides(pair: PreferencePair) -> int:
         return max(len(pair.chosen_ids), len(pair.rejected_ids))
@@ -133,17 +134,15 @@ def load_pairs(
         ids = cut_left(tokenizer, pair.prompt_ids, context - sides(pair))
         return None if ids is None else replace(pair, prompt_ids=ids)
 
-    return _load(
-        source,
+    kind = Kind(
         parse,
         lambda pair: len(pair.prompt_ids) + sides(pair),
         cut,
         of="prompt and longer side",
         context=context,
         overlong=overlong,
-        on_bad_rows=on_bad_rows,
-        report=report,
     )
+    return load_records(source, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
 
 
 def load_demonstrations(
@@ -160,91 +159,46 @@ def load_demonstrations(
     Otherwise as :func:`load_prompts`; a completion, or a text, is never cut.
     """
 
-    def parse(row: Row) -> Demonstration:
-        if "prompt" in row.values or "completion" in row.values:
-            prompt_ids, completion_ids = encode_continuation(tokenizer, _text(row, "prompt"), _text(row, "completion"))
-        elif "messages" in row.values:
-            messages = _text(row, "messages")
-            if isinstance(messages, str) or len(messages) < 2:
-                raise RowError("wrong type", "messages must hold at least two turns, the last one to imitate")
-            prompt_ids, completion_ids = encode_continuation(tokenizer, messages[:-1], messages[-1:])
+    def parse(row: Row) -> Draft[Demonstration]:
+        if _among(row, "messages", before=("completion",)):
+            prompt, completion = _last_turn(_text(row, "messages"))
+        elif _among(row, "prompt", "completion"):
+            prompt, completion = _text(row, "prompt"), _text(row, "completion")
         else:
-            whole = encode_whole(tokenizer, _text(row, "text", instead="'text', or 'prompt' and 'completion'"))
-            prompt_ids, completion_ids = whole[:1], whole[1:]
-        return Demonstration(prompt_ids=tuple(prompt_ids), completion_ids=tuple(completion_ids))
+            text = _text(row, "text", instead="'text', or 'prompt' and 'completion'")
+            whole = write_whole(tokenizer, text, _template(row, text))
+            return Draft((whole,), partial(_learn_all, whole), _written_out(text), never_cut=(whole.text,))
+        notes = _written_out(completion)
+        if _holds(completion, prompt):
+            prompt, completion = _last_turn(completion)
+        (completion,), found = _once(prompt, {"completion": completion})
+        written = write_continuation(tokenizer, prompt, completion, _template(row, completion))
+        notes += found + _changed(completion, written.tail)
+        return Draft(tuple(written), partial(_learn_completion, written), notes, never_cut=(written.tail,))
 
     def cut(one: Demonstration) -> Demonstration | None:
         ids = cut_left(tokenizer, one.prompt_ids, context - len(one.completion_ids))
         return None if ids is None else replace(one, prompt_ids=ids)
 
-    return _load(
-        source,
+    kind = Kind(
         parse,
         lambda one: len(one.prompt_ids) + len(one.completion_ids),
         cut,
         of="prompt and completion",
         context=context,
         overlong=overlong,
-        on_bad_rows=on_bad_rows,
-        report=report,
     )
+    return load_records(source, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
 
 
-def _load(
-    source: str,
-    parse: Callable[[Row], Record],
-    length: Callable[[Record], int],
-    cut: Callable[[Record], Record | None],
-    *,
-    of: str,
-    context: int,
-    overlong: Overlong,
-    on_bad_rows: OnBadRows,
-    report: DataReport | None,
-) -> list[Record]:
-    """Check every row, then raise or return; ``of`` names what ``length`` counts."""
-    rows = read_rows(source)
-    report = DataReport() if report is None else report
-    found = SourceReport(source, len(rows))
-    report.sources.append(found)
+# ------------------------------------------------------------------------------------------------ what a row holds
 
-    def examine(row: Row) -> Record | BadRow:
-        try:
-            record = parse(row)
-        except RowError as error:
-            return BadRow(row.where, error.kind, str(error), row.values)
-        if length(record) <= context:
-            return record
-        shorter = cut(record) if overlong == "truncate" else None
-        if shorter is not None:
-            found.find(TRUNCATED, row.where)
-            return shorter
-        reason = f"{of} take {length(record)} tokens and the model's context is {context}"
-        if overlong == "truncate":
-            return BadRow(row.where, UNCUT, f"{reason}, and cutting the prompt cannot make it fit", row.values)
-        kind = OVERLONG if overlong == "fail" else DROPPED
-        return BadRow(row.where, kind, reason, row.values)
 
-    kept: list[Record] = []
-    refused: list[BadRow] = []
-    for row in rows:
-        record = row if isinstance(row, BadRow) else examine(row)
-        if isinstance(record, BadRow):
-            if record.kind == OVERLONG or (record.kind != DROPPED and on_bad_rows == "fail"):
-                refused.append(record)
-            else:
-                found.skip(record)
-            continue
-        assert isinstance(row, Row)  # only a row that could be read becomes a record
-        report.keep(record, row, found)
-        kept.append(record)
-    if refused:
-        raise refusal(refused, len(rows))
-    if not kept and set(found.findings) == {DROPPED}:
-        raise DataError(f"every row is longer than the model's context of {context} tokens", where=source)
-    if not kept:
-        raise DataError(f"no row can be used: {found}; the first: {found.skipped[0].reason}", where=source)
-    return kept
+def _among(row: Row, *columns: str, before: Sequence[str] = ()) -> bool:
+    """Whether the row has one of ``columns``, and none of those that come ``before`` it."""
+    return any(row.values.get(name) is not None for name in columns) and not any(
+        row.values.get(name) is not None for name in before
+    )
 
 
 def _text(row: Row, column: str, *, instead: str | None = None) -> Text:
@@ -261,9 +215,22 @@ def _text(row: Row, column: str, *, instead: str | None = None) -> Text:
     if not is_conversation(value):
         found = type(value).__name__
         raise RowError("wrong type", f"{column} must be text or a list of {{role, content}}, found {found}")
-    if not all(message["content"].strip() for message in value):
-        raise RowError("empty", f"{column} holds a turn without content")
-    return list(value)
+    return read_turns(value, column)
+
+
+def _template(row: Row, text: Text) -> Template:
+    """What the row gives to the chat template; plain text has none."""
+    return PLAIN if isinstance(text, str) else template_of(row.values)
+
+
+def _last_turn(messages: Text) -> tuple[Text, Text]:
+    """A conversation's prompt, and the turn to learn."""
+    if isinstance(messages, str) or len(messages) < 2:
+        raise RowError("wrong type", "messages must hold at least two turns, the last one to imitate")
+    require_model_turn(messages[-1], "the last turn")
+    if ends_with_model(messages[:-1]):
+        raise RowError("not the model's turn", "the last two turns are both the model's; join them, or leave one out")
+    return messages[:-1], messages[-1:]
 
 
 def _margin(row: Row) -> float:
@@ -286,6 +253,71 @@ def _finite(number: float) -> bool:
 def _holds(side: Text, prompt: Text) -> bool:
     """Whether a conversation already contains a prompt's text as a turn."""
     return not isinstance(side, str) and any(message["content"] == prompt for message in side[:-1])
+
+
+def _once(prompt: Text, sides: Mapping[str, Text]) -> tuple[list[Text], tuple[str, ...]]:
+    """The sides, by their columns' names, without the prompt where all of them repeat it, and what was found.
+
+    Turns that are equal are repeated. A text may begin with a short prompt by chance ("Hi", "Hi there!"), and is used
+    as it is.
+    """
+    if any(side[: len(prompt)] != prompt for side in sides.values()):
+        return list(sides.values()), ()
+    if isinstance(prompt, str) and len(prompt) < REPEATED:
+        return list(sides.values()), (BEGINS,)
+    rest = [side[len(prompt) :] for side in sides.values()]
+    for name, own in zip(sides, rest, strict=True):
+        if not own or (isinstance(own, str) and not own.strip()):
+            raise RowError("empty", f"{name} holds nothing but the prompt")
+    return rest, (TWICE,)
+
+
+def _written_out(text: Text) -> tuple[str, ...]:
+    return (WRITTEN_OUT,) if isinstance(text, str) and is_written_out(text) else ()
+
+
+def _changed(completion: Text, rendered: str) -> tuple[str, ...]:
+    """Whether the chat template left out or rewrote part of the last turn, such as its reasoning."""
+    return () if isinstance(completion, str) or completion[-1]["content"].strip() in rendered else (CHANGED,)
+
+
+# --------------------------------------------------------------------------------------------- from texts to a record
+
+
+def _some(what: str, ids: Sequence[int]) -> tuple[int, ...]:
+    if not ids:
+        raise RowError("no token", f"the {what} comes to no token, so nothing can follow it")
+    return tuple(ids)
+
+
+def _learn_all(whole: Written, encoder: Encoder) -> Demonstration:
+    """All tokens of a text; the first is the prompt."""
+    ids = whole_ids(encoder, whole)
+    _some("text", ids[1:])
+    return Demonstration(prompt_ids=tuple(ids[:1]), completion_ids=tuple(ids[1:]))
+
+
+def _learn_completion(written: Continuation, encoder: Encoder) -> Demonstration:
+    prompt_ids, completion_ids = continuation_ids(encoder, written)
+    return Demonstration(prompt_ids=_some("prompt", prompt_ids), completion_ids=tuple(completion_ids))
+
+
+def _explicit_pair(encoder: Encoder, sides: Sequence[Continuation], margin: float) -> PreferencePair:
+    (prompt_ids, chosen_ids), (_, rejected_ids) = (continuation_ids(encoder, side) for side in sides)
+    return _pair(prompt_ids, chosen_ids, rejected_ids, margin)
+
+
+def _implicit_pair(encoder: Encoder, wholes: Sequence[Written], margin: float) -> PreferencePair:
+    chosen, rejected = (whole_ids(encoder, whole) for whole in wholes)
+    return _pair(*_split_common_prefix(chosen, rejected), margin)
+
+
+def _pair(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], margin: float) -> PreferencePair:
+    if chosen == rejected:
+        raise RowError("equal sides", "chosen and rejected have the same token ids, so no model can distinguish them")
+    return PreferencePair(
+        prompt_ids=tuple(prompt), chosen_ids=tuple(chosen), rejected_ids=tuple(rejected), margin=margin
+    )
 
 
 def _split_common_prefix(a: list[int], b: list[int]) -> tuple[list[int], list[int], list[int]]:

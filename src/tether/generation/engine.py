@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.generation.cache import Pool, extent
+from tether.generation.checks import check_samples
 from tether.generation.scheduler import Rollout, Room, Tally
 from tether.models.memory import within_memory
 from tether.models.policy import replace_weights
@@ -33,6 +34,8 @@ class Engine:
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, budget: Budget | None = None):
         self.model, self.tokenizer, self.budget = model, tokenizer, budget or Budget()
         self.version = 0
+        self.tally = Tally()
+        check_samples(self, model)
         self.tally = Tally()
 
     def load_weights(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.generation.sampling import draw, log_distribution, uniforms
-from tether.generation.stopping import finish_reason_of, text_of
-from tether.models.loading import eos_ids
+from tether.generation.stopping import Ending, text_of
 from tether.models.policy import policy_logits, replace_weights
 from tether.types import Completion, Metrics, Prompt, Request, RolloutGroup, Sampling
 
@@ -46,19 +45,19 @@ class NaiveGenerator:
     @torch.no_grad()
     def complete(self, prompt: Prompt, sampling: Sampling, u: Tensor) -> Completion:
         """The completion of ``prompt`` that the uniform numbers ``u``, one per token, decide."""
-        ends = eos_ids(self.model, self.tokenizer)
+        ending = Ending.of(self.model, self.tokenizer, sampling)
         ids: list[int] = []
         sampler_logp: list[float] = []
         finish_reason = None
         while finish_reason is None:
             sequence = torch.tensor([[*prompt.ids, *ids]], device=self.model.device)
             logits = policy_logits(self.model, sequence)[:, -1]
-            step, end_ids = (torch.tensor(x, device=logits.device) for x in ([len(ids)], ends))
+            step, end_ids = (torch.tensor(x, device=logits.device) for x in ([len(ids)], ending.eos))
             logp = log_distribution(logits, sampling, step=step, ends=end_ids.long())
             token = draw(logp, u[len(ids) : len(ids) + 1].to(logp.device), greedy=sampling.temperature == 0)
             ids.append(int(token))
             sampler_logp.append(float(logp[0, token]))
-            finish_reason = finish_reason_of(ids, sampling, ends, self.tokenizer)
+            finish_reason = ending.reason(ids, after=prompt.ids)
         return Completion(
             ids=tuple(ids),
             mask=(True,) * len(ids),

@@ -22,9 +22,8 @@ from tether.errors import GuardError
 from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, Shape, aligned, extent
 from tether.generation.graphs import STRIDE, GraphedStep, graph_shape, graphed
 from tether.generation.sampling import draw, log_distribution, uniforms
-from tether.generation.stopping import finish_reason_of, text_of
+from tether.generation.stopping import Ending, text_of
 from tether.models.attention import laid_out
-from tether.models.loading import eos_ids
 from tether.models.policy import project
 from tether.stop_requests import check
 from tether.types import Completion, Metrics, Request, Sampling
@@ -134,8 +133,8 @@ class Rollout:
         self.graphed = graphed(self.device)
         self.trunk, self.project = model.base_model, project(model)
         self.embed = model.get_input_embeddings()
-        self.ends = eos_ids(model, tokenizer)
-        self.end_ids = torch.tensor(self.ends, dtype=torch.int64, device=self.device)
+        self.ending = Ending.of(model, tokenizer, sampling)
+        self.end_ids = torch.tensor(self.ending.eos, dtype=torch.int64, device=self.device)
 
         seeds = [(i, seed) for i, request in enumerate(requests) for seed in request.seeds]
         self.waiting = deque(InFlight(request=i, seed=seed, job=job) for job, (i, seed) in enumerate(seeds))
@@ -333,7 +332,7 @@ class Rollout:
         """Take the row's new tokens up to its end, and say whether it was among them."""
         for token in tokens:
             row.ids.append(token)
-            if finish_reason_of(row.ids, self.sampling, self.ends, self.tokenizer):
+            if self.ending.reason(row.ids, after=self.prompts[row.request]):
                 return True
         return False
 
@@ -358,7 +357,7 @@ class Rollout:
         logprobs = self.logprobs.tolist()
         found: list[list[Completion]] = [[] for _ in self.prompts]
         for row in sorted(self.over, key=lambda row: row.job):
-            finish_reason = finish_reason_of(row.ids, self.sampling, self.ends, self.tokenizer)
+            finish_reason = self.ending.reason(row.ids, after=self.prompts[row.request])
             assert finish_reason is not None
             self.tally.new_tokens += len(row.ids)
             found[row.request].append(

@@ -59,6 +59,11 @@ def _attend(
     kind = kinds[module.layer_idx] if kinds else FULL
     if kind != FULL and (kind != SLIDING or sliding_window is None):
         raise ModelError(f"attention layers of the kind {kind} are not supported", where=type(module).__name__)
+    if key.size(-1) != value.size(-1):
+        raise ModelError(
+            f"attention with keys of width {key.size(-1)} and values of width {value.size(-1)} is not supported",
+            where=type(module).__name__,
+        )
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
     return layout.attend(Layer(module.layer_idx, scale, sliding_window, softcap), query, key, value), None
 

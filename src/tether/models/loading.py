@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import transformers
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import cached_file
 
 from tether.errors import ModelError
 from tether.hub import settle_for_the_cache_when_offline
-from tether.models.policy import completion_states, padded_states, policy_logits
-from tether.types import Batch
+from tether.models.checks import check_policy, reason_of
+from tether.models.checks import context_length as context_length
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 
+OLD_BUFFERS = re.compile(r"\.masked_bias$|\.rotary_emb\.inv_freq$")
+"""Names of constants that older versions of transformers wrote into the file, and that are computed now."""
+OUTPUT_HEADS = ("lm_head.", "embed_out.")
+"""What the names on disk of an output head begin with."""
 BASE = "base"
 """The name of the embedded model."""
 
@@ -67,12 +80,19 @@ def refuse_code(name: str, source: str) -> None:
 
 
 def load_pretrained(
-    auto_class: Any, name: str, *, dtype: torch.dtype, allow_missing: str = "", **kwargs: Any
+    auto_class: Any,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    allow_missing: str = "",
+    allow_unused: Sequence[str] = (),
+    **kwargs: Any,
 ) -> PreTrainedModel:
     """``auto_class.from_pretrained`` with safetensors only, no remote code and dropout off.
 
-    Raises :class:`ModelError` where the file lacks weights, except those whose name begins with ``allow_missing``, or
-    holds weights that are not finite.
+    Raises :class:`ModelError` where the file lacks weights, except those whose name begins with ``allow_missing``;
+    where it holds weights that the model has no place for, except those that ``allow_unused`` says are not needed and
+    those that the library ignores by its own list; and where it holds weights that are not finite.
     """
     source = resolve(name)
     try:
@@ -89,13 +109,24 @@ def load_pretrained(
     except ModelError:
         raise
     except Exception as error:  # config, network, safetensors and architecture errors share no base class
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the model cannot be loaded ({reason})", where=name) from error
+        raise ModelError(f"the model cannot be loaded ({reason_of(error)})", where=name) from error
     missing = sorted(key for key in info["missing_keys"] if not (allow_missing and key.startswith(allow_missing)))
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(key[0]) for key in info["mismatched_keys"])
         raise ModelError(
             f"the weights do not fit the configuration ({len(wrong)} tensors, first {wrong[0]})", where=name
+        )
+    unused = sorted(
+        key
+        for key in info["unexpected_keys"]
+        if not key.startswith(tuple(allow_unused)) and not OLD_BUFFERS.search(key) and not is_buffer(model, key)
+    )
+    if unused:
+        named = ", ".join(unused[:3]) + (", ..." if len(unused) > 3 else "")
+        raise ModelError(
+            f"{type(model).__name__} has no place for {len(unused)} of the weights in the file: {named}",
+            where=name,
+            hint="correct config.json, or remove them from the file if they are not needed",
         )
     broken = [key for key, weight in model.named_parameters() if not torch.isfinite(weight).all()]
     if broken:
@@ -107,6 +138,26 @@ def load_pretrained(
     return model.eval()
 
 
+def is_buffer(model: PreTrainedModel, key: str) -> bool:
+    """Whether a name in a file, with or without the prefix of the trunk, is that of a constant that the model makes."""
+    names = {name for name, _ in cast(nn.Module, model).named_buffers()}
+    return key in names or f"{model.base_model_prefix}.{key}" in names
+
+
+def output_head_names(name: str) -> list[str]:
+    """The names on disk of the weights of a causal language model that are not its trunk's: what a classifier on the
+    same trunk does not need."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(model_config(name), trust_remote_code=False)
+    except ModelError:
+        raise
+    except Exception as error:  # an architecture may fail in any way
+        raise ModelError(f"not a language model ({reason_of(error)})", where=name) from error
+    own = [key for key in model.state_dict() if not key.startswith(f"{model.base_model_prefix}.")]
+    return [*own, *OUTPUT_HEADS]
+
+
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, from the same directory or hub id."""
     try:
@@ -114,8 +165,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     except ModelError:
         raise
     except Exception as error:  # the same as above
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the tokenizer cannot be loaded ({reason})", where=name) from error
+        raise ModelError(f"the tokenizer cannot be loaded ({reason_of(error)})", where=name) from error
     # without its files, transformers returns a tokenizer of special tokens alone
     if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens):
         raise ModelError("no tokenizer: tokenizer.json is missing, or its vocabulary is empty", where=name)
@@ -129,18 +179,49 @@ def place(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """The number of rows of the model's input embedding."""
-    return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    try:
+        return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
+    except (NotImplementedError, AttributeError) as error:
+        raise ModelError("has no embedding of tokens that tether knows", where=type(model).__name__) from error
 
 
-def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raise :class:`ModelError` unless every id of the tokenizer has a row in the model's embedding."""
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= vocab_size:
+def unembedded(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[int, str]:
+    """The tokens, by id, that an embedding with ``rows`` rows does not hold."""
+    return {i: token for token, i in tokenizer.get_vocab().items() if i >= rows}
+
+
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Raise :class:`ModelError` unless every id of the tokenizer has a row in the model's embedding.
+
+    Special tokens that were added and have none, as Gemma 3's image token in its text models, are let pass: no text
+    comes to them but their own names. Data that holds one raises ModelError when the model reads it.
+    """
+    rows = embedding_rows(model)
+    lacking = unembedded(tokenizer, rows)
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    needed = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    if lacking.keys() - added or lacking.keys() & needed:
         raise ModelError(
-            f"the tokenizer does not belong to the model: it gives ids up to {highest} "
-            f"and the model's embedding has {vocab_size} rows",
+            f"the tokenizer does not belong to the model: it gives ids up to {max(lacking)} "
+            f"and the model's embedding has {rows} rows",
             where=name,
         )
+
+    def check(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Before each look-up, except within a CUDA graph, which reads what the model itself has drawn."""
+        ids = inputs[0]
+        if not ids.numel() or (ids.is_cuda and torch.cuda.is_current_stream_capturing()):
+            return
+        highest = int(ids.max())
+        if highest >= rows:
+            raise ModelError(
+                f"the data holds {lacking.get(highest, highest)!r}, for which the model has no embedding",
+                where=name,
+                hint="leave it out of the data",
+            )
+
+    if lacking:
+        model.get_input_embeddings().register_forward_pre_hook(check)
 
 
 def load_policy(
@@ -148,62 +229,73 @@ def load_policy(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, dropout off.
 
-    Raises :class:`ModelError` where one cannot be loaded or fails :func:`check_forward`.
+    Raises :class:`ModelError` where one cannot be loaded or fails :func:`tether.models.checks.check_policy`.
     """
     if is_classifier(model_config(name)):  # with tied embeddings it would load, without its head
         raise ModelError("a reward model where a language model is needed", where=name)
     tokenizer = load_tokenizer(name)
     model = load_pretrained(AutoModelForCausalLM, name, dtype=dtype)
-    check_tokenizer(name, tokenizer, embedding_rows(model))
-    check_forward(name, model)
+    check_tokenizer(name, tokenizer, model)
+    settle_generation(model, tokenizer)
+    check_policy(name, model)
     return place(model, device), tokenizer
-
-
-@torch.no_grad()
-def check_forward(name: str, model: PreTrainedModel) -> None:
-    """Raise :class:`ModelError` unless the model computes what tether assumes: its logits are the projection
-    :func:`tether.models.policy.project` of its last hidden states, and these are the same in a packed group."""
-    shared = [i % model.config.get_text_config().vocab_size for i in range(3)]
-    batch = Batch.collate([(shared, shared), (shared, shared[:2])])
-    try:
-        known = policy_logits(model, batch.ids)
-        packed, padded = completion_states(model.base_model, batch), padded_states(model.base_model, batch)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ModelError(
-            f"{type(model).__name__} is not built as tether needs it, so its prompts cannot be shared ({error})",
-            where=name,
-        ) from error
-    if not torch.allclose(known, model(input_ids=batch.ids, use_cache=False).logits, atol=1e-3, rtol=1e-2):
-        raise ModelError(
-            f"{type(model).__name__} does something to its logits that tether does not know, "
-            "so its log-probs would be wrong",
-            where=name,
-        )
-    tolerance = 1e-3 if model.dtype == torch.float32 else 0.1
-    if not torch.allclose(packed.float(), padded.float(), atol=tolerance * float(padded.float().std()), rtol=tolerance):
-        raise ModelError(
-            f"{type(model).__name__} mixes tokens otherwise than by attention that tether knows, "
-            "so a prompt cannot be shared by its completions",
-            where=name,
-        )
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """The longest sequence the model takes, in tokens."""
-    config = model.config.get_text_config()
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
-        value = getattr(config, name, None)
-        if value:
-            return int(value)
-    raise ModelError("the configuration states no context length", where=type(model).__name__)
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Every id that ends a completion: the tokenizer's and the generation configuration's (for a model that does not
-    generate, such as a reward model, the configuration's)."""
+    generate, such as a reward model, the configuration's). Ids that the model has no embedding for are never drawn and
+    left out. Raises :class:`ModelError` for what names no token."""
     configured = getattr(getattr(model, "generation_config", None) or model.config, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list) else [configured]) | {tokenizer.eos_token_id}
-    return tuple(sorted(i for i in ids if i is not None))
+    stated = configured if isinstance(configured, list | tuple) else [configured]
+    ids = {token_id(model, tokenizer, value) for value in stated if value is not None} | {tokenizer.eos_token_id}
+    rows = embedding_rows(model)
+    return tuple(sorted(i for i in ids if i is not None and 0 <= i < rows))
+
+
+def token_id(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, value: object) -> int:
+    """The id that a configuration states as a number, or as text: a token, or a number's digits."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    known = tokenizer.get_vocab()
+    if isinstance(value, str) and (value in known or value.isdecimal()):
+        return int(known.get(value, value))
+    raise ModelError(
+        f"eos_token_id is {value!r}, which is no id and no token",
+        where=getattr(model.config, "_name_or_path", "") or type(model).__name__,
+        hint="correct generation_config.json or config.json",
+    )
+
+
+def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the generation configuration one that every version of the library reads and saves.
+
+    Ends given as text become ids. Settings of sampling without ``do_sample``, the commonest that the library calls
+    invalid, mean that it samples. Of a configuration that is invalid otherwise, only the special tokens are kept:
+    tether reads nothing else of it.
+    """
+    config = getattr(model, "generation_config", None)
+    if config is None:
+        return
+    ends = config.eos_token_id
+    if isinstance(ends, list):
+        config.eos_token_id = [token_id(model, tokenizer, end) for end in ends]
+    elif ends is not None:
+        config.eos_token_id = token_id(model, tokenizer, ends)
+    if not valid(config):
+        config.do_sample = True
+    if not valid(config):
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {name: value for name in names if not isinstance(value := getattr(config, name), int) or value >= 0}
+        model.generation_config = GenerationConfig(**ids)
+
+
+def valid(config: GenerationConfig) -> bool:
+    """Whether every version of the library saves a generation configuration."""
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
@@ -223,8 +315,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
 
 
 def is_classifier(config: Any) -> bool:
-    """Whether a configuration is that of a sequence classifier, such as a reward model."""
-    return any("SequenceClassification" in architecture for architecture in config.architectures or [])
+    """Whether a configuration is that of a sequence classifier, such as a reward model (OpenRLHF: ``RewardModel``)."""
+    names = config.architectures or []
+    return any("SequenceClassification" in name or name == "RewardModel" for name in names)
 
 
 def model_config(name: str) -> Any:
@@ -234,5 +327,4 @@ def model_config(name: str) -> Any:
     except ModelError:
         raise
     except Exception as error:  # the same as above
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"the configuration cannot be read ({reason})", where=name) from error
+        raise ModelError(f"the configuration cannot be read ({reason_of(error)})", where=name) from error

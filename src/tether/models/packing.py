@@ -2,7 +2,7 @@
 
 The linear layers, nearly all of the arithmetic, then run once per distinct token and without padding. Only attention
 lays the tokens out on grids: the prompts' [P, L] and the completions' [P, G, T]. A prompt with a single completion
-forms one causal sequence with it.
+forms one causal sequence with it, and so does each completion of a prompt without a token: there is nothing to share.
 """
 
 from __future__ import annotations
@@ -162,22 +162,33 @@ def in_blocks(groups: list[Group]) -> list[list[Group]]:
     return blocks
 
 
+def sharing(batch: Batch) -> list[list[int]]:
+    """The rows of ``batch`` by prompt; a row whose prompt has no token is on its own."""
+    by_prompt: dict[tuple[int, int], list[int]] = {}
+    for row, (prompt, length) in enumerate(
+        zip(batch.prompt_index.tolist(), batch.prompt_lengths.tolist(), strict=True)
+    ):
+        by_prompt.setdefault((prompt, -1 if length else row), []).append(row)
+    return list(by_prompt.values())
+
+
 def pack(batch: Batch, *, ends: bool) -> Pack:
     """``batch`` as one packed row. Rows with the same prompt share it.
 
-    Nothing follows a completion's last token, so it is run only if its own state is needed: ``ends``.
+    Nothing follows a completion's last token, so it is run only if its own state is needed: ``ends``. Without ``ends``
+    the state before each completion's first token is needed, and a prompt without a token, which has none, raises
+    ValueError.
     """
     prompts: list[int] = batch.prompt_lengths.tolist()
     completions: list[int] = batch.completion_lengths.tolist()
+    if not ends and 0 in prompts:
+        raise ValueError("a prompt has no token, so there is no state that predicts its completion's first token")
     run = [length - (0 if ends else 1) for length in completions]
-    by_prompt: dict[int, list[int]] = {}
-    for row, prompt in enumerate(batch.prompt_index.tolist()):
-        by_prompt.setdefault(prompt, []).append(row)
     groups = [
         Group(rows, prompts[rows[0]], [run[row] for row in rows])
         if len(rows) > 1
         else Group(rows, prompts[rows[0]] + run[rows[0]], [])
-        for rows in by_prompt.values()
+        for rows in sharing(batch)
     ]
 
     device, width = batch.ids.device, batch.ids.size(1)

@@ -14,19 +14,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.data.batching import micro_batches
 from tether.errors import ModelError
+from tether.models.checks import check_classifier
 from tether.models.linear import has_rounded_matmuls, round_matmuls
 from tether.models.loading import (
+    OUTPUT_HEADS,
     check_tokenizer,
     embedding_rows,
     is_classifier,
     load_pretrained,
     load_tokenizer,
     model_config,
+    output_head_names,
     place,
+    resolve,
     save_model,
 )
 from tether.models.memory import within_memory
@@ -55,8 +59,15 @@ def new_reward_model(
     if is_classifier(model_config(base)):
         return load_reward_model(base, dtype=dtype, device=device)
     tokenizer = load_tokenizer(base)
-    model = load_pretrained(AutoModelForSequenceClassification, base, dtype=dtype, allow_missing="score.", num_labels=1)
-    check_tokenizer(base, tokenizer, embedding_rows(model))
+    model = load_pretrained(
+        AutoModelForSequenceClassification,
+        base,
+        dtype=dtype,
+        allow_missing="score.",
+        allow_unused=output_head_names(base),
+        num_labels=1,
+    )
+    check_tokenizer(base, tokenizer, model)
     head = head_of(model)
     scale = 1.0 / math.sqrt(head.weight.size(1) + 1)
     with torch.no_grad():
@@ -67,6 +78,7 @@ def new_reward_model(
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.score_mean, model.config.score_std = 0.0, 1.0
+    check_classifier(base, model, head)
     return place(model, device), tokenizer
 
 
@@ -80,13 +92,35 @@ def load_reward_model(
         raise ModelError(
             f"not a reward model: its architecture is {found}", where=name, hint="train one with 'tether reward'"
         )
-    if config.num_labels != 1:
-        raise ModelError(f"a reward model has one label and this classifier has {config.num_labels}", where=name)
+    stated = config.num_labels if states_labels(name) else None
+    if stated not in (None, 1):
+        raise ModelError(f"a reward model has one label and this classifier has {stated}", where=name)
+    mean, std = statistics(config)
+    if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
+        raise ModelError(
+            f"scores cannot be normalised by the mean {mean} and std {std} of its configuration", where=name
+        )
     tokenizer = load_tokenizer(name)
-    model = load_pretrained(AutoModelForSequenceClassification, name, dtype=dtype)
-    check_tokenizer(name, tokenizer, embedding_rows(model))
-    head_of(model)
+    model = load_pretrained(
+        AutoModelForSequenceClassification, name, dtype=dtype, allow_unused=OUTPUT_HEADS, num_labels=1
+    )
+    check_tokenizer(name, tokenizer, model)
+    check_classifier(name, model, head_of(model))
     return place(model, device), tokenizer
+
+
+def states_labels(name: str) -> bool:
+    """Whether the configuration file says how many labels there are; OpenRLHF's does not, and the library assumes 2."""
+    written, _ = PretrainedConfig.get_config_dict(resolve(name))
+    return bool({"num_labels", "id2label"} & written.keys())
+
+
+def statistics(config: PretrainedConfig) -> tuple[float, float]:
+    """Mean and standard deviation of raw scores: ``score_mean`` and ``score_std``, or OpenRLHF's ``mean`` and ``std``;
+    0 and 1 where the configuration has none."""
+    mean = getattr(config, "score_mean", getattr(config, "mean", 0.0))
+    std = getattr(config, "score_std", getattr(config, "std", 1.0))
+    return float(mean), float(std)
 
 
 def head_of(model: PreTrainedModel) -> nn.Linear:
@@ -118,8 +152,8 @@ def score_sequences(
 
 
 def normalised_scores(model: PreTrainedModel, raw: Tensor) -> Tensor:
-    """(raw - score_mean) / score_std with the statistics in the model's configuration; raw where it has none."""
-    mean, std = getattr(model.config, "score_mean", 0.0), getattr(model.config, "score_std", 1.0)
+    """(raw - mean) / std with the :func:`statistics` in the model's configuration."""
+    mean, std = statistics(model.config)
     return (raw - mean) / std
 
 

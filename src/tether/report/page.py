@@ -53,13 +53,17 @@ def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
 
 
-def write_page(path: Path, title: str, lead: str, *sections: str) -> None:
-    """Write the page, all of it or nothing."""
+def whole_page(title: str, lead: str, *sections: str) -> bytes:
+    """The page as UTF-8."""
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
         f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{"".join(sections)}</body></html>\n'
     )
+    return html.encode(errors="backslashreplace")  # JSON may hold an unpaired surrogate, which UTF-8 cannot encode
+
+
+def write_page(path: Path, page: bytes) -> None:
+    """Write a page into a run directory, all of it or nothing; a link there is replaced, not followed."""
     with atomic_write(path) as partial:
-        # JSON may hold an unpaired surrogate, which UTF-8 cannot encode
-        partial.write_text(html, encoding="utf-8", errors="backslashreplace")
+        partial.write_bytes(page)

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tether.report.page import paragraph, plot, samples, section, table, write_page
+from tether.report.page import paragraph, plot, samples, section, table, whole_page, write_page
 from tether.report.panels import against_kl, held_out_point, over_steps
 from tether.report.plots import COLOURS, Panel, Series, series_of, svg
 from tether.report.view import RunView, reading
@@ -175,14 +175,18 @@ def is_quickstart(path: Path) -> bool:
     return (path / SAMPLES).is_file()
 
 
-def quickstart_report(path: Path, out: Path) -> None:
-    """Write the page of the quickstart in ``path`` to ``out``. Raises :class:`tether.errors.RunError`, with the file
-    or the directory at fault."""
+def quickstart_page(path: Path) -> bytes:
+    """The page of the quickstart in ``path``. Raises :class:`tether.errors.RunError`, with the file or the directory at
+    fault."""
     with reading(path):
         sections = sections_of(path)
-    write_page(
-        out,
+    return whole_page(
         "tether quickstart",
         "A small language model through all of RLHF: an annotator's choices, a reward model, and three ways to use it.",
         *sections,
     )
+
+
+def quickstart_report(path: Path, out: Path) -> None:
+    """Write :func:`quickstart_page` to a file of the same directory."""
+    write_page(out, quickstart_page(path))

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tether.errors import ConfigError, RunError
-from tether.report.page import paragraph, plot, samples, section, table, write_page
+from tether.report.page import paragraph, plot, samples, section, table, whole_page, write_page
 from tether.report.panels import against_kl, held_out_points, panels_of, shown_metrics
 from tether.report.plots import Panel, svg
-from tether.report.quickstart import is_quickstart, quickstart_report
+from tether.report.quickstart import is_quickstart, quickstart_page
 from tether.report.view import EVALUATED, RunView, Sample, read_runs
-from tether.runtime.files import require_file
+from tether.runtime.files import require_file, write_output
 
 NONE = "–"
 """Stands for an option or a figure that a run does not have."""
@@ -27,17 +27,20 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     elif len(runs) > 1:
         named = ", ".join(map(str, runs))
         raise ConfigError(f"{len(runs)} runs make one page ({named})", hint="name the file to write with --out FILE")
-    target = runs[0] / "report.html" if out is None else out
     if len(runs) > 1:
-        several_runs_report(runs, target)
+        page = several_runs_page(runs)
     elif is_quickstart(runs[0]):
-        quickstart_report(runs[0], target)
+        page = quickstart_page(runs[0])
     else:
-        one_run_report(runs[0], target)
-    return target
+        page = one_run_page(runs[0])
+    if out is not None:
+        write_output(out, page)
+        return out
+    write_page(runs[0] / "report.html", page)
+    return runs[0] / "report.html"
 
 
-def one_run_report(path: Path, out: Path) -> None:
+def one_run_page(path: Path) -> bytes:
     """Held-out evaluation, plots, samples and configuration, as far as the run has them."""
     view = RunView.read(path)
     sections = []
@@ -54,10 +57,10 @@ def one_run_report(path: Path, out: Path) -> None:
     options = [[name, str(value)] for name, value in view.config.items()]
     sections.append(section("Configuration", table(["option", "value"], options, text=True)))
     lead = f"{len(view.rows)} rows of metrics, from {view.name}"
-    write_page(out, f"tether {view.command}", lead, *sections)
+    return whole_page(f"tether {view.command}", lead, *sections)
 
 
-def several_runs_report(paths: Sequence[Path], out: Path) -> None:
+def several_runs_page(paths: Sequence[Path]) -> bytes:
     """Where the runs differ, where they ended, how they got there, and what their samples read like."""
     views = read_runs(paths)
     for path, view in zip(paths, views, strict=True):
@@ -80,7 +83,7 @@ def several_runs_report(paths: Sequence[Path], out: Path) -> None:
         if view.samples:
             title = f"Samples of {view.name}, best and worst of the last rollouts"
             sections.append(section(title, sample_table(view.best_and_worst(6))))
-    write_page(out, f"tether: {len(views)} runs", ", ".join(names), *sections)
+    return whole_page(f"tether: {len(views)} runs", ", ".join(names), *sections)
 
 
 def evaluation_cells(view: RunView) -> list[list[str]]:

@@ -51,7 +51,8 @@ class RunView:
     evaluation: Mapping[str, Metrics]
     """Model (policy, reference) to its figures on held-out prompts, those of :data:`EVALUATED`; empty without any."""
     samples: Sequence[Sample]
-    """The newest rollout file, highest score first; empty where the run writes none."""
+    """The newest rollout file, highest score first, without completions that have none; empty where the run writes
+    none."""
 
     @staticmethod
     def read(path: Path, *, name: str | None = None) -> RunView:
@@ -122,7 +123,8 @@ def _newest_samples(directory: Path) -> list[Sample]:
 
     with reading(files[-1]), files[-1].open("rb") as file:  # pyarrow takes some names for addresses
         table = pyarrow.parquet.read_table(file, columns=["prompt", "completion", "score"])
-        rows = sorted(table.to_pylist(), key=lambda row: -row["score"])
+        scored = [row for row in table.to_pylist() if row["score"] is not None]
+        rows = sorted(scored, key=lambda row: -row["score"])
         return [
             Sample(prompt=str(row["prompt"]), completion=str(row["completion"]), score=float(row["score"]))
             for row in rows

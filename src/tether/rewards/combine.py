@@ -9,6 +9,7 @@ from typing import Protocol
 
 from tether.errors import RewardError
 from tether.types import Completion, RolloutGroup, Score, ScoredGroup
+from tether.untrusted import shown
 
 RewardValue = float | tuple[float, ...] | None
 """What a reward says of one completion: a number, one number per token, or None where it does not apply."""
@@ -40,7 +41,8 @@ class Reward(Protocol):
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """A :class:`tether.types.Scorer`: total = sum over rewards of weight * value, without those that do not apply.
+    """A :class:`tether.types.Scorer`: total = sum over rewards of weight * value, without those that do not apply, and
+    None where none applies.
 
     Token rewards add up token by token; a reward that gives one number then adds it to the last token that the policy
     emitted. The parts of a score are each reward's own value under its name, and what its members said under
@@ -89,7 +91,7 @@ class WeightedSum:
                     per_token[completion.last_emitted] += weight * value
             parts |= {f"{reward.name}/{member}": judgement.parts.get(member) for member in names}
         if all(judgement.value is None for judgement in judgements):
-            raise RewardError(f"no reward applies to {which}: all gave None")
+            return Score(total=None, parts=parts)
         try:
             total = math.fsum(per_token)
         except (OverflowError, ValueError):  # finite numbers with an infinite sum, and infinities of either sign
@@ -107,11 +109,22 @@ def judged(reward: Reward, groups: Sequence[RolloutGroup]) -> list[list[Judgemen
     if found != wanted:
         raise RewardError(f"reward {reward.name!r} gave judgements for {found} completions per group, not {wanted}")
     for judgement in (judgement for row in rows for judgement in row):
+        if not isinstance(judgement, Judgement):
+            raise RewardError(f"reward {reward.name!r} gave {shown(judgement)}, which is no Judgement")
+        value = judgement.value
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+            raise RewardError(
+                f"reward {reward.name!r} gave the value {shown(value)}",
+                hint="a value is a finite number, a tuple of one per token, or None",
+            )
         for member, value in judgement.parts.items():
             if not member or "/" in member:
                 raise RewardError(f"reward {reward.name!r} has a member named {member!r}; a name has no '/'")
-            if value is not None and not math.isfinite(value):
-                raise RewardError(f"the member {member!r} of reward {reward.name!r} gave {value}, which is not finite")
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+                raise RewardError(
+                    f"the member {member!r} of reward {reward.name!r} gave {shown(value)}, no finite number"
+                )
     return rows
 
 

@@ -25,8 +25,9 @@ from tether.models.linear import round_matmuls
 from tether.models.loading import BASE
 from tether.models.reward import load_reward_model
 from tether.rewards.combine import Reward, WeightedSum, require_distinct
-from tether.rewards.function import FunctionReward, load_function
+from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
+from tether.rewards.loading import Sources, load_function
 from tether.rewards.rules import RULES
 from tether.untrusted import printable
 
@@ -67,6 +68,8 @@ def split_weight(value: str) -> tuple[str, float]:
 def short_name(spec: str) -> str:
     """A rule or function without its argument or file, a model without its path.
 
+    A path that states no name, such as ``model`` or ``..``, has that of the directory it leads to.
+
     >>> [short_name(spec) for spec in ("length:40", "rewards.py:speech", "runs/judge/model", "owner/judge")]
     ['length', 'speech', 'judge', 'judge']
     """
@@ -75,8 +78,11 @@ def short_name(spec: str) -> str:
         return rule
     if ":" in spec:
         return spec.rpartition(":")[2]
-    path = Path(spec)
-    return path.parent.name if path.name == "model" else path.name
+    for path in (Path(spec), Path(os.path.abspath(spec))):
+        name = path.parent.name if path.name == "model" else path.name
+        if name.strip("."):
+            return name
+    return Path(spec).name.strip(".") or "reward"
 
 
 def part_names(rewards: Sequence[tuple[str | None, str]]) -> list[str]:
@@ -103,11 +109,12 @@ def resolve_reward(
     rounded: bool = False,
     deadline: float | None = None,
     retries: int = 0,
+    sources: Sources | None = None,
 ) -> Reward:
     """The reward behind ``spec``: a rule, a Python function or a reward model, tried in this order.
 
     It is reported by ``name``, or else by its short name. ``deadline`` (seconds) and ``retries`` apply to a Python
-    function only: built-in rewards neither hang nor recover.
+    function only: built-in rewards neither hang nor recover. ``sources`` holds the files that other rewards are from.
     """
     name = name or short_name(spec)
     rule, colon, argument = spec.partition(":")
@@ -116,7 +123,7 @@ def resolve_reward(
     if "://" in spec:
         raise RewardError("a reward is a rule, a local file or module, or a model, not an address", where=spec)
     if ":" in spec:
-        return replace(load_function(spec, deadline=deadline, retries=retries), name=name)
+        return replace(load_function(spec, deadline=deadline, retries=retries, sources=sources), name=name)
     if spec.endswith(".py"):
         raise RewardError(f"name the function too, as in {spec}:FUNCTION", where=spec)
     if not os.path.exists(spec) and spec.count("/") != 1 and spec != BASE:
@@ -129,9 +136,7 @@ def resolve_reward(
     model, own = load_reward_model(spec, dtype=dtype, device=device)
     if rounded:
         round_matmuls(model)
-    return LearnedReward(
-        name, model.requires_grad_(False), own, own.get_vocab().items() >= tokenizer.get_vocab().items()
-    )
+    return LearnedReward.of(name, model.requires_grad_(False), own, tokenizer)
 
 
 def resolve_scorer(
@@ -153,6 +158,7 @@ def resolve_scorer(
     weighted = [split_weight(rest) for _, rest in named]
     names = part_names([(name, spec) for (name, _), (spec, _) in zip(named, weighted, strict=True)])
     rewards: list[tuple[Reward, float]] = []
+    sources = Sources()
     for (given, _), name, (spec, weight) in zip(named, names, weighted, strict=True):
         try:
             reward = resolve_reward(
@@ -164,6 +170,7 @@ def resolve_scorer(
                 rounded=rounded,
                 deadline=deadline,
                 retries=retries,
+                sources=sources,
             )
         except TetherError as error:
             if given == "format":

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tether.errors import RewardError
+from tether.rewards.answers import Answer, canonical, final_answer, marked
 from tether.untrusted import shown
 
-Rule = Callable[..., list[float]]
+Rule = Callable[..., Sequence[float | None]]
 
 
 def text_of(completion: Any) -> str:
@@ -88,52 +91,39 @@ def sentiment(argument: str | None) -> Rule:
     return rule
 
 
-def exact_answer(argument: str | None) -> Rule:
-    """``exact_answer`` or ``exact_answer:COLUMN``: 1 where the final answer is that of the column ``answer``, else 0.
+@dataclass(frozen=True)
+class ExactAnswer:
+    """1 where the final answer is that of the column, 0 where it is another, None where the column has none.
 
-    The final answer is what follows the last ``####`` on its line, else what the last ``\\boxed{...}`` holds, else, in
-    a completion, the last number, else the whole text. Two numbers are compared as numbers (without ``$``, ``%``,
-    thousands separators and a final full stop), anything else as text without case and outer white space.
+    The final answer is what the last ``\\boxed{...}`` holds, else what the last ``####`` marks, else, in a completion,
+    the last number, else the whole text. Numbers and fractions are compared exactly, however they are written, and
+    anything else as text without case and outer white space (:mod:`tether.rewards.answers`).
     """
-    column = argument or "answer"
 
-    def rule(completions: Sequence[Any], **columns: Any) -> list[float]:
-        if column not in columns:
-            raise RewardError(f"reward 'exact_answer' needs the column {column!r} in the prompts")
+    column: str = "answer"
+
+    def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float | None]:
+        if self.column not in columns:
+            raise RewardError(f"reward 'exact_answer' needs the column {self.column!r} in the prompts")
         return [
-            float(_final_answer(text_of(completion)) == _canonical(_marked(str(answer)) or str(answer)))
-            for completion, answer in zip(completions, columns[column], strict=True)
+            None if _missing(answer) else float(final_answer(text_of(completion)) == expected_answer(str(answer)))
+            for completion, answer in zip(completions, columns[self.column], strict=True)
         ]
 
-    return rule
+
+def exact_answer(argument: str | None) -> Rule:
+    """``exact_answer`` or ``exact_answer:COLUMN``: :class:`ExactAnswer`, by default of the column ``answer``."""
+    return ExactAnswer(argument or "answer")
 
 
-_NUMBER = re.compile(r"-?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)")
-_DECORATION = str.maketrans("", "", "$%\\")
+def expected_answer(answer: str) -> Answer:
+    """The answer that a cell of the column holds: what it marks, as a worked solution does, or else all of it."""
+    return canonical(marked(answer) or answer)
 
 
-def _final_answer(completion: str) -> float | str:
-    numbers = _NUMBER.findall(completion)
-    return _canonical(_marked(completion) or (numbers[-1] if numbers else completion))
-
-
-def _marked(text: str) -> str:
-    """What follows the last ``####`` on its line, else what the last ``\\boxed{...}`` holds, else nothing."""
-    if "####" in text:
-        return next(iter(text.rsplit("####", 1)[1].strip().splitlines()), "")
-    _, box, inside = text.rpartition("\\boxed{")
-    depth = 1
-    for i, character in enumerate(inside if box else ""):
-        depth += {"{": 1, "}": -1}.get(character, 0)
-        if depth == 0:
-            return inside[:i]
-    return ""
-
-
-def _canonical(answer: str) -> float | str:
-    """A number where the whole answer is one, else the text without case and outer white space."""
-    bare = answer.translate(_DECORATION).strip().removesuffix(".")
-    return float(bare.replace(",", "")) if _NUMBER.fullmatch(bare) else answer.strip().lower()
+def _missing(answer: Any) -> bool:
+    """Whether a cell is empty: None, or the NaN that stands for it in a column of numbers."""
+    return answer is None or (isinstance(answer, float) and math.isnan(answer))
 
 
 RULES: dict[str, Callable[[str | None], Rule]] = {

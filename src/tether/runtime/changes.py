@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from tether.errors import ConfigError, DataError
+from tether.rewards.resolve import short_name, split_name, split_weight
+from tether.rewards.rules import RULES
 
 OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after"})
 """Options of the process, not of the run."""
@@ -17,14 +20,39 @@ SAFE = frozenset(
 )  # fmt: skip
 """Options that do not invalidate a saved state: how long, how often, where, and how much at a time."""
 
+CONTENT_DECIDES = frozenset({"model", "prompts", "eval_prompts", "pairs", "eval_pairs", "data", "eval_data"})
+"""Options that name what a run reads. It may have moved: what it holds is compared, by its fingerprint."""
+
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Names of the options that differ."""
+    """Names of the options that differ; where an input is makes no difference."""
     return sorted(
         name
         for name in old.keys() | new.keys()
-        if name not in OF_THE_PROCESS and (name not in old or name not in new or old[name] != new[name])
+        if name not in OF_THE_PROCESS
+        and (name not in old or name not in new or _compared(name, old[name]) != _compared(name, new[name]))
     )
+
+
+def _compared(name: str, value: Any) -> Any:
+    """What of an option has to be equal. Of an input it is only whether there is one."""
+    if name in CONTENT_DECIDES:
+        return value is None
+    return [placeless(one) for one in value] if name == "reward" and isinstance(value, list | tuple) else value
+
+
+def placeless(reward: str) -> tuple[str | None, str, float]:
+    """Name, reward and weight of a ``--reward`` value, without the directory of its file or model.
+
+    >>> placeless("/home/me/rewards.py:fn=0.5")
+    (None, 'rewards.py:fn', 0.5)
+    """
+    name, rest = split_name(reward)
+    spec, weight = split_weight(rest)
+    if spec.partition(":")[0] in RULES:
+        return name, spec, weight
+    file, colon, function = spec.rpartition(":")
+    return name, f"{PurePath(file).name}:{function}" if colon else short_name(spec), weight
 
 
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: frozenset[str]) -> None:
@@ -41,11 +69,15 @@ def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: f
     raise ConfigError(message, hint="resume with the new ones by --allow")
 
 
-def refuse_other_inputs(old: Mapping[str, str], new: Mapping[str, str], *, allowed: frozenset[str]) -> None:
-    """Raise :class:`DataError` where a model or data set has changed since the run began."""
+def refuse_other_inputs(
+    old: Mapping[str, str], new: Mapping[str, str], *, allowed: frozenset[str], places: Mapping[str, Any]
+) -> None:
+    """Raise :class:`DataError` where a model or data set has changed since the run began; ``places`` says where each
+    of them is now."""
     for name in sorted(old.keys() | new.keys()):
         if name not in allowed and old.get(name) != new.get(name):
             raise DataError(
                 f"{name} is not what it was when the run began (fingerprint {old.get(name)}, now {new.get(name)})",
-                hint="restore it, or start a new run",
+                where=places.get(name) or "",
+                hint=f"restore it, {'resume with the new one by --allow, ' * (name in SAFE)}or start a new run",
             )

@@ -104,10 +104,12 @@ class Checkpoints:
             under_way.result()
 
     def _files_of_tokenizer(self) -> dict[str, bytes]:
-        """Its files, read once: a tokenizer must not be used in two threads at a time."""
+        """Its files by path, read once: a tokenizer must not be used in two threads at a time. One with several chat
+        templates has a directory of them."""
         with tempfile.TemporaryDirectory(prefix=".tokenizer", dir=self.directory) as scratch:
             save_tokenizer(self.tokenizer, Path(scratch))
-            return {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+            files = [path for path in Path(scratch).rglob("*") if path.is_file()]
+            return {path.relative_to(scratch).as_posix(): path.read_bytes() for path in files}
 
     def _name(self, step: int, within_step: bool) -> str:
         if not within_step:
@@ -122,6 +124,7 @@ class Checkpoints:
             partial.mkdir()
             snapshot.write(partial)
             for file, content in self.tokenizer_files.items():
+                (partial / MODEL / file).parent.mkdir(exist_ok=True)
                 (partial / MODEL / file).write_bytes(content)
             files = {
                 str(path.relative_to(partial)): summed(path) for path in sorted(partial.rglob("*")) if path.is_file()

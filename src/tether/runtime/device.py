@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from typing import Literal
@@ -86,5 +85,44 @@ def peak_gib(device: torch.device) -> float:
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return peak_resident_bytes() / 2**30
+
+
+try:
+    import resource
+except ImportError:  # Windows
+    import ctypes
+
+    class MemoryCounters(ctypes.Structure):
+        """PROCESS_MEMORY_COUNTERS of psapi.h."""
+
+        _fields_ = (
+            ("cb", ctypes.c_uint32),
+            ("PageFaultCount", ctypes.c_uint32),
+            ("PeakWorkingSetSize", ctypes.c_size_t),
+            ("WorkingSetSize", ctypes.c_size_t),
+            ("QuotaPeakPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaPeakNonPagedPoolUsage", ctypes.c_size_t),
+            ("QuotaNonPagedPoolUsage", ctypes.c_size_t),
+            ("PagefileUsage", ctypes.c_size_t),
+            ("PeakPagefileUsage", ctypes.c_size_t),
+        )
+
+    def peak_resident_bytes() -> int:
+        """The most memory that this process has had in RAM."""
+        system, counters = ctypes.WinDLL("kernel32", use_last_error=True), MemoryCounters()  # type: ignore[attr-defined, unused-ignore]
+        system.GetCurrentProcess.restype = ctypes.c_void_p
+        get = system.K32GetProcessMemoryInfo
+        get.argtypes = (ctypes.c_void_p, ctypes.POINTER(MemoryCounters), ctypes.c_uint32)
+        counters.cb = ctypes.sizeof(counters)
+        if not get(system.GetCurrentProcess(), ctypes.byref(counters), counters.cb):
+            raise OSError(ctypes.get_last_error(), "the memory of the process cannot be read")  # type: ignore[attr-defined, unused-ignore]
+        return int(counters.PeakWorkingSetSize)
+
+else:
+
+    def peak_resident_bytes() -> int:
+        """The most memory that this process has had in RAM."""
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -19,7 +19,9 @@ import yaml
 from tether.errors import RunError
 from tether.runtime import lock
 from tether.runtime.files import atomic_write, remove, require_writable, sync_one, writing
+from tether.runtime.json_text import to_json
 from tether.types import Metrics, ScoredGroup
+from tether.untrusted import read_flat_yaml
 
 FORMAT = 2
 """Version of what a run directory holds, the first line of its ``config.yaml``. A run of another version cannot be
@@ -49,8 +51,11 @@ def left_by_a_kill(path: Path) -> bool:
 def refuse_if_taken(path: Path, *, overwrite: bool) -> None:
     """Raise :class:`RunError` unless ``path`` can be created, is an empty directory, or a run that may be replaced."""
     require_writable(path)
-    if path.is_file():
-        raise RunError("is a file", where=path, hint="--out must name a directory")
+    if os.path.lexists(path) and not os.path.isdir(path):
+        kind = "a file" if os.path.exists(path) else "a link to what does not exist"
+        raise RunError(f"is {kind}", where=path, hint="--out must name a directory")
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        raise RunError("cannot be read and written to", where=path)
     if found := contents(path):
         if not (path / CONFIG).is_file() and all(map(left_by_a_kill, found)):
             return
@@ -81,14 +86,17 @@ class RunDirectory:
         skipped: Sequence[Mapping[str, Any]] = (),
         overwrite: bool = False,
         resumed: bool = False,
+        given: str = "",
     ) -> None:
         """``fingerprints`` are those of the run's inputs, ``data`` the findings in them, ``skipped`` the rows left out;
-        each has a file. A run that is ``resumed`` already has its directory."""
+        each has a file. A run that is ``resumed`` already has its directory. ``given`` is ``path`` as the person wrote
+        it."""
         if not resumed:
             refuse_if_taken(path, overwrite=overwrite)
         self.path, self.config, self.overwrite = path, config, overwrite
         self.fingerprints, self.data, self.skipped = dict(fingerprints or {}), data, skipped
         self.made = resumed
+        self.given = given or str(path)
         self.lock: lock.Lock | None = None
         self.new: list[Path] = []
         """Directories created for the lock alone, innermost first."""
@@ -150,19 +158,15 @@ class RunDirectory:
         with atomic_write(self.path / CONFIG) as partial:
             partial.write_text(yaml.safe_dump({"format": FORMAT, **self.config}, sort_keys=False), encoding="utf-8")
 
-    def begun_with(self) -> dict[str, str]:
-        """The fingerprints of the run's inputs when it began."""
-        file = self.path / FINGERPRINTS
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"cannot be read, so the run cannot be resumed ({error})", where=file) from None
-        return dict(found)
+    def is_described(self) -> bool:
+        """Whether ``config.yaml`` holds the run's configuration as it is now."""
+        saved = read_flat_yaml(self.path / CONFIG)
+        return saved == {"format": FORMAT, **self.config}
 
     def write_json(self, name: str, value: Any, *, durable: bool = False) -> None:
         """Write a JSON file, or replace it as a whole."""
         with atomic_write(self.path / name, durable=durable) as partial:
-            partial.write_text(json.dumps(value, indent=2), encoding="utf-8")
+            partial.write_text(to_json(value, indent=2, ascii_only=True), encoding="utf-8")
 
     def log(self, metrics: Metrics) -> None:
         """Append one row to ``metrics.jsonl``."""
@@ -173,7 +177,7 @@ class RunDirectory:
         assert name in GROWING, name
         self.make()
         file = self.path / name
-        lines = "".join(json.dumps(row, allow_nan=False, ensure_ascii=False) + "\n" for row in rows)
+        lines = "".join(to_json(row) + "\n" for row in rows)
         with writing(file):
             before = file.stat().st_size if file.exists() else 0
             try:
@@ -185,37 +189,20 @@ class RunDirectory:
 
     def rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts."""
-        import pyarrow
         import pyarrow.parquet
 
         self.make()
-        parts = dict.fromkeys(name for group in groups for score in group.scores for name in score.parts)
-        rows = [
-            {
-                "step": step,
-                "prompt": group.rollouts.prompt.text,
-                "completion": completion.text,
-                "completion_ids": list(completion.ids),
-                "mask": list(completion.mask),
-                "sampler_logp": list(completion.sampler_logp),
-                "finish_reason": completion.finish_reason.value,
-                "weights_version": completion.weights_version,
-                "score": score.total,
-                **{f"reward/{name}": score.parts.get(name) for name in parts},
-            }
-            for group in groups
-            for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
-        ]
+        table = rollout_table(step, groups)
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
         with writing(target):
             target.parent.mkdir(exist_ok=True)
         with atomic_write(target) as partial, partial.open("wb") as out:  # pyarrow would take some names for URLs
-            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), out)
+            pyarrow.parquet.write_table(table, out)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a jsonl file, or replace it as a whole."""
         self.make()
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        lines = [to_json(row) + "\n" for row in rows]
         with atomic_write(self.path / name) as partial:
             partial.write_text("".join(lines), encoding="utf-8")
 
@@ -253,6 +240,53 @@ class RunDirectory:
         for left in (self.path / "rollouts").glob(".*.partial"):
             remove(left)
         remove(self.path / SUMMARY)  # the run is no longer finished
+
+
+def rollout_table(step: int, groups: Sequence[ScoredGroup]) -> Any:
+    """The rollouts of a step as a ``pyarrow.Table``. Its types do not depend on the values, so that the files of a run
+    are one data set even where a reward applies to no completion of a step."""
+    import pyarrow
+
+    parts = dict.fromkeys(name for group in groups for score in group.scores for name in score.parts)
+    types = {
+        "step": pyarrow.int64(),
+        "prompt": pyarrow.string(),
+        "completion": pyarrow.string(),
+        "completion_ids": pyarrow.list_(pyarrow.int64()),
+        "mask": pyarrow.list_(pyarrow.bool_()),
+        "sampler_logp": pyarrow.list_(pyarrow.float64()),
+        "finish_reason": pyarrow.string(),
+        "weights_version": pyarrow.int64(),
+        "score": pyarrow.float64(),
+        **{f"reward/{name}": pyarrow.float64() for name in parts},
+    }
+    rows = [
+        {
+            "step": step,
+            "prompt": group.rollouts.prompt.text,
+            "completion": completion.text,
+            "completion_ids": list(completion.ids),
+            "mask": list(completion.mask),
+            "sampler_logp": list(completion.sampler_logp),
+            "finish_reason": completion.finish_reason.value,
+            "weights_version": completion.weights_version,
+            "score": score.total,
+            **{f"reward/{name}": score.parts.get(name) for name in parts},
+        }
+        for group in groups
+        for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
+    ]
+    return pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(list(types.items())))
+
+
+def begun_with(run: Path) -> dict[str, str]:
+    """The fingerprints of a run's inputs when it began."""
+    file = run / FINGERPRINTS
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot be read, so the run cannot be resumed ({error})", where=file) from None
+    return dict(found)
 
 
 def read_metrics(path: Path) -> list[Metrics]:

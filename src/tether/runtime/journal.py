@@ -136,7 +136,8 @@ class JournaledScorer:
         if found is not None:
             return found
         scored = self.inner.score(groups)
-        self.journal.keep(partial(write_scores, file, scored, asked))
+        if any(score.total is not None for group in scored for score in group.scores):  # else the step may end here
+            self.journal.keep(partial(write_scores, file, scored, asked))
         return scored
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 
-from tether.errors import GuardError, MemoryShortError, RewardError, TetherError
+from tether.errors import ConfigError, GuardError, MemoryShortError, RewardError, TetherError
 from tether.figures import Max, Sum, reduce
 from tether.runtime.changes import refuse_changes, refuse_other_inputs
 from tether.runtime.checkpoint import Checkpoints, RunPosition, summed
 from tether.runtime.device import forget_peak, peak_gib
-from tether.runtime.directory import ALARMS, RunDirectory
+from tether.runtime.directory import ALARMS, RunDirectory, begun_with
 from tether.runtime.journal import Journal
 from tether.runtime.progress import ProgressLine
 from tether.runtime.state import RunState, restore
@@ -57,6 +58,8 @@ class Recorder:
     rollouts_every: int = 0
     allowed: frozenset[str] = frozenset()
     """Options that may differ from those of the run that is resumed."""
+    sometimes: frozenset[str] = frozenset()
+    """Metrics that some rows have only."""
     world: World = ALONE
     recorded: int = 0
     """The last step that has its row."""
@@ -96,7 +99,9 @@ class Recorder:
         # monitors see the completions of all ranks, so that they are in the same state everywhere
         result = replace(result, groups=tuple(group for part in self.world.gather(result.groups) for group in part))
         alarms = [alarm for monitor in self.state.monitors for alarm in monitor.watch(step, result)]
-        self.row, self.recorded = self._row(step, result.metrics), step
+        row = self._row(step, result.metrics)
+        require_metric(self.checkpoints.kept.best, row.keys() | self.sometimes)
+        self.row, self.recorded = row, step
         due = self.rollouts_every and step % self.rollouts_every == 0
         if self.writes:
             self._write(step, result.groups if due else (), alarms)
@@ -195,18 +200,23 @@ class Recorder:
             refuse_changes(position.config, self.directory.config, allowed=self.allowed)
             restore(self.state, checkpoint.path)
             self.recorded, self.row, self.seconds_before = position.step, position.metrics, position.seconds
-        refuse_other_inputs(self.directory.begun_with(), self.directory.fingerprints, allowed=self.allowed)
+        refuse_other_inputs(
+            begun_with(self.directory.path),
+            self.directory.fingerprints,
+            allowed=self.allowed,
+            places=self.directory.config,
+        )
         self.world.any(False)  # all ranks have read what rank 0 is about to change
         if not self.writes:
             return
-        if self.allowed:
+        if self.allowed or not self.directory.is_described():  # an input may have moved
             self.directory.describe()
             if checkpoint:
                 self.checkpoints.accept(checkpoint, self.directory.config)
         self.directory.cut_back(checkpoint.position.sizes if checkpoint else {}, step=self.recorded)
         self.checkpoints.forget_after(checkpoint)
         self.progress.start_from(self.recorded)
-        print(f"{self.directory.path}: resuming from {where}", file=sys.stderr)
+        print(f"{self.directory.given}: resuming from {where}", file=sys.stderr)
 
     @contextlib.contextmanager
     def session(self, *, stop_after: float | None) -> Iterator[None]:
@@ -248,7 +258,21 @@ class Recorder:
 
     @property
     def way_on(self) -> str:
-        return f"resume with 'tether resume {self.directory.path}'"
+        return f"resume with 'tether resume {self.directory.given}'"
+
+
+def require_metric(best: str | None, known: Set[str]) -> None:
+    """Raise :class:`ConfigError` unless ``best``, the value of ``keep_best``, names one of the ``known`` metrics."""
+    metric = (best or "").removeprefix("-")
+    if best is None or metric in known:
+        return
+    close = difflib.get_close_matches(metric, sorted(known), n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise ConfigError(
+        f"the run has no metric {metric!r}",
+        where="--keep-best",
+        hint=f"{hint}metrics.jsonl and docs/metrics.md name them",
+    )
 
 
 def throughput(metrics: Metrics, step_time: float, *, matrix_rate: float) -> Metrics:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tether.errors import RunError
 from tether.models.loading import load_pretrained
 from tether.models.masters import masters
 from tether.types import HOST, Monitor
@@ -136,6 +137,11 @@ def restore(state: RunState, directory: Path) -> None:
     checkpoint does not know keeps its fresh state."""
     plain = json.loads((directory / PLAIN).read_text(encoding="utf-8"))
     saved = Saved(directory, load_file(directory / TENSORS))
+    if lacking := plain[MONITORS].keys() - {monitor.name for monitor in state.monitors}:
+        raise RunError(
+            f"the run has monitors that this process lacks: {', '.join(sorted(lacking))}",
+            hint="resume it from Python: train(command, Start(resumed=True), monitors=...)",
+        )
     saved.fill(state.algorithm, plain[ALGORITHM], f"{ALGORITHM}.")
     for monitor in state.monitors:
         if monitor.name in plain[MONITORS]:

@@ -102,7 +102,7 @@ def as_row(number: int, one: rejection_sampling.Selected) -> dict[str, Any]:
         "round": number,
         "prompt": list(prompt.messages) if prompt.messages else prompt.text,
         "completion": turn if prompt.messages else completion.text,
-        "score": one.score.total,
+        "score": one.total,
         "prompt_ids": list(prompt.ids),
         "completion_ids": list(completion.ids),
         "mask": list(completion.mask),

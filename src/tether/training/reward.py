@@ -8,10 +8,11 @@ from functools import partial
 
 from tether.algorithms import reward_model
 from tether.config import DataOptions, RunOptions
-from tether.data.batching import epoch_order
 from tether.data.checks import keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_pairs
+from tether.data.splitting import hold_out, prompt_key
+from tether.data.tokenise import special_front
 from tether.errors import ConfigError, DataError
 from tether.models.reward import new_reward_model, save_reward_model
 from tether.runtime.state import RunState
@@ -29,7 +30,7 @@ class Reward:
     pairs: str
     """Rows with chosen and rejected, with or without prompt and margin: a file or a hub id."""
     eval_pairs: str | None = None
-    """Held-out pairs; unless given, a share of the pairs is held out."""
+    """Held-out pairs; unless given, a share of the pairs is held out, all pairs of a prompt together."""
     eval_share: float = 0.1
     """Share of the pairs that is held out when no eval_pairs are given."""
     data_options: DataOptions = field(default_factory=DataOptions)
@@ -79,12 +80,15 @@ def load_both(command: Reward, loaded: Loaded) -> tuple[list[PreferencePair], li
     if command.eval_pairs:
         held_out: list[PreferencePair] = read(command.eval_pairs)
         return keep_apart(pairs, held_out, report=loaded.report, on_bad_rows=command.data_options.on_bad_rows), held_out
-    order = epoch_order(len(pairs), seed=derive_seed(command.run.seed, "held out"), epoch=0)
-    count = max(1, round(command.eval_share * len(pairs)))
-    if count >= len(pairs):
+    front = special_front(loaded.tokenizer, loaded.tokenizer("")["input_ids"])
+    keys = [prompt_key(pair, loaded.report.origin(pair)[0].values, front=front) for pair in pairs]
+    training, held = hold_out(keys, share=command.eval_share, seed=derive_seed(command.run.seed, "held out"))
+    if not held:
         raise DataError(
-            f"{len(pairs)} pairs are too few to hold any out", where=command.pairs, hint="give --eval-pairs"
+            "all pairs have one prompt, so none can be held out whose prompt is not trained on",
+            where=command.pairs,
+            hint="give --eval-pairs",
         )
-    held_out, pairs = [pairs[i] for i in order[:count]], [pairs[i] for i in order[count:]]
+    held_out, pairs = [pairs[i] for i in held], [pairs[i] for i in training]
     # a pair that the file holds twice may lie on both sides of the cut
     return keep_apart(pairs, held_out, report=loaded.report, on_bad_rows="skip"), held_out

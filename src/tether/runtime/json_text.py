@@ -1,0 +1,35 @@
+"""JSON that every reader accepts."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+
+def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:
+    """``value`` as JSON: null for a number that is not finite, the ``repr`` of what JSON does not know, such as a date.
+
+    >>> to_json({"a": [1, float("nan")]})
+    '{"a": [1, null]}'
+    """
+    write = partial(json.dumps, indent=indent, ensure_ascii=ascii_only, allow_nan=False, default=repr)
+    try:
+        return write(value)
+    except ValueError:
+        return write(finite(value))
+
+
+def finite(value: Any) -> Any:
+    """``value`` with None for every number in it that is not finite, however deep."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {_key(name): finite(inner) for name, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _key(name: Any) -> Any:
+    return repr(name) if isinstance(name, float) else name
