@@ -249,7 +249,7 @@ class Batch:
 
     ids: Tensor  # [B, S] int64
     mask: Tensor  # [B, T] bool: True where the policy emitted the completion token; False at padding
-    prompt_lengths: Tensor = field(metadata=HOST)  # [B] int64, at least 1
+    prompt_lengths: Tensor = field(metadata=HOST)  # [B] int64; 0 only where no state before a token is read
     completion_lengths: Tensor = field(metadata=HOST)  # [B] int64, at least 1: all tokens after the prompt
     prompt_index: Tensor = field(metadata=HOST)  # [B] int64, equal where rows have one prompt
 

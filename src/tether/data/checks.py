@@ -56,6 +56,8 @@ class DataReport:
     """What was found in all sources of a command. Each call of a loader adds a source."""
 
     sources: list[SourceReport] = field(default_factory=list)
+    quiet: bool = False
+    """Whether loading shows no progress."""
     _origins: dict[int, tuple[Any, Row, SourceReport]] = field(default_factory=dict, repr=False)
     """By the ``id`` of each record. The record is stored too, so that the ``id`` is not reused."""
 

@@ -82,7 +82,7 @@ def load_records(
     kept: list[Record] = []
     refused: list[BadRow] = []
     drafts = ((row, draft(row, kind, encoder)) for row in rows)
-    for part in in_parts(drafts, Progress(source, len(rows))):
+    for part in in_parts(drafts, Progress(source, len(rows), quiet=report.quiet)):
         encoder.prepare(text for _, made in part if isinstance(made, Draft) for text in made.texts)
         for row, made in part:
             record = made if isinstance(made, BadRow) else finish(row, made, kind, encoder, found)
@@ -144,15 +144,15 @@ def too_long(row: Row, reason: str, overlong: Overlong) -> BadRow:
 class Progress:
     """Says from time to time how many rows of a large source are done: on a terminal in one place, else in lines."""
 
-    def __init__(self, source: str, total: int) -> None:
-        self.source, self.total = source, total
+    def __init__(self, source: str, total: int, *, quiet: bool) -> None:
+        self.source, self.total, self.quiet = source, total, quiet
         self.started = time.monotonic()
         self.next = self.started + FIRST
         self.said = False
 
     def at(self, done: int) -> None:
         now = time.monotonic()
-        if now < self.next or not done:
+        if self.quiet or now < self.next or not done:
             return
         self.next, self.said = now + EVERY, True
         left = (now - self.started) / done * (self.total - done)

@@ -134,7 +134,16 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         checkpoint_activations(model)
     began = begun_with(base / run.out).get(DATE) if start.resumed else None
     date = began or datetime.now().isoformat(timespec="seconds")
-    loaded = Loaded(model, tokenizer, matmul_dtype, started, fingerprints={"model": found}, base=base, date=date)
+    loaded = Loaded(
+        model,
+        tokenizer,
+        matmul_dtype,
+        started,
+        report=DataReport(quiet=run.quiet),
+        fingerprints={"model": found},
+        base=base,
+        date=date,
+    )
     keep_the_date(loaded, tokenizer)
     return loaded
 
