@@ -99,7 +99,7 @@ class Settings:
     )
     grpo: grpo.Config = field(
         default_factory=lambda: grpo.Config(
-            group_size=4, kl_coef=0.08, sampling=SAMPLING, optim=Optim(learning_rate=3e-4, adam_beta2=0.95)
+            group_size=4, kl_coef=0.04, sampling=SAMPLING, optim=Optim(learning_rate=3e-4, adam_beta2=0.95)
         )
     )
 
