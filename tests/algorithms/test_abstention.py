@@ -333,7 +333,7 @@ def test_a_run_to_which_nothing_applies_ends_at_its_first_step(tiny, mixed, comm
 
 
 def test_scores_of_a_step_to_which_nothing_applied_are_not_kept(tiny, mixed, capsys):
-    """The function is mended, and the run resumed: it scores anew."""
+    """The function is corrected and the run resumed: the completions are scored again."""
     line = "ppo --prompts-per-step 2 --steps 4 --save-every 1 --max-new-tokens 4 --prompts p.jsonl"
     (mixed / "late.py").write_text(
         "import os\n"

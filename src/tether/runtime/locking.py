@@ -40,7 +40,7 @@ else:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def remove(path: Path, descriptor: int) -> None:
-        """Remove a locked file, and then close it, so that nobody can lock it in between."""
+        """Remove a locked file before it is closed, so that no other process can lock it in between."""
         try:
             path.unlink(missing_ok=True)
         finally:
