@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,3 +67,12 @@ def test_a_page_names_tests_that_exist(page, directory):
     assert named <= functions
     for file in re.findall(r"`(tests/[^`]+)`", text):
         assert (ROOT / file).exists()
+
+
+@pytest.mark.parametrize("module", ["crash", "fuzz"])
+def test_a_harness_runs_as_its_page_says(module):
+    """Outside pytest, which alone puts ``tests/`` on the path."""
+    line = [sys.executable, "-m", f"tests.{module}", "--help"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m tests.{module}" in done.stdout
