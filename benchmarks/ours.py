@@ -22,6 +22,7 @@ from tether.data.records import load_pairs, load_prompts
 from tether.generation.engine import Engine
 from tether.models.linear import round_matmuls
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.models.reward import load_reward_model
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
@@ -98,7 +99,9 @@ def grpo_step(spec: Spec) -> Step:
         sampling=sampling(spec),
         optim=optim(spec),
     )
-    state = grpo.State.create(model, config, prompts=len(prompts), total_steps=MANY, seed=0)
+    state = grpo.State.create(
+        model, config, reference=reference_of(model), prompts=len(prompts), total_steps=MANY, seed=0
+    )
     engine, score = Engine(model, tokenizer), WeightedSum(((FunctionReward("sevens", sevens), 1.0),))
 
     def step() -> dict[str, float]:
@@ -122,7 +125,9 @@ def ppo_step(spec: Spec) -> Step:
         sampling=sampling(spec),
         optim=optim(spec),
     )
-    state = ppo.State.create(model, config, prompts=len(prompts), total_steps=MANY, seed=0)
+    state = ppo.State.create(
+        model, config, reference=reference_of(model), prompts=len(prompts), total_steps=MANY, seed=0
+    )
     engine, score = Engine(model, tokenizer), WeightedSum(((learned, 1.0),))
 
     def step() -> dict[str, float]:

@@ -31,12 +31,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tether import training
 from tether.algorithms import reward_model
-from tether.config import Reward, RunOptions
+from tether.config import RunOptions
 from tether.data.records import load_pairs
 from tether.models.loading import context_length
 from tether.models.reward import load_reward_model
+from tether.training import reward
 
 Pair = tuple[str, str]
 BUCKETS = 2**18
@@ -144,7 +144,7 @@ def learned(train: Sequence[Pair], held_out: Sequence[Pair], *, model: str, seed
         root = Path(folder)
         pairs = write_pairs(root / "train.jsonl", train)
         run = RunOptions(out=str(root / "run"), seed=seed, quiet=True)
-        training.train_reward(Reward(model=model, pairs=pairs, run=run))
+        reward.train(reward.Reward(model=model, pairs=pairs, test_share=0, run=run))
         trained, tokenizer = load_reward_model(str(root / "run" / "model"))
         judged = load_pairs(
             write_pairs(root / "held_out.jsonl", held_out), tokenizer, context=context_length(trained), overlong="drop"

@@ -20,12 +20,15 @@ def main(steps: int = 8) -> None:
         group_size=8, kl_coef=0.1, sampling=sampling, optim=tether.Optim(learning_rate=3e-4, lr_schedule="constant")
     )
     model, tokenizer = tether.load_policy("base")
+    reference = tether.reference_of(model)  # a frozen copy, made before the model is trained
     prompts = tether.load_prompts(
         str(HERE / "prompts.jsonl"), tokenizer, context=tether.context_length(model), max_new_tokens=20
     )
     engine = tether.Engine(model, tokenizer)
     score = tether.WeightedSum(((tether.FunctionReward("speech", speech), 1.0),))
-    state = tether.grpo.State.create(model, config, prompts=len(prompts), total_steps=steps, seed=0)
+    state = tether.grpo.State.create(
+        model, config, reference=reference, prompts=len(prompts), total_steps=steps, seed=0
+    )
 
     def sample() -> str:
         group = engine.generate(tether.make_requests(prompts[:1], group_size=1, seed=0), sampling=sampling)[0]
@@ -33,9 +36,10 @@ def main(steps: int = 8) -> None:
 
     before = sample()
     while state.step < steps:
-        result = tether.grpo.step(
-            state, state.cursor.take(prompts, len(prompts)), generator=engine, scorer=score, config=config
-        )
+        # after an interrupt the loop can run again: the step then has the prompts that it had
+        with state.cursor.rollback_on_error():
+            batch = state.cursor.take(prompts, len(prompts))
+            result = tether.grpo.step(state, batch, generator=engine, scorer=score, config=config)
         row = result.metrics
         print(f"step {state.step:2}  reward {row['reward']:.2f}  kl {row['kl']:.2f}  loss {row['loss']:+.3f}")
     print(f"before: {before}\nafter:  {sample()}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tether.algorithms.pending import Rollouts
+from tether.algorithms.phases import PhaseClock
 from tether.types import Completion, FinishReason, Prompt, RolloutGroup, Score, ScoredGroup
 
 
@@ -38,6 +40,11 @@ def scored(rollouts, totals, *, token_rewards=None) -> ScoredGroup:
             for i, total in enumerate(totals)
         ),
     )
+
+
+def rollouts(groups) -> Rollouts:
+    """Scored groups as what a step rolled out."""
+    return Rollouts(groups=tuple(groups), figures={}, clock=PhaseClock(torch.device("cpu")))
 
 
 class FunctionScorer:

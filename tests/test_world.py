@@ -16,6 +16,7 @@ from tether.algorithms.optimise import Optim
 from tether.algorithms.rollouts import first_of, rollout_figures
 from tether.figures import Max, Mean, Min, Std, Sum, reduce
 from tether.models.memory import within_memory
+from tether.models.reference import reference_of
 from tether.ops.masked import whiten
 from tether.types import Demonstration, Prompt, Sampling, make_requests
 from tether.world import ALONE
@@ -129,7 +130,7 @@ def test_a_policy_step_on_two_ranks_is_the_step_of_one(algorithm, options):
 
     def run(share, world):
         policy = copy.deepcopy(base)
-        state = algorithm.State.create(policy, config, prompts=1, total_steps=3, seed=0)
+        state = algorithm.State.create(policy, config, reference=reference_of(policy), prompts=1, total_steps=3, seed=0)
         scorer = FunctionScorer(lambda prompt, completion: scores[prompt.text, completion.ids].total)
         prompts = [group.rollouts.prompt for group in share]
         rows = [

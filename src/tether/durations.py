@@ -31,3 +31,16 @@ def seconds(text: str, *, name: str) -> float:
             f"{name} must be a time {bound}, such as 3h55m, 90s or a number of seconds, found {text[:80]!r}"
         )
     return total
+
+
+def in_words(seconds: float) -> str:
+    """A duration to two digits or so.
+
+    >>> [in_words(n) for n in (0.2, 41, 754, 14100, 180000)]
+    ['0 s', '41 s', '13 min', '3.9 h', '2.1 d']
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 6000:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 36 * 3600 else f"{seconds / 86400:.1f} d"

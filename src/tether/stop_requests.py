@@ -5,7 +5,8 @@ Training stops between two micro-batches or two decoding steps, where its state 
 a request takes effect wherever the code is, and optionally under a :func:`deadline`. A rank that shares a step with
 others must not leave it alone, so there a request waits until all ranks agree on it between two steps (:func:`asked`).
 
-Requests belong to the process, as its signals do. Outside :func:`heeded` there are none.
+Requests belong to the process, as its signals do. Outside :func:`heeded` there are none: there SIGINT is Python's
+KeyboardInterrupt, and what would be left half-done by it runs under :func:`at_safe_points`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,10 @@ class Interrupted(BaseException):
     pass.
     """
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class DeadlineError(BaseException):
     """A call ran past its deadline; no ``Exception`` either, so that the call cannot swallow it by mistake."""
@@ -56,13 +61,38 @@ class Requests:
     """Whether a request takes effect wherever the code is."""
     expired: bool = False
     """Whether the deadline of the call that is running has passed."""
+    survivable: bool = False
+    """Whether a second SIGINT leaves the process alive."""
 
 
 _asked = Requests()
 
 
+@dataclass
+class HeldBack:
+    """A SIGINT outside of :func:`heeded` that waits for a safe point."""
+
+    handler: Callable[[int, FrameType | None], object] = signal.default_int_handler
+    """Who is told of it then: Python's handler, which raises KeyboardInterrupt, or the one of a notebook's kernel."""
+    holding: bool = False
+    """Whether one that comes has to wait."""
+    waiting: bool = False
+    """Whether one waits."""
+
+    def deliver(self) -> None:
+        """Let the signal that waits, if there is one, take effect here. It is the main thread's, as all signals are."""
+        if self.waiting and threading.current_thread() is threading.main_thread():
+            self.waiting = False
+            self.handler(signal.SIGINT, None)
+
+
+_interrupt = HeldBack()
+
+
 def check() -> None:
-    """Raise :class:`Interrupted` if there is a request to stop that may take effect within a step."""
+    """Raise :class:`Interrupted` if there is a request to stop that may take effect within a step, and
+    KeyboardInterrupt if one waits (:func:`at_safe_points`)."""
+    _interrupt.deliver()
     if _asked.stop and _asked.within_steps:
         raise Interrupted(_asked.stop)
 
@@ -77,6 +107,54 @@ def stoppable(parts: Iterable[T]) -> Iterator[T]:
     for part in parts:
         check()
         yield part
+
+
+@contextlib.contextmanager
+def at_safe_points() -> Iterator[None]:
+    """Within the block SIGINT raises KeyboardInterrupt where :func:`check` is called, in a block :func:`anywhere`, or
+    when the outermost block ends, and not between any two instructions, such as between an optimizer step and its
+    record.
+
+    Without effect outside of the main thread, where no signal arrives, and where SIGINT does not run a Python function
+    or is a request to stop already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is _on_interrupt:
+        before, _interrupt.holding = _interrupt.holding, True
+        try:
+            yield
+        finally:
+            _interrupt.holding = before
+            if not before:
+                _interrupt.deliver()
+    elif handler is _on_signal or not callable(handler):
+        yield
+    else:
+        _interrupt.handler, _interrupt.holding, _interrupt.waiting = handler, True, False
+        signal.signal(signal.SIGINT, _on_interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            _interrupt.deliver()
+
+
+@contextlib.contextmanager
+def anywhere() -> Iterator[None]:
+    """Within the block, inside of :func:`at_safe_points`, SIGINT takes effect wherever the code is: for foreign code,
+    which may take long and does not touch the state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before, _interrupt.holding = _interrupt.holding, False
+    try:
+        _interrupt.deliver()
+        yield
+    finally:
+        _interrupt.holding = before
 
 
 @contextlib.contextmanager
@@ -112,6 +190,17 @@ def deadline(seconds: float | None) -> Iterator[None]:
             yield
         finally:
             _asked.expired = False
+
+
+@contextlib.contextmanager
+def survivable() -> Iterator[None]:
+    """Within the block a second SIGINT raises KeyboardInterrupt wherever the code is, and does not end the process: it
+    is a person's own, such as a notebook's kernel."""
+    _asked.survivable = True
+    try:
+        yield
+    finally:
+        _asked.survivable = False
 
 
 @contextlib.contextmanager
@@ -188,10 +277,19 @@ def _handled(handlers: dict[signal.Signals, object]) -> Iterator[None]:
 def _on_signal(number: int, _: FrameType | None) -> None:
     name = signal.Signals(number).name
     if _asked.stop.startswith("SIG"):
+        if _asked.survivable and number == signal.SIGINT:
+            raise KeyboardInterrupt
         _leave(name)
     _asked.stop = name
     if _asked.at_once:
         raise Interrupted(name)
+
+
+def _on_interrupt(number: int, frame: FrameType | None) -> None:
+    if _interrupt.holding:
+        _interrupt.waiting = True
+    else:
+        _interrupt.handler(number, frame)
 
 
 def _on_wake(_: int, __: FrameType | None) -> None:

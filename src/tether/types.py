@@ -82,7 +82,7 @@ class Sampling:
     temperature: float = 1.0
     """Sampling temperature: logits are divided by it, in training too. 0 takes the most likely token."""
     top_k_tokens: int = 0
-    """Top-k: sample from the k most likely tokens only; 0 is off."""
+    """Top-k sampling: draw from the k most likely tokens only; 0 is off."""
     top_p: float = 1.0
     """Nucleus sampling: sample from the smallest set of tokens with this much probability; 1 is off."""
     min_p: float = 0.0
@@ -91,6 +91,7 @@ class Sampling:
     """Stop strings: a completion ends with the token that completes one of them. By default there are none."""
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         checks = {
             "max_new_tokens must be at least 1": self.max_new_tokens >= 1,
             "min_new_tokens must lie in 0..max_new_tokens": 0 <= self.min_new_tokens <= self.max_new_tokens,
@@ -100,7 +101,7 @@ class Sampling:
             "min_p must lie in [0, 1)": 0 <= self.min_p < 1,
             "stop strings must not be empty": all(self.stop),
         }
-        ConfigError.unless(checks)
+        ConfigError.unless(self, checks)
 
     @property
     def cuts_support(self) -> bool:
@@ -123,11 +124,13 @@ class Budget:
     """GiB of the key-value cache. By default half of a CUDA device's free memory, or 4 on a CPU."""
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "max_rows must be at least 1": self.max_rows >= 1,
                 "cache_gib must be positive": self.cache_gib is None or self.cache_gib > 0,
-            }
+            },
         )
 
 
@@ -237,6 +240,8 @@ PromptCompletion = tuple[Sequence[int], Sequence[int]]
 
 HOST: Mapping[str, bool] = {"host": True}
 """Metadata of a field whose tensor stays on the host, wherever the others are."""
+UNSAVED: Mapping[str, bool] = {"unsaved": True}
+"""Metadata of a field that checkpoints do not hold: it has its default value when its dataclass is restored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,35 +317,23 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompletionFigures:
+    """What an algorithm computed for each token of a completion; 0 where the policy did not emit it."""
+
+    ref_logp: tuple[float, ...]
+    """log-prob under the reference."""
+    advantages: tuple[float, ...] | None = None
+    """The advantage; None where the algorithm has none."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepResult:
     """The result of one step of an algorithm: its metrics, and the rollouts they came from, if any."""
 
     metrics: Metrics
     groups: tuple[ScoredGroup, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """A problem that a monitor found at a step."""
-
-    monitor: str
-    """The name of the monitor."""
-    message: str
-    """What is wrong, and what to do about it."""
-    stop: bool = False
-    """Whether the run has to stop after this step."""
-
-
-class Monitor(Protocol):
-    """Watches a run. It is called after each step, before the step is recorded, and can change neither."""
-
-    name: str
-    state: Any
-    """A dataclass with everything a resumed run needs; checkpoints hold it under the monitor's name."""
-
-    def watch(self, step: int, result: StepResult) -> Sequence[Alarm]:
-        """The alarms of step ``step``, from 1."""
-        ...
+    figures: tuple[tuple[CompletionFigures, ...], ...] = ()
+    """One per completion of ``groups``, in their order; empty where nothing is known."""
 
 
 class Generator(Protocol):

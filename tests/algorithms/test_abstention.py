@@ -10,17 +10,17 @@ import pytest
 import torch
 
 from commandline import read_rows, tether, write_rows
-from helpers import group, random_groups, scored
+from helpers import group, random_groups, rollouts, scored
 from tether.algorithms import grpo, ppo, sft
 from tether.algorithms import rejection_sampling as rs
 from tether.algorithms.optimise import Optim
-from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import applies_of, require_rewards, rollout_figures, scores_of
 from tether.errors import RewardError
 from tether.evaluation import evaluate_policy
 from tether.figures import reduce
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.monitor.flat_rewards import all_flat, compared
 from tether.ops.advantages import (
     batch_standardised,
@@ -162,10 +162,8 @@ ABSENT = [[False, True, False, False], [True, True, True, True], [False, True, T
 def collected(module, tiny, groups, **options):
     model, _ = load_policy(tiny)
     config = module.Config(group_size=4, **options)
-    state = module.State.create(model, config, prompts=4, total_steps=4, seed=0)
-    return module.collect(
-        state, groups, config=config, where="test", world=ALONE, clock=PhaseClock(state.policy.device)
-    )
+    state = module.State.create(model, config, reference=reference_of(model), prompts=4, total_steps=4, seed=0)
+    return module.collect(state, rollouts(groups), [], config=config, where="test", world=ALONE)
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "none"])
@@ -212,7 +210,7 @@ class Now:
 def test_ppo_with_fewer_rows_than_minibatches(tiny):
     model, tokenizer = load_policy(tiny)
     config = ppo.Config(group_size=4, minibatches=4, epochs_per_step=2, sampling=Sampling(max_new_tokens=4))
-    state = ppo.State.create(model, config, prompts=2, total_steps=4, seed=0)
+    state = ppo.State.create(model, config, reference=reference_of(model), prompts=2, total_steps=4, seed=0)
     prompts = [Prompt(ids=(0, 70), text="a"), Prompt(ids=(0, 71), text="b")]
     result = ppo.step(state, prompts, generator=Engine(model, tokenizer), scorer=Now(), config=config)
     assert result.metrics["optimizer_steps"] == 4  # two epochs of two rows
@@ -239,7 +237,7 @@ def test_a_round_imitates_what_is_left(tiny):
     model, tokenizer = load_policy(tiny)
     tuning = sft.Config(epochs=2, batch_size=1, optim=Optim(learning_rate=1e-3))
     config = rs.Config(group_size=3, top_k=2, rounds=2, sampling=Sampling(max_new_tokens=4), sft=tuning)
-    state = rs.State.create(model, config, prompts=3, seed=0)
+    state = rs.State.create(model, config, reference=reference_of(model), prompts=3, seed=0)
     prompts = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(3)]
     steps = []
     every = Now(also=[(i, 2) for i in range(3)])
@@ -266,7 +264,7 @@ def test_an_evaluation_counts_them_and_leaves_them_out():
     found = evaluate_policy(a, b, kl=0.0)
     assert (found.completions, found.completions_without_reward, found.prompts) == (6, 3, 3)
     assert found.reward == pytest.approx(10 / 3)
-    assert found.reward_ci95 == pytest.approx(1.96 * torch.tensor([1.0, 4.5]).std().item() / math.sqrt(2))
+    assert found.reward_ci95 == pytest.approx(12.7062 * torch.tensor([1.0, 4.5]).std().item() / math.sqrt(2), rel=1e-4)
     assert found.win_rate == 0.75  # one win, one tie
     assert found.mean_length == pytest.approx(13 / 6)
     nothing = without(a, [[True] * 2] * 3)
@@ -311,7 +309,8 @@ def mixed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_run_on_mixed_tasks(tiny, mixed, command, capsys):
-    line = f"{COMMANDS[command]} --max-new-tokens 5 --prompts p.jsonl --eval-prompts held.jsonl --reward r.py:right"
+    data = "--prompts p.jsonl --eval-prompts held.jsonl --eval-group-size 1"
+    line = f"{COMMANDS[command]} --max-new-tokens 5 {data} --reward r.py:right"
     assert tether(line, "--model", tiny, "--out", "run") == 0, capsys.readouterr().err
     rows = read_rows(mixed / "run" / "metrics.jsonl")
     assert all(0 <= row["frac_reward_none"] < 1 for row in rows)

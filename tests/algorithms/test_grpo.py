@@ -5,16 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import FunctionScorer, group, random_groups, scored
+from helpers import FunctionScorer, group, random_groups, rollouts, scored
 from tether.algorithms import grpo, ppo
+from tether.algorithms.experience import GroupExperience
 from tether.algorithms.optimise import Optim
-from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import accumulate_minibatch
 from tether.algorithms.rollouts import batch_of, policy_logprobs, rollout_figures
 from tether.errors import ConfigError
 from tether.figures import reduce
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.ops.advantages import centred, leave_one_out
 from tether.types import Prompt, Sampling
 from tether.world import ALONE
@@ -30,7 +31,9 @@ def letters(_, completion):
 def setting(tiny, **options):
     model, tokenizer = load_policy(tiny)
     config = grpo.Config(group_size=4, sampling=SAMPLING, optim=Optim(learning_rate=1e-2), **options)
-    state = grpo.State.create(model, config, prompts=len(PROMPTS), total_steps=12, seed=0)
+    state = grpo.State.create(
+        model, config, reference=reference_of(model), prompts=len(PROMPTS), total_steps=12, seed=0
+    )
     return state, Engine(model, tokenizer), config
 
 
@@ -137,10 +140,10 @@ def test_on_policy_the_sequence_ratio_has_the_gradient_of_the_token_ratio(tiny):
     groups = random_groups(2, 3)
     batch = batch_of(groups, torch.device("cpu"))
     logp = policy_logprobs(model, batch, temperature=1.0, token_budget=1000)
-    experience = grpo.Experience(
+    experience = GroupExperience(
         batch=batch, old_logp=logp, ref_logp=logp, advantages=torch.randn(6), kl_weight=torch.zeros(6)
     )
-    state = grpo.State.create(model, grpo.Config(), prompts=1, total_steps=1, seed=0)
+    state = grpo.State.create(model, grpo.Config(), reference=reference_of(model), prompts=1, total_steps=1, seed=0)
     found = []
     for level in ("token", "sequence"):
         model.zero_grad()
@@ -191,9 +194,8 @@ def test_the_price_of_the_kl_in_both_units(tiny):
 
     def collected(**options):
         config = grpo.Config(group_size=3, kl_coef=0.2, **options)
-        state = grpo.State.create(model, config, prompts=3, total_steps=1, seed=0)
-        clock = PhaseClock(model.device)
-        update = grpo.collect(state, groups, config=config, where="test", world=ALONE, clock=clock)
+        state = grpo.State.create(model, config, reference=reference_of(model), prompts=3, total_steps=1, seed=0)
+        update = grpo.collect(state, rollouts(groups), [], config=config, where="test", world=ALONE)
         return update.experience.kl_weight.view(3, 3)[:, 0].tolist(), update.metrics["kl_coef/effective"]
 
     weights, price = collected()

@@ -7,12 +7,13 @@ import torch
 
 from helpers import gradient, random_groups, relative_error
 from tether.algorithms import grpo, ppo, reward_model, sft
+from tether.algorithms.experience import GroupExperience, TokenExperience
 from tether.algorithms.optimise import Guard
 from tether.algorithms.policy_update import accumulate_minibatch
 from tether.algorithms.rollouts import batch_of
 from tether.data.batching import minibatches
 from tether.models.loading import load_policy
-from tether.models.reference import FrozenCopy
+from tether.models.reference import FrozenCopy, reference_of
 from tether.models.reward import new_reward_model
 from tether.types import Demonstration, PreferencePair, Sampling
 from tether.world import ALONE
@@ -95,7 +96,7 @@ def grpo_experience(groups, policy):
     batch = batch_of(groups, torch.device("cpu"))
     generator = torch.Generator().manual_seed(3)
     shape = batch.mask.shape
-    return grpo.Experience(
+    return GroupExperience(
         batch=batch,
         old_logp=-2 + torch.randn(shape, generator=generator),
         ref_logp=-2 + torch.randn(shape, generator=generator),
@@ -144,12 +145,12 @@ def test_grpo(policy, reduction, ratio_level, kl_level):
 @pytest.mark.parametrize("own_trunk", [True, False])
 def test_ppo(policy, own_trunk):
     config = ppo.Config(critic_trunk=own_trunk, sampling=SAMPLING, entropy_coef=0.1)
-    state = ppo.State.create(policy, config, prompts=1, total_steps=1, seed=0)
+    state = ppo.State.create(policy, config, reference=reference_of(policy), prompts=1, total_steps=1, seed=0)
     torch.nn.init.normal_(state.critic.head.weight)
     base = grpo_experience(random_groups(4, 3), policy)
     generator = torch.Generator().manual_seed(4)
     values, advantages, returns = (torch.randn(base.old_logp.shape, generator=generator) for _ in range(3))
-    experience = ppo.Experience(
+    experience = TokenExperience(
         batch=base.batch,
         old_logp=base.old_logp,
         ref_logp=base.ref_logp,

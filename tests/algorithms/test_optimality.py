@@ -10,6 +10,7 @@ import torch
 from enumerable import PROMPT, Space, tiny_llama, total_variation
 from tether.algorithms import grpo, ppo
 from tether.generation.engine import Engine
+from tether.models.reference import reference_of
 from tether.types import Prompt, Sampling
 from tiny import byte_tokenizer
 from two_turns import TwoTurns, trajectories
@@ -50,7 +51,7 @@ def train(algorithm, space, *, generator=sampler, length=LENGTH, steps=STEPS, gr
         optim=replace(defaults, learning_rate=RATE),
         **options,
     )
-    state = algorithm.State.create(model, config, prompts=1, total_steps=steps, seed=0)
+    state = algorithm.State.create(model, config, reference=reference_of(model), prompts=1, total_steps=steps, seed=0)
     engine = generator(model)
     prompts = [Prompt(ids=PROMPT, text="")] * PROMPTS
     for _ in range(steps):

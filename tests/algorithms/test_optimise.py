@@ -27,6 +27,7 @@ from tether.errors import ConfigError, GuardError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.masters import masters
+from tether.models.reference import reference_of
 from tether.runtime.state import RunState, Snapshot
 from tether.types import Demonstration, Prompt, Sampling
 
@@ -58,8 +59,12 @@ def test_the_usual_rate_goes_with_the_size(parameters, expected):
 def test_each_algorithm_starts_from_its_own_usual_rate(tiny):
     model, _ = load_policy(tiny)
     scale = (7e9 / model.num_parameters()) ** 0.6
-    by_grpo = grpo.State.create(model, grpo.Config(), prompts=4, total_steps=1, seed=0).optimizer
-    by_ppo = ppo.State.create(model, ppo.Config(), prompts=4, total_steps=1, seed=0).optimizer
+    by_grpo = grpo.State.create(
+        model, grpo.Config(), reference=reference_of(model), prompts=4, total_steps=1, seed=0
+    ).optimizer
+    by_ppo = ppo.State.create(
+        model, ppo.Config(), reference=reference_of(model), prompts=4, total_steps=1, seed=0
+    ).optimizer
     by_sft = sft.State.create(model, 4, sft.Config(), seed=0).optimizer
     assert by_grpo.param_groups[0]["peak_lr"] == pytest.approx(min(1e-3, 1e-6 * scale))
     assert by_ppo.param_groups[1]["peak_lr"] == by_grpo.param_groups[0]["peak_lr"]
@@ -102,7 +107,7 @@ def test_gradients_of_bfloat16_weights_add_up_in_float32():
 def test_a_ppo_step_in_bfloat16_and_its_checkpoint(tiny, tmp_path):
     model, tokenizer = load_policy(tiny, dtype=torch.bfloat16)
     config = ppo.Config(group_size=4, sampling=Sampling(max_new_tokens=6))
-    state = ppo.State.create(model, config, prompts=1, total_steps=1, seed=0)
+    state = ppo.State.create(model, config, reference=reference_of(model), prompts=1, total_steps=1, seed=0)
     result = ppo.step(
         state,
         [Prompt(ids=(0, 70), text="a")],

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from enumerable import tiny_llama
-from helpers import FunctionScorer, group, random_groups, scored
+from helpers import FunctionScorer, group, random_groups, rollouts, scored
 from tether.algorithms import ppo
 from tether.algorithms.optimise import Optim
-from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import learn
 from tether.algorithms.rollouts import old_logprobs, policy_logprobs, sampler_logprobs
 from tether.errors import ConfigError, GuardError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.types import Prompt, Sampling, Score, ScoredGroup, make_requests
 from tether.world import ALONE
 from tiny import byte_tokenizer
@@ -39,7 +39,11 @@ def test_token_rewards_worked_by_hand():
 def state_and_engine(tiny, **options):
     model, tokenizer = load_policy(tiny)
     config = ppo.Config(group_size=4, sampling=SAMPLING, optim=Optim(learning_rate=1e-2), **options)
-    return ppo.State.create(model, config, prompts=2, total_steps=10, seed=0), Engine(model, tokenizer), config
+    return (
+        ppo.State.create(model, config, reference=reference_of(model), prompts=2, total_steps=10, seed=0),
+        Engine(model, tokenizer),
+        config,
+    )
 
 
 def letters(_, completion):
@@ -114,8 +118,7 @@ def test_policy_and_critic_are_clipped_apart(tiny):
         config = ppo.Config(
             group_size=4, sampling=SAMPLING, epochs_per_step=1, value_coef=scale, optim=Optim(learning_rate=1e-3)
         )
-        clock = PhaseClock(state.policy.device)
-        update = ppo.collect(state, groups, config=config, where="test", world=ALONE, clock=clock)
+        update = ppo.collect(state, rollouts(groups), [], config=config, where="test", world=ALONE)
         before = torch.cat([p.detach().flatten().clone() for p in state.policy.parameters()])
         objective = partial(ppo.objective, state, config=config)
         learn(state, update, objective, ppo.plan_of(config), where="test", world=ALONE)
@@ -194,7 +197,7 @@ def test_dense_rewards_and_a_discount_find_the_way_through_a_maze():
         optim=Optim(learning_rate=1e-3),
     )
     steps = 100
-    state = ppo.State.create(model, config, prompts=1, total_steps=steps, seed=0)
+    state = ppo.State.create(model, config, reference=reference_of(model), prompts=1, total_steps=steps, seed=0)
     engine = Engine(model, byte_tokenizer())
     for _ in range(steps):
         result = ppo.step(state, [Prompt(ids=(0,), text="")], generator=engine, scorer=Maze(), config=config)

@@ -15,6 +15,7 @@ from tether.algorithms.optimise import Optim
 from tether.errors import ConfigError, GuardError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.types import Prompt, Sampling
 from two_turns import TwoTurns, trajectories
 
@@ -54,7 +55,7 @@ def test_a_tie_is_broken_at_random_by_the_seed():
 def test_a_reward_that_is_not_finite_stops_the_round_before_any_weight_moves(tiny):
     model, tokenizer = load_policy(tiny)
     config = rs.Config(group_size=4, sampling=Sampling(max_new_tokens=2))
-    state = rs.State.create(model, config, prompts=1, seed=0)
+    state = rs.State.create(model, config, reference=reference_of(model), prompts=1, seed=0)
     before = [p.detach().clone() for p in model.parameters()]
     with pytest.raises(GuardError, match="rejection-sampling round 1: the reward is not finite in 4 of 4"):
         rs.step(
@@ -93,7 +94,7 @@ def run(tiny, **options):
         sft=sft.Config(epochs=3, batch_size=4, optim=Optim(learning_rate=1e-2)),
         **options,
     )
-    state = rs.State.create(model, config, prompts=8, seed=0)
+    state = rs.State.create(model, config, reference=reference_of(model), prompts=8, seed=0)
     engine = Engine(model, tokenizer)
     prompts = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(8)]
     steps = []
@@ -124,7 +125,7 @@ def test_rounds_raise_the_reward_and_the_control_does_not(tiny):
 
 
 def test_n_below_k_is_refused():
-    with pytest.raises(ConfigError, match=r"N = 2.*K = 3"):
+    with pytest.raises(ConfigError, match=r"found group_size 2, top_k 3"):
         rs.Config(group_size=2, top_k=3)
 
 
@@ -140,7 +141,7 @@ def test_the_tokens_of_an_environment_are_not_imitated(monkeypatch):
     monkeypatch.setattr(sft, "collate", collate)
     model = tiny_llama(8)
     config = rs.Config(group_size=8, sampling=Sampling(max_new_tokens=1), sft=sft.Config(batch_size=1))
-    state = rs.State.create(model, config, prompts=4, seed=0)
+    state = rs.State.create(model, config, reference=reference_of(model), prompts=4, seed=0)
     prompts = [Prompt(ids=PROMPT, text=str(i)) for i in range(4)]
     scorer = FunctionScorer(lambda _, completion: len(completion.ids))
     result = rs.step(state, prompts, generator=TwoTurns(model), scorer=scorer, config=config, on_step=lambda _: None)

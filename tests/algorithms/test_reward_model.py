@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tether.algorithms import reward_model as rm
-from tether.algorithms.optimise import Optim
+from tether.algorithms.optimise import Optim, lr_scale
+from tether.algorithms.pair_evaluation import assess
 from tether.models.reward import new_reward_model, normalised_scores, score_sequences
 from tether.types import PreferencePair
 
@@ -69,9 +71,8 @@ def test_early_stopping_keeps_the_best_weights(tiny):
     ],
 )
 def test_accuracy_decides_beyond_its_standard_error_and_log_loss_within(accuracy, log_loss, expected):
-    found = rm.Evaluation(
-        pairs=100, accuracy=accuracy, log_loss=log_loss, calibration_error=0.0, bins=(), mean_margin=0.0
-    )
+    measured = assess(torch.zeros(100), longer_by=torch.zeros(100), prompts=range(100))
+    found = replace(measured, accuracy=accuracy, log_loss=log_loss)
     assert rm.better(found, accuracy=0.6, log_loss=0.6) is expected
 
 
@@ -102,25 +103,6 @@ def test_margins_and_centring_reach_the_loss(tiny):
     assert loss(plain, 0.5) == pytest.approx(math.log1p(math.exp(r_l - r_w)) + 0.5 * (r_w + r_l) ** 2, rel=1e-5)
 
 
-def test_assessment_by_hand():
-    """Differences log 3, -log 3 and 0: confidences 3/4, 3/4 and 1/2; right, wrong and a tie."""
-    found = rm.assess(torch.tensor([math.log(3), -math.log(3), 0.0]))
-    assert found.accuracy == pytest.approx(0.5)
-    assert found.log_loss == pytest.approx((math.log(4 / 3) + math.log(4) + math.log(2)) / 3, rel=1e-5)
-    assert [(round(c, 4), a, n) for c, a, n in found.bins] == [(0.5, 0.5, 1), (0.75, 0.5, 2)]
-    assert found.calibration_error == pytest.approx(2 * 0.25 / 3)
-
-
-def test_a_calibrated_model_has_no_calibration_error_and_an_overconfident_one_has():
-    """Labels drawn with exactly the stated confidence, by counting: 4,000 pairs at each of four differences."""
-    honest = []
-    for difference in (0.3, 0.9, 1.6, 3.0):
-        wins = round(4000 * torch.sigmoid(torch.tensor(difference)).item())
-        honest += [difference] * wins + [-difference] * (4000 - wins)
-    assert rm.assess(torch.tensor(honest)).calibration_error < 1e-3
-    assert rm.assess(torch.tensor(honest) * 3).calibration_error > 0.1
-
-
 def test_an_evaluation_that_is_repeated_for_lack_of_memory_counts_once(tiny, monkeypatch):
     data, held_out = pairs(8), pairs(8, seed=1)
     original, budgets = rm.evaluate, []
@@ -149,5 +131,61 @@ def test_an_evaluation_that_is_repeated_for_lack_of_memory_counts_once(tiny, mon
 )
 def test_evaluations_are_spread_evenly_and_end_each_epoch(count, batch_size, evals_per_epoch, steps):
     config = rm.Config(epochs=2, batch_size=batch_size, evals_per_epoch=evals_per_epoch)
-    total = config.total_steps(count)
-    assert [step for step in range(1, total + 1) if config.evaluates_after(step, count)] == steps
+    spread = config.evaluations(count, cost=1e9)  # asked for, whatever they cost
+    assert [step for step in range(1, config.total_steps(count) + 1) if spread.due(step)] == steps
+
+
+@pytest.mark.parametrize(
+    ("cost", "steps"),
+    [
+        (0.001, [5, 10, 15, 20, 25, 30, 35, 40]),  # cheap: four per epoch
+        (0.04, [8, 16, 24, 32, 40]),  # 5 * 0.04 = 0.2, a tenth of two epochs
+        (0.05, [10, 20, 30, 40]),
+        (0.15, [40]),
+        (9.0, [40]),  # one has to be
+    ],
+)
+def test_by_default_evaluations_cost_at_most_a_tenth_of_the_training(cost, steps):
+    config = rm.Config(epochs=2, batch_size=5)
+    spread = config.evaluations(100, cost=cost)
+    assert [step for step in range(1, 41) if spread.due(step)] == steps
+    assert len(steps) == 1 or len(steps) * cost <= 0.1 * 2 + 1e-12
+
+
+def test_the_cost_of_an_evaluation_is_counted(tiny):
+    """Without attention FLOPs a forward pass is a third of a training step: 12 equal pairs cost a third of 12."""
+    model, _ = new_reward_model(tiny, seed=0)
+    data = pairs(12)
+    assert rm.evaluation_cost(model, data, data) == pytest.approx(1 / 3)
+    assert rm.evaluation_cost(model, data, data[:3]) == pytest.approx(1 / 12)
+
+
+def test_a_run_evaluates_as_often_as_it_can_afford(tiny):
+    """24 training pairs, 3 epochs, evaluations of 4 pairs: 0.3 * 24 * 3 / 4 = 5.4, so 5 in 12 steps."""
+    _, _, rows, _ = train(tiny, pairs(24), pairs(4, seed=1), epochs=3, batch_size=6, patience=0)
+    assert [n for n, row in enumerate(rows, 1) if "eval/loss" in row] == [3, 5, 8, 10, 12]
+
+
+@pytest.mark.parametrize(("total", "warmup"), [(4, 0), (9, 0), (10, 1), (19, 1), (150, 15), (200, 20), (5000, 20)])
+def test_the_warmup_is_at_most_a_tenth_of_the_run(total, warmup):
+    optim = rm.with_short_warmup(rm.Config().optim, total)
+    assert optim.warmup_steps == warmup
+    assert max(lr_scale(optim, step, total) for step in range(total)) == 1
+    assert lr_scale(optim, warmup, total) == 1
+
+
+def test_a_short_run_is_not_spent_on_warmup(tiny):
+    data, config = pairs(40), rm.Config(batch_size=8, epochs=4, optim=Optim(learning_rate=3e-3, warmup_steps=20))
+    state = rm.State.create(new_reward_model(tiny, seed=0)[0], 40, config, seed=0)
+    rates = [rm.step(state, data[:8], config=config).metrics["learning_rate"] for _ in range(4)]
+    assert rates == pytest.approx([1.5e-3, 3e-3, 3e-3, 3e-3 * 17 / 18])  # 2 of 20 steps
+
+
+def test_the_state_says_why_training_is_over(tiny):
+    config = rm.Config(patience=3)
+    model, _ = new_reward_model(tiny, seed=0)
+    state = rm.State.create(model, 320, config, seed=0)
+    state.step, state.evals_without_better = 7, 3
+    assert (state.over(config), state.why_over(config)) == (True, "no better in 3")
+    state.step, state.evals_without_better = 20, 2
+    assert (state.over(config), state.why_over(config)) == (True, "end of the run")

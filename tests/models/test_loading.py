@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, GptOssConfig, MambaConfig
 
-from tether.errors import ModelError
+from tether.errors import ConfigError, ModelError
 from tether.models.loading import (
     context_length,
     eos_ids,
@@ -42,6 +42,29 @@ def test_every_architecture_survives_a_save(tiny_models, tmp_path, architecture)
     again, _ = load_policy(str(tmp_path / "saved"))
     with torch.no_grad():
         torch.testing.assert_close(policy_logits(again, IDS), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_save_replaces_a_model_only_if_it_is_asked_to_and_nothing_else_ever(tiny, tmp_path):
+    model, tokenizer = load_policy(tiny)
+    target = tmp_path / "saved"
+    target.mkdir()
+    save_model(model, tokenizer, target)  # an empty directory may be there
+    (target / "model-00002-of-00002.safetensors").write_bytes(b"of an earlier, larger model")
+    with torch.no_grad():
+        model.model.norm.weight.fill_(3.0)
+    with pytest.raises(ConfigError, match=r"saved: holds a model already; .* overwrite=True"):
+        save_model(model, tokenizer, str(target))
+    assert load_file(target / "model.safetensors")["model.norm.weight"].max() < 3
+    save_model(model, tokenizer, target, overwrite=True)
+    assert load_file(target / "model.safetensors")["model.norm.weight"].min() == 3
+    assert not (target / "model-00002-of-00002.safetensors").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["saved"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    for path in (tmp_path / "notes", tmp_path / "notes" / "a.txt"):
+        with pytest.raises(ConfigError, match="is there already, and is no model"):
+            save_model(model, tokenizer, path, overwrite=True)
+    assert (tmp_path / "notes" / "a.txt").read_text() == "mine"
 
 
 def test_half_precision_on_disk_is_computed_with_in_full(tiny, tmp_path):

@@ -10,12 +10,13 @@ import torch
 from helpers import FunctionScorer
 from tether.algorithms import grpo, ppo
 from tether.algorithms.optimise import Optim
+from tether.config import EvaluationOptions
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.policy import policy_logits, replace_weights
 from tether.models.reference import reference_of
 from tether.models.trainable import trainable
-from tether.training.common import Loaded, Task, held_out_comparison
+from tether.training.held_out import HeldOut
 from tether.types import Prompt, Sampling
 
 IDS = torch.tensor([[0, 70, 71]])
@@ -91,16 +92,26 @@ def test_a_reference_may_share_the_policys_module(tiny, algorithm):
     for make in (reference_of, Swapped):
         policy, tokenizer = load_policy(tiny)
         config = algorithm.Config(group_size=2, sampling=Sampling(max_new_tokens=4), optim=Optim(learning_rate=1e-2))
-        state = algorithm.State.create(policy, config, prompts=2, total_steps=2, seed=0)
-        state.reference = make(policy)
+        state = algorithm.State.create(policy, config, reference=make(policy), prompts=2, total_steps=2, seed=0)
         engine, scorer = Engine(policy, tokenizer), FunctionScorer(lambda _, completion: completion.ids[0])
         prompts = [Prompt(ids=(0, 70 + i), text=str(i)) for i in range(2)]
         rows = [
             algorithm.step(state, prompts, generator=engine, scorer=scorer, config=config).metrics for _ in range(2)
         ]
         rows = [{k: v for k, v in row.items() if not k.startswith(("time/", "sampling/"))} for row in rows]
-        loaded = Loaded(policy, tokenizer, "float32", 0.0)
-        task = Task(prompts, prompts, scorer, engine)
-        found.append((rows, held_out_comparison(loaded, task, state.reference, config.sampling, seed=1)))
+        held_out = HeldOut(
+            policy=policy,
+            reference=state.reference,
+            tokenizer=tokenizer,
+            budget=engine.budget,
+            prompts=prompts,
+            score=scorer,
+            judges=(),
+            sampling=config.sampling,
+            options=EvaluationOptions(),
+            seed=1,
+            journal=None,
+        )
+        found.append((rows, held_out.metrics_after(2)))
     assert found[0] == found[1]
-    assert found[0][1]["policy"]["kl"] > 0
+    assert found[0][1]["eval/kl"] > 0

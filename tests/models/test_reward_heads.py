@@ -1,5 +1,6 @@
 """Reward models: made, saved, read by transformers alone, and refused when that would give other scores."""
 
+import contextlib
 import json
 import math
 import random
@@ -12,7 +13,7 @@ from tokenizers import processors
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
 
 from helpers import rows_of
-from tether.errors import ModelError
+from tether.errors import ConfigError, ModelError
 from tether.models.loading import load_policy
 from tether.models.packing import pack
 from tether.models.reward import (
@@ -195,17 +196,20 @@ def test_a_refused_save_keeps_what_was_there(tiny, tmp_path):
     with torch.no_grad():
         head_of(model).weight.fill_(math.nan)
     with pytest.raises(ModelError, match="not saved: the model's scores are not finite"):
-        save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
+        save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)), overwrite=True)
     assert (tmp_path / "rm" / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["rm"]
 
 
-def test_a_save_replaces_what_was_there(tiny, tmp_path):
-    for seed in (0, 1):
-        model, tokenizer = new_reward_model(tiny, seed=seed)
-        save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
-    saved = load_file(tmp_path / "rm" / "model.safetensors")["score.weight"]
-    assert torch.equal(saved, head_of(model).weight)
+def test_a_save_replaces_what_was_there_only_if_it_is_asked_to(tiny, tmp_path):
+    first, tokenizer = new_reward_model(tiny, seed=0)
+    save_reward_model(first, tokenizer, tmp_path / "rm", rows_of(sequences(3)))
+    model, _ = new_reward_model(tiny, seed=1)
+    for overwrite, kept in ((False, first), (True, model)):
+        with contextlib.nullcontext() if overwrite else pytest.raises(ConfigError, match="rm: holds a model already"):
+            save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(3)), overwrite=overwrite)
+        saved = load_file(tmp_path / "rm" / "model.safetensors")["score.weight"]
+        assert torch.equal(saved, head_of(kept).weight)
 
 
 def test_a_language_model_is_no_reward_model(tiny):

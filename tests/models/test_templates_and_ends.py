@@ -12,7 +12,7 @@ import torch
 from tokenizers import AddedToken
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from commandline import tether, write_rows
+from commandline import read_rows, tether, write_rows
 from tether.errors import ModelError
 from tether.generation.engine import Engine
 from tether.models.loading import (
@@ -70,7 +70,7 @@ def test_a_run_with_several_chat_templates_reaches_its_checkpoints(many_template
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
     data = write_rows(tmp_path / "data.jsonl", [{"messages": turns}] * 8)
     out = tmp_path / "run"
-    options = "--epochs 1 --batch-size 4 --save-every 1"
+    options = "--epochs 1 --batch-size 4 --save-every 1 --keep-checkpoints"
     assert tether(f"sft {options} --model", many_templates, "--data", data, "--out", out) == 0
     saved = [*out.glob("checkpoints/*/model"), out / "model"]
     assert len(saved) > 1
@@ -192,7 +192,22 @@ def test_data_with_a_token_beyond_the_embedding_is_one_line(beyond, tmp_path, ca
     data = write_rows(tmp_path / "data.jsonl", [{"prompt": "an <image>", "completion": " b"}] * 4)
     assert tether("sft --batch-size 4 --model", beyond, "--data", data, "--out", tmp_path / "run") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "the data holds '<image>', for which the model has no embedding; leave it out of the data" in last
+    assert "data.jsonl:1: holds '<image>', for which the model has no embedding" in last
+
+
+def test_a_row_with_a_token_beyond_the_embedding_can_be_left_out_and_one_that_is_cut_away_is_no_error(beyond, tmp_path):
+    data = write_rows(
+        tmp_path / "data.jsonl", [{"prompt": "a", "completion": " b"}, {"prompt": "<image>", "completion": "b"}]
+    )
+    line = f"sft --batch-size 4 --model {beyond} --quiet --data"
+    assert tether(line, data, "--out", tmp_path / "one", "--on-bad-rows", "skip") == 0
+    (found,) = read_rows(tmp_path / "one" / "skipped.jsonl")
+    assert (found["kind"], found["row"]["prompt"]) == ("token without embedding", "<image>")
+    row = {"prompt": "<image>" + "a" * 200, "completion": " b"}
+    assert (
+        tether(line, write_rows(tmp_path / "cut.jsonl", [row]), "--out", tmp_path / "two", "--overlong", "truncate")
+        == 0
+    )
 
 
 @pytest.mark.parametrize("token", [AddedToken("<word>", special=False), {"eos_token": "<end>"}, {"pad_token": "<p>"}])

@@ -9,6 +9,8 @@ import torch
 
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor
+from tether.errors import ConfigError
+from tether.stop_requests import at_safe_points
 from tether.types import Metrics, StepResult
 
 R = TypeVar("R")
@@ -20,7 +22,8 @@ class EpochState(Protocol):
     cursor: Cursor
     step: int
     pending: Metrics | None
-    """Metrics of the last step while its held-out evaluation is due; otherwise None."""
+    """Metrics of the last step until they are yielded, with ``time/eval`` once its held-out evaluation, if one is due,
+    is done; otherwise None."""
 
     @property
     def device(self) -> torch.device: ...
@@ -40,17 +43,28 @@ def epochs(
 
     Every epoch takes each row once, so that its last step may have fewer rows. If ``due()`` after a step,
     ``evaluate()`` adds held-out figures to its metrics. If a step or an evaluation raises, the state is as it was
-    before, and a new loop resumes from there.
+    before, and a new loop resumes from there; an interrupt takes effect there too.
     """
     while state.pending is not None or not over():
-        if state.pending is None:
-            with state.cursor.rollback_on_error():
-                state.pending = step(state.cursor.take_in_epoch(rows, batch_size)).metrics
-        metrics = state.pending
-        if evaluate is not None and due():
-            clock = PhaseClock(state.device)
-            with clock.phase("eval"):
-                metrics = metrics | evaluate()
-            metrics |= clock.metrics()
-        state.pending = None
+        with at_safe_points():
+            if state.pending is None:
+                with state.cursor.rollback_on_error():
+                    state.pending = step(state.cursor.take_in_epoch(rows, batch_size)).metrics
+            if evaluate is not None and due() and "time/eval" not in state.pending:
+                clock = PhaseClock(state.device)
+                with clock.phase("eval"):
+                    found = evaluate()
+                state.pending = state.pending | found | clock.metrics()
+        metrics, state.pending = state.pending, None
         yield StepResult(metrics=metrics)
+
+
+def require_settled(state: EpochState, *, where: str) -> None:
+    """Raise :class:`ConfigError` where an interrupted loop still holds the metrics of the last step: a step on its own
+    would give its row to another one."""
+    if state.pending is not None:
+        raise ConfigError(
+            "the last step's held-out evaluation was interrupted, and its metrics are pending",
+            where=where,
+            hint="resume with steps(), or drop them with state.abandon()",
+        )

@@ -25,13 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Guard, Optim, adamw, peak_learning_rate
+from tether.algorithms.dynamic_sampling import dynamically
+from tether.algorithms.experience import GroupExperience, group_figures
+from tether.algorithms.optimise import Guard, Optim, OptimizerFactory, optimizer_for, peak_learning_rate
+from tether.algorithms.own_loss import Loss, with_kl
+from tether.algorithms.pending import Rollouts, evaluated, publish, rollouts_of
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
@@ -54,8 +59,7 @@ from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs
-from tether.models.reference import Reference, reference_of
-from tether.models.trainable import trainable
+from tether.models.reference import Reference, as_reference
 from tether.ops.advantages import (
     Scale,
     batch_standardised,
@@ -63,21 +67,13 @@ from tether.ops.advantages import (
     group_standardised,
     leave_one_out,
     reward_spread,
-    zero_variance,
 )
 from tether.ops.divergence import KLEstimator, kl_slope
 from tether.ops.losses import Level, LossInputs, LossTerms, grpo_loss
 from tether.ops.reduce import Reduction
 from tether.seeds import derive_seed
-from tether.types import (
-    Batch,
-    Generator,
-    Prompt,
-    Sampling,
-    ScoredGroup,
-    Scorer,
-    StepResult,
-)
+from tether.stop_requests import at_safe_points
+from tether.types import Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
 from tether.world import ALONE, World
 
 LEARNING_RATE = 1e-6
@@ -89,7 +85,7 @@ class Config:
     """Options of GRPO."""
 
     group_size: int = 8
-    """Completions per prompt."""
+    """Completions per prompt, whose rewards are compared with each other."""
     advantage_scale: Scale = "group"
     """Scale of the advantages: divide by the std of the group, of the whole batch, or not at all."""
     advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
@@ -113,9 +109,9 @@ class Config:
     clip_high: float = 0.2
     """Upper clip of the importance ratio: 1 + this. A value above clip_low is DAPO's clip-higher."""
     epochs_per_step: int = 1
-    """Epochs over a step's completions."""
+    """Times that a step goes through its completions: it takes epochs_per_step * minibatches optimizer steps."""
     minibatches: int = 1
-    """Optimizer steps per epoch."""
+    """Parts that an epoch splits a step's completions into, with an optimizer step for each."""
     dynamic_sampling: int = 0
     """Dynamic sampling (DAPO): times per step that groups of zero variance may be replaced by groups of new prompts; 0
     is off."""
@@ -129,7 +125,9 @@ class Config:
 
     def __post_init__(self) -> None:
         loo = self.advantage_baseline == "leave_one_out"
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "group_size must be at least 2: GRPO compares a prompt's completions with each other": self.group_size
                 >= 2,
@@ -143,7 +141,7 @@ class Config:
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
                 "temperature must be above 0: GRPO learns from sampled tokens": self.sampling.temperature > 0,
                 CUTS_SUPPORT: self.allow_truncated_sampling or not self.sampling.cuts_support,
-            }
+            },
         )
 
 
@@ -159,48 +157,43 @@ class State:
     total_steps: int
     guard: Guard
     step: int = 0
-    update: Update[Experience] | None = None
-    """The current step's update, once its experience is collected; None between steps."""
+    update: Update[GroupExperience] | None = None
+    """The current step's update, once its experience is collected, until the step is over; None between steps."""
 
     @staticmethod
-    def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
-        """A new state, whose reference is the current policy. ``prompts`` is the number of prompts of the data set."""
+    def create(
+        policy: PreTrainedModel,
+        config: Config,
+        *,
+        reference: Reference | PreTrainedModel,
+        prompts: int,
+        total_steps: int,
+        seed: int,
+        optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+    ) -> State:
+        """A new state. ``reference`` is what the KL is measured from: :func:`tether.models.reference.reference_of` the
+        policy before it is trained, or another model. ``prompts`` is the number of prompts of the data set, and
+        ``optimizer`` replaces AdamW (:func:`tether.algorithms.optimise.optimizer_for`)."""
+        rate = peak_learning_rate(config.optim, policy, usual=LEARNING_RATE)
         return State(
             policy=policy,
-            reference=reference_of(policy),
-            optimizer=adamw(
-                [(policy.parameters(), peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim
-            ),
+            reference=as_reference(reference, policy),
+            optimizer=optimizer_for([(policy.parameters(), rate)], config.optim, optimizer),
             cursor=Cursor(prompts, seed),
             seed=seed,
             total_steps=total_steps,
             guard=Guard(token_budget=config.micro_batch_tokens),
         )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Experience:
-    """The data of one update, without gradient."""
-
-    batch: Batch
-    old_logp: Tensor  # [B, T]
-    ref_logp: Tensor  # [B, T]
-    advantages: Tensor  # [B]
-    kl_weight: Tensor  # [B], of each completion's KL term in the loss
-
-    def rows(self, index: Tensor) -> Experience:
-        """The rows at ``index``, trimmed to the longest of them."""
-        batch = self.batch.rows(index)
-        width = batch.mask.size(1)
-        return Experience(
-            batch=batch,
-            old_logp=self.old_logp[index, :width],
-            ref_logp=self.ref_logp[index, :width],
-            advantages=self.advantages[index],
-            kl_weight=self.kl_weight[index],
-        )
+    def abandon(self) -> None:
+        """Drop the update of an interrupted step, so that the next one may take other prompts. Weights and optimizer
+        stay as the optimizer steps that it had taken left them, and ``step`` counts none. A generator with weights of
+        its own needs ``load_weights``."""
+        self.update = None
+        self.optimizer.zero_grad()
 
 
+@at_safe_points()
 def step(
     state: State,
     prompts: Sequence[Prompt],
@@ -210,38 +203,47 @@ def step(
     config: Config,
     world: World = ALONE,
     fresh: Callable[[int], Sequence[Prompt]] | None = None,
+    loss: Loss | None = None,
+    evaluate: Callable[[], Metrics] | None = None,
 ) -> StepResult:
     """One GRPO step: roll out, score, compare within groups, update.
 
-    ``fresh(n)`` returns n new prompts, for dynamic sampling. An interrupted step resumes within its update if
-    ``generator`` and ``scorer`` return what they returned before.
+    ``fresh(n)`` returns n new prompts, for dynamic sampling. ``loss`` takes the place of the clipped surrogate
+    (:func:`objective`). ``evaluate()`` is called when ``generator`` has the new weights, and its metrics are those of
+    the step too.
+
+    A step that was interrupted resumes within its update when it is called again with its prompts, also in a state
+    restored from a checkpoint if ``generator`` and ``scorer`` return what they returned before. Other prompts are a
+    :class:`ConfigError` until :meth:`State.abandon`.
     """
     where = f"grpo step {state.step + 1}"
-    clock = PhaseClock(state.policy.device)
-    groups, sampled = roll_out_groups(
-        state, prompts, generator=generator, scorer=scorer, config=config, world=world, fresh=fresh, clock=clock
-    )
-    if state.update is None:
-        state.update = collect(state, groups, config=config, where=where, world=world, clock=clock)
-    with clock.phase("update"):
-        learned = learn(
-            state,
-            state.update,
-            lambda part: objective(state.policy, part, config),
-            plan_of(config),
-            where=where,
-            world=world,
+
+    def roll() -> Rollouts:
+        return roll_out_groups(
+            state, prompts, generator=generator, scorer=scorer, config=config, world=world, fresh=fresh
         )
-        metrics = state.update.metrics | learned.metrics
-        state.update = None
-        state.step += 1
-        generator.load_weights(state.step, trainable(state.policy).items())
-    figures = sampled | rollout_figures(groups) | clock.figures() | step_flops(state, groups, config)
-    return StepResult(metrics=metrics | reduce(figures, world), groups=groups)
+
+    rollouts = rollouts_of(state.update, prompts, roll, where=where, world=world)
+    groups, clock = rollouts.groups, rollouts.clock
+    update = state.update or collect(state, rollouts, prompts, config=config, where=where, world=world)
+    state.update = update
+    with clock.phase("update"):
+        of_rows = partial(objective, state.policy, config=config, loss=loss)
+        learned = learn(state, update, of_rows, plan_of(config), where=where, world=world)
+    publish(generator, state.step + 1, state.policy, clock)
+    evaluation = evaluated(evaluate, clock)
+    figures = rollouts.figures | rollout_figures(groups) | clock.figures() | step_flops(state, groups, config)
+    metrics = update.metrics | learned.metrics | reduce(figures, world) | evaluation
+    result = StepResult(metrics=metrics, groups=groups, figures=group_figures(groups, update.experience))
+    state.update, state.step = None, state.step + 1
+    return result
 
 
-def objective(policy: PreTrainedModel, part: Experience, config: Config) -> tuple[LossInputs, LossTerms]:
-    """The loss inputs of the rows in ``part``, and the loss of each of their tokens."""
+def objective(
+    policy: PreTrainedModel, part: GroupExperience, config: Config, loss: Loss | None = None
+) -> tuple[LossInputs, LossTerms]:
+    """The loss inputs of the rows in ``part``, and the loss of each of their tokens: the clipped surrogate, or what
+    ``loss`` makes of the inputs, plus the KL term of ``config``."""
     logp, entropy = completion_logprobs(policy, part.batch, temperature=config.sampling.temperature, entropy=True)
     inputs = LossInputs(
         logp=logp,
@@ -251,12 +253,16 @@ def objective(policy: PreTrainedModel, part: Experience, config: Config) -> tupl
         advantages=part.advantages.unsqueeze(1).expand_as(logp),
         mask=part.batch.mask,
     )
+    kl_weight = part.kl_weight.unsqueeze(1)
+    if loss is not None:
+        terms = loss(inputs)
+        return inputs, with_kl(terms, inputs, kl_weight, estimator=config.kl_estimator, level=config.kl_level)
     return inputs, grpo_loss(
         inputs,
         clip_low=config.clip_low,
         clip_high=config.clip_high,
         ratio_level=config.ratio_level,
-        kl_weight=part.kl_weight.unsqueeze(1),
+        kl_weight=kl_weight,
         kl_estimator=config.kl_estimator,
         kl_level=config.kl_level,
     )
@@ -293,41 +299,25 @@ def roll_out_groups(
     config: Config,
     world: World,
     fresh: Callable[[int], Sequence[Prompt]] | None,
-    clock: PhaseClock,
-) -> tuple[tuple[ScoredGroup, ...], Figures]:
-    """Scored groups of the prompts. With ``dynamic_sampling``, groups of new prompts replace those of zero variance.
+) -> Rollouts:
+    """Scored groups of the prompts, or with ``dynamic_sampling`` of others in place of those of zero variance."""
+    first, clock = first_of(prompts, world), PhaseClock(state.policy.device)
 
-    The metrics are ``sampling/groups_drawn`` and ``sampling/frac_zero_std_drawn``, over all sampled groups, and the
-    generator's figures of its last call.
-    """
-    kept: list[ScoredGroup] = []
-    flat: list[ScoredGroup] = []
-    wanted, first = list(prompts), first_of(prompts, world)
-    for attempt in range(config.dynamic_sampling + 1):
-        scored = roll_out(
+    def attempt(wanted: Sequence[Prompt], number: int) -> list[ScoredGroup]:
+        return roll_out(
             wanted,
             generator=generator,
             scorer=scorer,
+            policy=state.policy,
             group_size=config.group_size,
             sampling=config.sampling,
-            seed=derive_seed(state.seed, "rollout", state.step, attempt),
+            seed=derive_seed(state.seed, "rollout", state.step, number),
             first=first,
             clock=clock,
         )
-        host = torch.device("cpu")
-        equal = zero_variance(scores_of(scored, host), applies_of(scored, host)).tolist()
-        kept += [group for group, same in zip(scored, equal, strict=True) if not same]
-        flat += [group for group, same in zip(scored, equal, strict=True) if same]
-        missing = len(prompts) - len(kept)
-        if missing == 0 or fresh is None or attempt == config.dynamic_sampling:
-            break
-        wanted = list(fresh(missing))
-    drawn = len(kept) + len(flat)
-    figures: Figures = {
-        "sampling/groups_drawn": Sum(float(drawn)),
-        "sampling/frac_zero_std_drawn": Mean(len(flat) / drawn, drawn),
-    }
-    return tuple((kept + flat)[: len(prompts)]), figures | generator_figures(generator)
+
+    groups, figures = dynamically(prompts, attempt, replacements=config.dynamic_sampling, fresh=fresh)
+    return Rollouts(groups=groups, figures=figures | generator_figures(generator), clock=clock)
 
 
 def advantages_of(scores: Tensor, config: Config, world: World, applies: Tensor | None = None) -> Tensor:
@@ -344,10 +334,11 @@ def advantages_of(scores: Tensor, config: Config, world: World, applies: Tensor 
 
 
 def collect(
-    state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, world: World, clock: PhaseClock
-) -> Update[Experience]:
+    state: State, rollouts: Rollouts, prompts: Sequence[Prompt], *, config: Config, where: str, world: World
+) -> Update[GroupExperience]:
     """An update that has not begun: log-probs under the sampling policy and the reference, and an advantage per
     completion."""
+    groups, clock = rollouts.groups, rollouts.clock
     require_rewards(groups, where=where, world=world)
     batch = batch_of(groups, state.policy.device)
     temperature = config.sampling.temperature
@@ -371,14 +362,14 @@ def collect(
             advantages = advantages + weight.unsqueeze(1) * baseline
         price = {"kl_coef/effective": Mean(float((weight * spread).mean()), len(groups))}
         metrics |= reduce(price, world) | {"advantage_std": float(torch.cat(world.gather(advantages)).std())}
-    experience = Experience(
+    experience = GroupExperience(
         batch=batch,
         old_logp=old_logp,
         ref_logp=ref_logp,
         advantages=advantages.flatten(),
         kl_weight=weight.repeat_interleave(config.group_size),
     )
-    return Update(experience=experience, kl=metrics["kl"], metrics=metrics)
+    return Update.begun(experience, rollouts, prompts, metrics)
 
 
 def kl_baseline(log_ratio: Tensor, groups: int, config: Config) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,8 @@ from tether.world import ALONE, World
 
 T = TypeVar("T")
 
+OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""Makes an optimizer of parameter groups, as torch's classes do: ``functools.partial(torch.optim.SGD, lr=0.01)``."""
 REFERENCE_PARAMETERS = 7e9
 """The model size for which each algorithm states its usual learning rate."""
 LARGEST_RATE = 1e-3
@@ -50,7 +52,9 @@ class Optim:
     """Stop the run after this many optimizer steps in a row were skipped because loss or gradient was not finite."""
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "learning_rate must be positive": self.learning_rate is None or self.learning_rate > 0,
                 "warmup_steps must be 0 or more": self.warmup_steps >= 0,
@@ -59,7 +63,7 @@ class Optim:
                 "adam_eps must be positive": self.adam_eps > 0,
                 "max_grad_norm must be positive": self.max_grad_norm > 0,
                 "max_skipped must be at least 1": self.max_skipped >= 1,
-            }
+            },
         )
 
 
@@ -89,8 +93,12 @@ def lr_scale(config: Optim, step: int, total_steps: int) -> float:
             return 1.0
 
 
-def adamw(groups: Sequence[tuple[Iterable[nn.Parameter], float]], config: Optim) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, one parameter group per ``(parameters, peak learning rate)``.
+Trained = Sequence[tuple[Iterable[nn.Parameter], float]]
+"""What is trained: parameters and their peak learning rate, one parameter group each."""
+
+
+def adamw(groups: Trained, config: Optim) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters of the groups.
 
     Parameters in less than float32 are replaced by their masters (:mod:`tether.models.masters`).
     """
@@ -103,6 +111,39 @@ def adamw(groups: Sequence[tuple[Iterable[nn.Parameter], float]], config: Optim)
         fused=True,
     )
     round_after_steps(optimizer, [p for weights, _ in trained for p in weights])
+    return optimizer
+
+
+def optimizer_for(
+    groups: Trained, config: Optim, own: torch.optim.Optimizer | OptimizerFactory | None
+) -> torch.optim.Optimizer:
+    """:func:`adamw`, or one's ``own`` optimizer: any of torch's, or a function that makes one of parameter groups.
+
+    The learning rate of each of its parameter groups is the peak of the schedule: ``lr_schedule`` and ``warmup_steps``
+    of ``config`` apply to it, and so do ``max_grad_norm``, to each group by itself, and ``max_skipped``. A function is
+    given the masters of parameters in less than float32. Raises :class:`ConfigError` where the optimizer has other
+    parameters than those that are trained, or ``config`` has a learning rate too.
+    """
+    if own is None:
+        return adamw(groups, config)
+    if config.learning_rate is not None:
+        raise ConfigError("an optimizer of your own has its own learning rate", hint="leave learning_rate out of Optim")
+    weights = [[p for p in parameters if p.requires_grad] for parameters, _ in groups]
+    trained = [[master_of(p) for p in group] for group in weights]
+    optimizer = own if isinstance(own, torch.optim.Optimizer) else own([{"params": group} for group in trained])
+    found = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    if sorted(found) != sorted(id(p) for group in trained for p in group):
+        raise ConfigError(
+            "the optimizer has other parameters than those that are trained: all that require a gradient, the float32 "
+            "masters of those in less, and in PPO the critic's",
+            hint="give a function that makes it of its parameter groups, such as "
+            "functools.partial(torch.optim.SGD, lr=0.01)",
+        )
+    for group in optimizer.param_groups:
+        if not isinstance(group.get("lr"), float | int | Tensor):
+            raise ConfigError("an optimizer of your own needs a learning rate in each of its parameter groups")
+        group.setdefault("peak_lr", float(group["lr"]))  # kept where the optimizer has been scheduled before
+    round_after_steps(optimizer, [p for group in weights for p in group])
     return optimizer
 
 
@@ -233,7 +274,7 @@ def apply(
     optimizer.zero_grad()
     guard.taken += 1
     guard.skipped_in_a_row = 0
-    return {"grad_norm": total, "learning_rate": optimizer.param_groups[0]["lr"]}
+    return {"grad_norm": total, "learning_rate": float(optimizer.param_groups[0]["lr"])}
 
 
 def add_over_ranks(optimizer: torch.optim.Optimizer, world: World) -> None:

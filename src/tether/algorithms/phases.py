@@ -17,7 +17,8 @@ Phase = Literal["generate", "score", "reference", "advantage", "update", "eval"]
 
 
 class PhaseClock:
-    """Times the phases of one step: ``with clock.phase("score"): ...``. A phase entered twice adds up.
+    """Times the phases of one step: ``with clock.phase("score"): ...``. A phase entered twice adds up, and one that
+    ends in an error or an interrupt counts too.
 
     On CUDA a phase ends with a synchronisation, so that its work does not count in the next phase.
     """
@@ -29,10 +30,12 @@ class PhaseClock:
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
         start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+        try:
+            yield
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def figures(self) -> Figures:
         """``time/PHASE`` of each phase, in seconds: the maximum over ranks, since all wait for the slowest."""

@@ -5,15 +5,17 @@ for each minibatch: accumulate over micro-batches -> stop early? -> apply
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from tether.algorithms.experience import Experience
 from tether.algorithms.optimise import Accumulated, Guard, Optim, accumulate, apply, lr_scale, mean_of
+from tether.algorithms.pending import Rollouts, completions_digest, prompts_digest
 from tether.data.batching import micro_batches, minibatches
 from tether.figures import Figures, Max, Mean, Sum, reduce
 from tether.ops.divergence import k2
@@ -21,25 +23,8 @@ from tether.ops.losses import LossInputs, LossTerms
 from tether.ops.masked import masked_mean
 from tether.ops.reduce import Reduction, reduce_loss
 from tether.seeds import derive_seed
-from tether.types import Batch, Metrics
+from tether.types import UNSAVED, Metrics, Prompt
 from tether.world import World
-
-
-class Experience(Protocol):
-    """The data of one update: a batch, and tensors of its rows, without gradient."""
-
-    @property
-    def batch(self) -> Batch: ...
-
-    @property
-    def old_logp(self) -> Tensor:
-        """Log-probs of the emitted tokens under the policy at the start of the update, [B, T]."""
-        ...
-
-    def rows(self, index: Tensor) -> Self:
-        """The rows at ``index``, trimmed to the longest of them."""
-        ...
-
 
 E = TypeVar("E", bound=Experience)
 
@@ -56,21 +41,50 @@ class PolicyState(Protocol):
 
 @dataclass(kw_only=True)
 class Update(Generic[E]):
-    """A policy update in progress: its experience and its progress through it."""
+    """A policy update in progress: its experience and its progress through it. A complete one stays until the step that
+    it belongs to is over."""
 
     experience: E
+    prompts: str
+    """Digest of the step's prompts."""
+    completions: str
+    """Digest of the step's completions."""
+    rollouts: Rollouts | None = field(default=None, metadata=UNSAVED)
+    """What the step rolled out; None where the update was restored from a checkpoint."""
+    left_out: Tensor | None = None  # [N, T], log-probs under the reference
+    """Of the completions that the experience leaves out, where it does."""
     kl: float
     """KL(pi || pi_ref) of the rollouts, nats per completion."""
     metrics: Metrics
     """Metrics of the experience."""
     passed: int = 0
-    """Number of minibatches processed, over all epochs."""
+    """Number of minibatches processed, over all epochs; all of them where the update stopped early."""
     taken: int = 0
     """Optimizer steps taken."""
     rows: list[Metrics] = field(default_factory=list)
     """Metrics of each of them."""
     gap: Metrics = field(default_factory=dict)
     """Differences between the sampler's and the trainer's log-probs at the first minibatch."""
+
+    @staticmethod
+    def begun(
+        experience: E,
+        rollouts: Rollouts,
+        prompts: Sequence[Prompt],
+        metrics: Metrics,
+        *,
+        left_out: Tensor | None = None,
+    ) -> Update[E]:
+        """An update of no optimizer step yet. The metrics have the ``kl`` of the rollouts."""
+        return Update(
+            experience=experience,
+            prompts=prompts_digest(prompts),
+            completions=completions_digest(rollouts.groups),
+            rollouts=rollouts,
+            left_out=left_out,
+            kl=metrics["kl"],
+            metrics=metrics,
+        )
 
     def remaining(self, plan: Plan, state: PolicyState) -> Iterator[Tensor]:
         """Index tensors of the remaining minibatches. An interrupted one counts as not begun."""
@@ -116,7 +130,7 @@ def learn(
     where: str,
     world: World,
 ) -> Learned:
-    """Run the remaining minibatches of the update, or fewer if ``target_kl`` stops it early.
+    """Run the remaining minibatches of the update, or fewer if ``target_kl`` stops it early; none if it is complete.
 
     ``objective`` runs the model on some rows of the experience and returns the loss inputs and the loss of each token.
     Metrics are means over the optimizer steps taken.
@@ -130,6 +144,7 @@ def learn(
             moved_by = masked_mean(k2(done.logp - part.old_logp), part.batch.mask, across=world.sum)
             if update.taken and float(moved_by) > plan.target_kl:
                 state.optimizer.zero_grad()
+                update.passed = plan.epochs * plan.minibatches
                 break
             if update.passed == 0 and plan.measure_gap:
                 update.gap = reduce(logprob_gap(done.logp, part.old_logp, part.batch.mask), world)

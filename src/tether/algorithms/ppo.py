@@ -12,29 +12,36 @@ not see a completion to which no reward applies: it has no return.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.optimise import Guard, Optim, adamw, peak_learning_rate, require_finite
-from tether.algorithms.phases import PhaseClock
+from tether.algorithms.experience import TokenExperience, token_figures
+from tether.algorithms.optimise import (
+    Guard,
+    Optim,
+    OptimizerFactory,
+    optimizer_for,
+    peak_learning_rate,
+    require_finite,
+)
+from tether.algorithms.pending import Rollouts, evaluated, publish, rollouts_of
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
     CUTS_SUPPORT,
     batch_of,
-    first_of,
-    generator_figures,
     kl_figures,
     lengths_of,
     old_logprobs,
     per_token,
     reference_logprobs,
     require_rewards,
-    roll_out,
+    roll_out_all,
     rollout_figures,
     scored,
 )
@@ -43,23 +50,14 @@ from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import Critic, completion_states, logprobs_of_states
-from tether.models.reference import Reference, reference_of
-from tether.models.trainable import trainable
+from tether.models.reference import Reference, as_reference
 from tether.ops.divergence import adapt_kl_coef, k1
 from tether.ops.losses import LossInputs, LossTerms, ValueInputs, ppo_loss
 from tether.ops.masked import masked_mean, masked_var, rescale, whiten
 from tether.ops.returns import gae
 from tether.seeds import derive_seed
-from tether.types import (
-    Batch,
-    FinishReason,
-    Generator,
-    Prompt,
-    Sampling,
-    ScoredGroup,
-    Scorer,
-    StepResult,
-)
+from tether.stop_requests import at_safe_points
+from tether.types import Batch, FinishReason, Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
 from tether.world import ALONE, World
 
 LEARNING_RATE = 1e-6
@@ -84,9 +82,9 @@ class Config:
     lam: float = 0.95
     """GAE lambda: from bias (0) to variance (1)."""
     epochs_per_step: int = 2
-    """Epochs over a step's completions."""
+    """Times that a step goes through its completions: it takes epochs_per_step * minibatches optimizer steps."""
     minibatches: int = 1
-    """Optimizer steps per epoch."""
+    """Parts that an epoch splits a step's completions into, with an optimizer step for each."""
     clip_low: float = 0.2
     """Lower clip of the importance ratio: 1 - this."""
     clip_high: float = 0.2
@@ -120,7 +118,9 @@ class Config:
     optim: Optim = field(default_factory=lambda: Optim(adam_beta2=0.95, adam_eps=1e-5))
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "group_size must be at least 1": self.group_size >= 1,
                 "kl_coef must be 0 or more": self.kl_coef >= 0,
@@ -142,7 +142,7 @@ class Config:
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
                 "temperature must be above 0: PPO learns from sampled tokens": self.sampling.temperature > 0,
                 CUTS_SUPPORT: self.allow_truncated_sampling or not self.sampling.cuts_support,
-            }
+            },
         )
 
 
@@ -160,21 +160,34 @@ class State:
     total_steps: int
     guard: Guard
     step: int = 0
-    update: Update[Experience] | None = None
-    """The current step's update, once its experience is collected; None between steps."""
+    update: Update[TokenExperience] | None = None
+    """The current step's update, once its experience is collected, until the step is over; None between steps."""
 
     @staticmethod
-    def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
-        """A new state, whose reference is the current policy. ``prompts`` is the number of prompts of the data set."""
+    def create(
+        policy: PreTrainedModel,
+        config: Config,
+        *,
+        reference: Reference | PreTrainedModel,
+        prompts: int,
+        total_steps: int,
+        seed: int,
+        optimizer: OptimizerFactory | None = None,
+    ) -> State:
+        """A new state. ``reference`` is what the KL is measured from: :func:`tether.models.reference.reference_of` the
+        policy before it is trained, or another model. ``prompts`` is the number of prompts of the data set.
+        ``optimizer`` makes the one that replaces AdamW (:func:`tether.algorithms.optimise.optimizer_for`), from two
+        parameter groups, the policy's and the critic's."""
+        if optimizer is not None and config.critic_learning_rate is not None:
+            raise ConfigError("an optimizer of your own has its own learning rates", hint="leave the critic's out")
         critic = Critic(policy, own_trunk=config.critic_trunk)
         rate = peak_learning_rate(config.optim, policy, usual=LEARNING_RATE)
+        trained = [(policy.parameters(), rate), (critic.parameters(), config.critic_learning_rate or rate)]
         return State(
             policy=policy,
-            reference=reference_of(policy),
+            reference=as_reference(reference, policy),
             critic=critic,
-            optimizer=adamw(
-                [(policy.parameters(), rate), (critic.parameters(), config.critic_learning_rate or rate)], config.optim
-            ),
+            optimizer=optimizer_for(trained, config.optim, optimizer),
             kl_coef=config.kl_coef,
             cursor=Cursor(prompts, seed),
             seed=seed,
@@ -182,32 +195,15 @@ class State:
             guard=Guard(token_budget=config.micro_batch_tokens),
         )
 
-
-@dataclass(frozen=True, kw_only=True)
-class Experience:
-    """The data of one update. All tensors but the batch's are [B, T], 0 where the mask is False, without gradient."""
-
-    batch: Batch
-    old_logp: Tensor
-    ref_logp: Tensor
-    values: Tensor
-    advantages: Tensor
-    returns: Tensor
-
-    def rows(self, index: Tensor) -> Experience:
-        """The rows at ``index``, trimmed to the longest of them."""
-        batch = self.batch.rows(index)
-        width = batch.mask.size(1)
-        return Experience(
-            batch=batch,
-            old_logp=self.old_logp[index, :width],
-            ref_logp=self.ref_logp[index, :width],
-            values=self.values[index, :width],
-            advantages=self.advantages[index, :width],
-            returns=self.returns[index, :width],
-        )
+    def abandon(self) -> None:
+        """Drop the update of an interrupted step, so that the next one may take other prompts. Weights and optimizer
+        stay as the optimizer steps that it had taken left them, and ``step`` counts none. A generator with weights of
+        its own needs ``load_weights``."""
+        self.update = None
+        self.optimizer.zero_grad()
 
 
+@at_safe_points()
 def step(
     state: State,
     prompts: Sequence[Prompt],
@@ -216,54 +212,54 @@ def step(
     scorer: Scorer,
     config: Config,
     world: World = ALONE,
+    evaluate: Callable[[], Metrics] | None = None,
 ) -> StepResult:
     """One PPO step: roll out, score, estimate advantages, update.
 
-    An interrupted step resumes within its update if ``generator`` and ``scorer`` return what they returned before.
+    ``evaluate()`` is called when ``generator`` has the new weights, and its metrics are those of the step too.
+
+    A step that was interrupted resumes within its update when it is called again with its prompts, also in a state
+    restored from a checkpoint if ``generator`` and ``scorer`` return what they returned before. Other prompts are a
+    :class:`ConfigError` until :meth:`State.abandon`.
     """
     where = f"ppo step {state.step + 1}"
-    clock = PhaseClock(state.policy.device)
-    rolled_out = roll_out(
+    roll = partial(
+        roll_out_all,
         prompts,
         generator=generator,
         scorer=scorer,
+        policy=state.policy,
         group_size=config.group_size,
         sampling=config.sampling,
         seed=derive_seed(state.seed, "rollout", state.step),
-        first=first_of(prompts, world),
-        clock=clock,
+        world=world,
     )
-    groups = tuple(rolled_out)
-    if state.update is None:
-        state.update = collect(state, groups, config=config, where=where, world=world, clock=clock)
+    rollouts = rollouts_of(state.update, prompts, roll, where=where, world=world)
+    groups, clock = rollouts.groups, rollouts.clock
+    update = state.update or collect(state, rollouts, prompts, config=config, where=where, world=world)
+    state.update = update
     plan = plan_of(config)
-    rows = len(state.update.experience.batch)
+    rows = len(update.experience.batch)
     if world.any(rows < len(prompts) * config.group_size):
         plan = replace(plan, minibatches=min(plan.minibatches, *world.gather(rows)))
     with clock.phase("update"):
-        learned = learn(
-            state, state.update, lambda part: objective(state, part, config), plan, where=where, world=world
-        )
-        metrics, kl = state.update.metrics | learned.metrics, state.update.kl
-        state.update = None
-        if config.adaptive_kl_target is not None:
-            state.kl_coef = adapt_kl_coef(
-                state.kl_coef,
-                kl,
-                target=config.adaptive_kl_target,
-                samples=world.sum(len(prompts) * config.group_size),
-                horizon=config.adaptive_kl_horizon,
-            )
-        state.step += 1
-        generator.load_weights(state.step, trainable(state.policy).items())
-    metrics |= {"optimizer_steps": float(learned.optimizer_steps)}
+        learned = learn(state, update, partial(objective, state, config=config), plan, where=where, world=world)
+    publish(generator, state.step + 1, state.policy, clock)
+    evaluation = evaluated(evaluate, clock)
+    kl_coef = state.kl_coef
+    if config.adaptive_kl_target is not None:
+        samples, horizon = world.sum(len(prompts) * config.group_size), config.adaptive_kl_horizon
+        kl_coef = adapt_kl_coef(kl_coef, update.kl, target=config.adaptive_kl_target, samples=samples, horizon=horizon)
     passes = learned.optimizer_steps / plan.minibatches
     figures = rollout_figures(groups) | clock.figures() | step_flops(state, groups, config, passes=passes)
-    metrics |= reduce(figures | generator_figures(generator), world)
-    return StepResult(metrics=metrics, groups=groups)
+    metrics = update.metrics | learned.metrics | {"optimizer_steps": float(learned.optimizer_steps)}
+    metrics |= reduce(figures | rollouts.figures, world) | evaluation
+    known = token_figures(groups, update.experience, update.left_out)
+    state.update, state.kl_coef, state.step = None, kl_coef, state.step + 1
+    return StepResult(metrics=metrics, groups=groups, figures=known)
 
 
-def objective(state: State, part: Experience, config: Config) -> tuple[LossInputs, LossTerms]:
+def objective(state: State, part: TokenExperience, config: Config) -> tuple[LossInputs, LossTerms]:
     """The loss inputs of the rows in ``part``, and the loss of each of their tokens."""
     states = completion_states(state.policy.base_model, part.batch)
     logp, entropy = logprobs_of_states(
@@ -337,10 +333,11 @@ def token_rewards(
 
 
 def collect(
-    state: State, groups: Sequence[ScoredGroup], *, config: Config, where: str, world: World, clock: PhaseClock
-) -> Update[Experience]:
+    state: State, rollouts: Rollouts, prompts: Sequence[Prompt], *, config: Config, where: str, world: World
+) -> Update[TokenExperience]:
     """An update that has not begun: log-prob, value, reward, return and advantage of every emitted token of the
     completions to which a reward applies."""
+    groups, clock = rollouts.groups, rollouts.clock
     require_rewards(groups, where=where, world=world, alone=True)
     batch = batch_of(groups, state.policy.device)
     temperature = config.sampling.temperature
@@ -361,7 +358,9 @@ def collect(
     with clock.phase("advantage"):
         metrics = reduce(kl_figures(old_logp, ref_logp, batch.mask, where=where), world)
         applies = torch.tensor([score.total is not None for group in groups for score in group.scores])
+        left_out = None
         if not applies.all():
+            left_out = ref_logp[~applies]
             rows = applies.nonzero().squeeze(1)
             batch = batch.rows(rows)
             old_logp, ref_logp, values = (x[rows, : batch.mask.size(1)] for x in (old_logp, ref_logp, values))
@@ -377,15 +376,14 @@ def collect(
         unexplained = unexplained / masked_var(returns, mask, across=world.sum).clamp(min=1e-8)
         if config.whiten_advantages:
             advantages = whiten(advantages, mask, across=world.sum)
-    kl = metrics["kl"]
     metrics |= {
         "kl_coef": state.kl_coef,
-        "objective/non_score_reward": -state.kl_coef * kl,
+        "objective/non_score_reward": -state.kl_coef * metrics["kl"],
         "val/mean": float(masked_mean(values, mask, across=world.sum)),
         "val/return_mean": float(masked_mean(returns, mask, across=world.sum)),
         "val/explained_variance": 1.0 - float(unexplained),
     }
-    experience = Experience(
+    experience = TokenExperience(
         batch=batch, old_logp=old_logp, ref_logp=ref_logp, values=values, advantages=advantages, returns=returns
     )
-    return Update(experience=experience, kl=kl, metrics=metrics)
+    return Update.begun(experience, rollouts, prompts, metrics, left_out=left_out)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,29 +17,41 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms import sft
-from tether.algorithms.optimise import mean_of
+from tether.algorithms.experience import completion_figures
+from tether.algorithms.optimise import OptimizerFactory, mean_of
+from tether.algorithms.pending import (
+    Rollouts,
+    completions_digest,
+    evaluated,
+    prompts_digest,
+    publish,
+    rollouts_of,
+)
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import (
     batch_of,
     first_of,
-    generator_figures,
     kl_figures,
     lengths_of,
     old_logprobs,
     reference_logprobs,
     require_rewards,
-    roll_out,
+    roll_out_all,
     rollout_figures,
 )
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
-from tether.models.reference import Reference, reference_of
-from tether.models.trainable import trainable
-from tether.ops.divergence import top_k_of_n_kl
+from tether.models.reference import Reference, as_reference
+from tether.ops.divergence import k3, top_k_of_n_kl
+from tether.ops.masked import masked_sum
 from tether.seeds import derive_seed, generator
+from tether.stop_requests import anywhere, at_safe_points
 from tether.types import (
+    UNSAVED,
+    Batch,
     Completion,
+    CompletionFigures,
     Demonstration,
     Generator,
     Metrics,
@@ -47,6 +60,7 @@ from tether.types import (
     Score,
     ScoredGroup,
     Scorer,
+    make_requests,
 )
 from tether.world import ALONE, World
 
@@ -58,7 +72,7 @@ class Config:
     group_size: int = 8
     """N: completions per prompt."""
     top_k: int = 1
-    """K: completions kept per prompt."""
+    """K: completions kept per prompt, of its group_size. Sampling from the k most likely tokens is top_k_tokens."""
     keep: Literal["per_prompt", "overall"] = "per_prompt"
     """Selection per prompt (the K best of each), or overall (the K * prompts best of all)."""
     select: Literal["best", "random"] = "best"
@@ -70,14 +84,33 @@ class Config:
 
     def __post_init__(self) -> None:
         n, k = self.group_size, self.top_k
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "top_k must be at least 1": k >= 1,
-                f"group_size (N = {n}) must be at least top_k (K = {k})": n >= k,
+                "group_size must be at least top_k: K of N are kept": n >= k,
                 "rounds must be at least 1": self.rounds >= 1,
                 "temperature must be above 0: there is no best of N equal samples": self.sampling.temperature > 0,
-            }
+            },
         )
+
+
+@dataclass(kw_only=True)
+class Round:
+    """A round that is selected, and its fine-tuning in progress. A complete one stays until the round is over."""
+
+    prompts: str
+    """Digest of the round's prompts."""
+    completions: str
+    """Digest of all its completions."""
+    metrics: Metrics
+    """Metrics of the samples and of the selection."""
+    ref_logp: Tensor  # [P * G, T]
+    rollouts: Rollouts | None = field(default=None, metadata=UNSAVED)
+    """What the round rolled out; None where it was restored from a checkpoint."""
+    rows: list[Metrics] = field(default_factory=list)
+    """Metrics of the fine-tuning steps so far."""
 
 
 @dataclass(kw_only=True)
@@ -90,33 +123,56 @@ class State:
     """The round's fine-tuning state. Each round has its own optimizer; all rounds share one guard. Until a round has
     selected, it is for K completions per prompt."""
     seed: int
+    optimizer: OptimizerFactory | None = field(default=None, metadata=UNSAVED)
+    """Makes each round's optimizer; None for AdamW."""
     round: int = 0
-    sampled: Metrics | None = None
-    """Metrics of the round's samples, once known; None between rounds."""
-    rows: list[Metrics] = field(default_factory=list)
-    """Metrics of the round's fine-tuning steps so far."""
+    update: Round | None = None
+    """The current round, once it is selected, until it is over; None between rounds."""
     bounded: bool = True
     """Whether K of N completions were selected for every prompt of every round so far, so that their bound holds."""
 
     @staticmethod
-    def create(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int) -> State:
-        """A new state, whose reference is the current policy. ``prompts`` is the number of prompts per round."""
+    def create(
+        policy: PreTrainedModel,
+        config: Config,
+        *,
+        reference: Reference | PreTrainedModel,
+        prompts: int,
+        seed: int,
+        optimizer: OptimizerFactory | None = None,
+    ) -> State:
+        """A new state. ``reference`` is what the KL is measured from: :func:`tether.models.reference.reference_of` the
+        policy before it is trained, or another model. ``prompts`` is the number of prompts per round. ``optimizer``
+        makes the one that replaces AdamW (:func:`tether.algorithms.optimise.optimizer_for`), for each round."""
         return State(
             policy=policy,
-            reference=reference_of(policy),
-            tuning=tuning_of(policy, config, prompts=prompts, seed=seed, number=0),
+            reference=as_reference(reference, policy),
+            tuning=tuning_of(
+                policy, config, config.top_k * prompts, optimizer=optimizer, seed=derive_seed(seed, "sft", 0)
+            ),
             seed=seed,
+            optimizer=optimizer,
         )
 
+    def abandon(self) -> None:
+        """Drop an interrupted round, so that the next one may take other prompts. The weights stay as the fine-tuning
+        steps that it had taken left them, and ``round`` counts none. A generator with weights of its own needs
+        ``load_weights``."""
+        self.update = None
+        self.tuning.optimizer.zero_grad()
 
-def tuning_of(policy: PreTrainedModel, config: Config, *, prompts: int, seed: int, number: int) -> sft.State:
-    """A new fine-tuning state for round ``number``, on the K * ``prompts`` completions that it will select."""
-    return tuning_on(policy, config, config.top_k * prompts, seed=seed, number=number)
+    def tune(self, config: Config, *, completions: int, number: int) -> None:
+        """Begin the fine-tuning of round ``number``, on this many completions, with the guard of those before."""
+        seed, guard = derive_seed(self.seed, "sft", number), replace(self.tuning.guard, skipped=0)
+        self.tuning = tuning_of(self.policy, config, completions, optimizer=self.optimizer, seed=seed)
+        self.tuning.guard = guard
 
 
-def tuning_on(policy: PreTrainedModel, config: Config, completions: int, *, seed: int, number: int) -> sft.State:
-    """A new fine-tuning state for round ``number``, on this many completions."""
-    return sft.State.create(policy, completions, config.sft, seed=derive_seed(seed, "sft", number))
+def tuning_of(
+    policy: PreTrainedModel, config: Config, completions: int, *, optimizer: OptimizerFactory | None, seed: int
+) -> sft.State:
+    """A new fine-tuning state, for a round that imitates this many completions."""
+    return sft.State.create(policy, completions, config.sft, seed=seed, optimizer=optimizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +197,11 @@ class RoundResult:
     metrics: Metrics
     groups: tuple[ScoredGroup, ...]
     selected: tuple[Selected, ...]
+    figures: tuple[tuple[CompletionFigures, ...], ...]
+    """One per completion of ``groups``, in their order; there are no advantages."""
 
 
+@at_safe_points()
 def step(
     state: State,
     prompts: Sequence[Prompt],
@@ -152,52 +211,86 @@ def step(
     config: Config,
     on_step: Callable[[Metrics], None] = lambda _: None,
     world: World = ALONE,
+    evaluate: Callable[[], Metrics] | None = None,
 ) -> RoundResult:
-    """One round: sample, score, select, fine-tune. ``on_step`` receives the metrics of each fine-tuning step.
+    """One round: sample, score, select, fine-tune, and sample once more for the KL.
 
-    An interrupted round resumes within its fine-tuning if ``generator`` and ``scorer`` return what they returned
-    before.
+    ``on_step`` receives the metrics of each fine-tuning step. ``evaluate()`` is called when ``generator`` has the new
+    weights, and its metrics are those of the round too.
+
+    A round that was interrupted resumes within its fine-tuning when it is called again with its prompts, also in a
+    state restored from a checkpoint if ``generator`` and ``scorer`` return what they returned before. Other prompts are
+    a :class:`ConfigError` until :meth:`State.abandon`.
     """
     where = f"rejection-sampling round {state.round + 1}"
-    clock = PhaseClock(state.policy.device)
-    rolled_out = roll_out(
+    roll = partial(
+        roll_out_all,
         prompts,
         generator=generator,
         scorer=scorer,
+        policy=state.policy,
         group_size=config.group_size,
         sampling=config.sampling,
         seed=derive_seed(state.seed, "rollout", state.round),
-        first=first_of(prompts, world),
-        clock=clock,
+        world=world,
     )
-    groups = tuple(rolled_out)
+    rollouts = rollouts_of(state.update, prompts, roll, where=where, world=world)
+    groups, clock = rollouts.groups, rollouts.clock
     require_rewards(groups, where=where, world=world, alone=True)
     selected = select(groups, config, seed=derive_seed(state.seed, "select", state.round))
-    if state.sampled is None:
-        state.bounded &= not world.any(len(selected) < config.top_k * len(prompts))
-        with clock.phase("reference"):
-            state.sampled = round_metrics(state, groups, selected, config=config, where=where, world=world)
-    if state.tuning.step == 0 and state.tuning.cursor.count != len(selected):
-        guard = state.tuning.guard
-        state.tuning = tuning_on(state.policy, config, len(selected), seed=state.seed, number=state.round)
-        state.tuning.guard = guard
-    state.tuning.total_steps = config.sft.total_steps(len(selected))
+    if state.update is None:
+        begin(state, rollouts, prompts, selected, config=config, where=where, world=world)
+    update = state.update
+    assert update is not None
+    state.tuning.total_steps = config.sft.total_steps(len(selected))  # no checkpoint holds it
     with clock.phase("update"):
         demonstrations = [s.demonstration for s in selected]
-        metrics = state.sampled | imitate(state, demonstrations, config=config.sft, on_step=on_step, world=world)
-        state.round += 1
-        guard = replace(state.tuning.guard, skipped=0)
-        state.tuning = tuning_of(state.policy, config, prompts=len(prompts), seed=state.seed, number=state.round)
-        state.tuning.guard = guard
-        state.sampled, state.rows = None, []
-        generator.load_weights(state.round, trainable(state.policy).items())
+        metrics = update.metrics | imitate(
+            state, update, demonstrations, config=config.sft, on_step=on_step, world=world
+        )
+    publish(generator, state.round + 1, state.policy, clock)
+    metrics |= kl_after(state, prompts, generator=generator, config=config, world=world, clock=clock)
+    evaluation = evaluated(evaluate, clock)
     forward = forward_flops(shape_of(state.policy), lengths_of(groups))
     flops: Figures = {
         "flops/generate": Sum(forward),
         "flops/reference": Sum(forward * (1 + config.sampling.truncated)),
     }
-    metrics |= reduce(flops | generator_figures(generator) | clock.figures(), world)
-    return RoundResult(metrics=metrics, groups=groups, selected=selected)
+    metrics |= reduce(flops | rollouts.figures | clock.figures(), world) | evaluation
+    rows = update.ref_logp.tolist()
+    known = completion_figures(groups, rows, [None] * len(rows))
+    state.update, state.round = None, state.round + 1
+    state.tune(config, completions=config.top_k * len(prompts), number=state.round)
+    return RoundResult(metrics=metrics, groups=groups, selected=selected, figures=known)
+
+
+def begin(
+    state: State,
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    selected: Sequence[Selected],
+    *,
+    config: Config,
+    where: str,
+    world: World,
+) -> None:
+    """Measure the samples and the selection, and begin the round's fine-tuning."""
+    bounded = state.bounded and not world.any(len(selected) < config.top_k * len(prompts))
+    with rollouts.clock.phase("reference"):
+        batch, logp, ref_logp = logprobs_of(state, rollouts.groups, config=config, world=world)
+        kl = kl_figures(logp, ref_logp, batch.mask, where=where)
+        metrics = round_metrics(rollouts.groups, selected, kl, world=world)
+    if config.select == "best" and config.keep == "per_prompt" and bounded:
+        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.group_size, rounds=state.round + 1)
+    state.tune(config, completions=len(selected), number=state.round)
+    state.bounded = bounded
+    state.update = Round(
+        prompts=prompts_digest(prompts),
+        completions=completions_digest(rollouts.groups),
+        metrics=metrics,
+        ref_logp=ref_logp,
+        rollouts=rollouts,
+    )
 
 
 def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple[Selected, ...]:
@@ -227,21 +320,10 @@ def select(groups: Sequence[ScoredGroup], config: Config, *, seed: int) -> tuple
     return tuple(chosen)
 
 
-def round_metrics(
-    state: State,
-    groups: Sequence[ScoredGroup],
-    selected: Sequence[Selected],
-    *,
-    config: Config,
-    where: str,
-    world: World,
-) -> Metrics:
-    """Metrics of the samples and of the selection.
-
-    ``kl`` is the measured KL(pi || ref) of this round's samples; ``kl/selection_bound`` is the most that selection
-    adds, for K of N per prompt without ties, and is missing once a prompt had fewer than K completions with a reward;
-    ``reward/gain`` is its gain in mean reward.
-    """
+def logprobs_of(
+    state: State, groups: Sequence[ScoredGroup], *, config: Config, world: World
+) -> tuple[Batch, Tensor, Tensor]:
+    """The groups' completions as a batch, and their log-probs under the policy and the reference, [B, T] each."""
     batch = batch_of(groups, state.policy.device)
     temperature = config.sampling.temperature
 
@@ -251,8 +333,15 @@ def round_metrics(
             reference_logprobs(state.reference, batch, temperature=temperature, token_budget=budget),
         )
 
-    logp, ref_logp = state.tuning.guard.fit(passes, world)
-    metrics = reduce(rollout_figures(groups) | kl_figures(logp, ref_logp, batch.mask, where=where), world)
+    return batch, *state.tuning.guard.fit(passes, world)
+
+
+def round_metrics(groups: Sequence[ScoredGroup], selected: Sequence[Selected], kl: Figures, *, world: World) -> Metrics:
+    """Metrics of the samples and of the selection.
+
+    ``kl`` is the measured KL(pi || ref) of this round's samples; ``reward/gain`` is the gain of the selection.
+    """
+    metrics = reduce(rollout_figures(groups) | kl, world)
     kept = reduce(
         {
             "reward/selected": Mean(sum(one.total for one in selected) / len(selected), len(selected)),
@@ -260,14 +349,32 @@ def round_metrics(
         },
         world,
     )
-    metrics |= kept | {"reward/gain": kept["reward/selected"] - metrics["reward"]}
-    if config.select == "best" and config.keep == "per_prompt" and state.bounded:
-        metrics["kl/selection_bound"] = top_k_of_n_kl(config.top_k, config.group_size, rounds=state.round + 1)
-    return metrics
+    return metrics | kept | {"reward/gain": kept["reward/selected"] - metrics["reward"]}
+
+
+def kl_after(
+    state: State, prompts: Sequence[Prompt], *, generator: Generator, config: Config, world: World, clock: PhaseClock
+) -> Metrics:
+    """``kl/after``: KL(pi || ref) of the fine-tuned policy, from one new completion per prompt.
+
+    The mean of sum_t k3(d_t): unbiased, never negative, and of less variance than the mean of sum_t d_t. The samples of
+    the round come from the policy before it, and weighting them by the ratio of the two is of no use over whole
+    completions.
+    """
+    seed = derive_seed(state.seed, "after", state.round)
+    asked = make_requests(prompts, group_size=1, seed=seed, first=first_of(prompts, world))
+    with clock.phase("eval"):
+        with anywhere():
+            rollouts = generator.generate(asked, sampling=config.sampling)
+        groups = [ScoredGroup(rollouts=one, scores=(Score(total=None),)) for one in rollouts]
+        batch, logp, ref_logp = logprobs_of(state, groups, config=config, world=world)
+        kl = float(masked_sum(k3(logp - ref_logp), batch.mask, dim=1).mean())
+        return reduce({"kl/after": Mean(kl, len(batch))}, world)
 
 
 def imitate(
     state: State,
+    update: Round,
     demonstrations: Sequence[Demonstration],
     *,
     config: sft.Config,
@@ -279,13 +386,13 @@ def imitate(
     """
     tuning = state.tuning
     for result in sft.steps(tuning, demonstrations, config=config, world=world):
-        state.rows.append(result.metrics)
+        update.rows.append(result.metrics)
         on_step(result.metrics)
-    taken = [row for row in state.rows if "loss" in row]
+    taken = [row for row in update.rows if "loss" in row]
     means = {name: value for name, value in mean_of(taken).items() if not name.startswith(("time/", "flops/"))}
     return {
         **{f"sft/{name}": value for name, value in means.items()},
         "sft/skipped_updates": float(tuning.guard.skipped),
         **({"sft/final_loss": taken[-1]["loss"]} if taken else {}),
-        "flops/update": sum(row["flops/update"] for row in state.rows),
+        "flops/update": sum(row["flops/update"] for row in update.rows),
     }

@@ -1,17 +1,18 @@
-"""Reward-model training: Bradley-Terry on preference pairs, with early stopping on held-out accuracy.
+"""Reward-model training: Bradley-Terry on preference pairs, with early stopping by held-out accuracy.
 
     loss = mean over pairs of -log sigmoid(r_w - r_l - margin) + centring * (r_w + r_l)^2
 
-A reward model learns its pairs within an epoch or two; after that only its confidence grows. Held-out accuracy is
-therefore measured several times per epoch, training stops when it has not improved for ``patience`` evaluations, and
-the model ends with the weights of the best one.
+A reward model learns its pairs within an epoch or two; after that only its confidence grows. Its accuracy on the
+*stopping* pairs is therefore measured several times, training stops when it has not improved for ``patience``
+evaluations, and the model ends with the weights of the best one. The accuracy of the best of several evaluations is too
+high, so a model is judged by other pairs, which nothing here sees (:mod:`tether.algorithms.pair_evaluation`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast
 
@@ -19,17 +20,20 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.algorithms.epochs import epochs
+from tether.algorithms.epochs import epochs, require_settled
 from tether.algorithms.optimise import (
     Guard,
     Optim,
+    OptimizerFactory,
     accumulate,
-    adamw,
     apply,
     lr_scale,
+    optimizer_for,
     peak_learning_rate,
     require_finite,
 )
+from tether.algorithms.pair_evaluation import Evaluation as Evaluation
+from tether.algorithms.pair_evaluation import evaluation_of
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, epoch_steps, within_budget
 from tether.errors import ConfigError
@@ -37,6 +41,7 @@ from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
 from tether.models.reward import score_batch, score_sequences
 from tether.ops.losses import bradley_terry
+from tether.stop_requests import at_safe_points
 from tether.types import Batch, Metrics, PreferencePair, PromptCompletion, StepResult
 from tether.world import ALONE, World
 
@@ -45,6 +50,10 @@ LEARNING_RATE = 1e-5
 EMBEDDING_RATE = 3.0
 """Multiple of the learning rate for the token embeddings: a row moves only when its token occurs, and most words occur
 at most a few times in an epoch or two."""
+EVALUATION_SHARE = 0.1
+"""Share of the training's FLOPs that evaluations take at most, and ..."""
+USUAL_EVALUATIONS = 4
+"""... how many there are per epoch where they are cheap, unless ``evals_per_epoch`` says how many there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +66,9 @@ class Config:
     """Pairs per optimizer step; the last step of an epoch may have fewer."""
     centring: float = 0.0
     """Weight of (r_w + r_l)^2, which keeps scores near 0 and shrinks their differences; 0 is off."""
-    evals_per_epoch: int = 4
-    """Evaluations on the held-out pairs per epoch."""
+    evals_per_epoch: int | None = None
+    """Evaluations on the stopping pairs per epoch. By default at most 4, and so few that all of them take at most a
+    tenth of the work of the training."""
     patience: int = 4
     """Early stopping: evaluations without a better one after which training stops; 0 is off."""
     micro_batch_tokens: int = 8192
@@ -66,26 +76,46 @@ class Config:
     optim: Optim = field(default_factory=lambda: Optim(warmup_steps=20))
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "epochs must be positive": self.epochs > 0,
                 "batch_size must be at least 1": self.batch_size >= 1,
                 "centring must be 0 or more": self.centring >= 0,
-                "evals_per_epoch must be at least 1": self.evals_per_epoch >= 1,
+                "evals_per_epoch must be at least 1": self.evals_per_epoch is None or self.evals_per_epoch >= 1,
                 "patience must be 0 or more": self.patience >= 0,
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
-            }
+            },
         )
 
     def total_steps(self, pairs: int) -> int:
         """Optimizer steps for this many pairs (:func:`tether.data.batching.epoch_steps`)."""
         return epoch_steps(self.epochs, count=pairs, batch_size=self.batch_size)
 
-    def evaluates_after(self, step: int, pairs: int) -> bool:
-        """Whether the held-out pairs are due after step ``step``, from 1: ``evals_per_epoch`` times per epoch, evenly
-        spread, of which the last is at its end; after every step where an epoch has fewer steps."""
-        per_epoch = epoch_steps(1, count=pairs, batch_size=self.batch_size)
-        return (step * self.evals_per_epoch) // per_epoch > ((step - 1) * self.evals_per_epoch) // per_epoch
+    def evaluations(self, pairs: int, *, cost: float) -> Spread:
+        """When the stopping pairs are evaluated in a run on this many ``pairs``: ``evals_per_epoch`` times per epoch,
+        the last at its end, or after every step where an epoch has fewer steps.
+
+        By default as often as is affordable in the whole run, the last at its end, and at least once. An evaluation
+        costs ``cost`` times what training on all pairs once does.
+        """
+        if self.evals_per_epoch is not None:
+            return Spread(self.evals_per_epoch, epoch_steps(1, count=pairs, batch_size=self.batch_size))
+        affordable = EVALUATION_SHARE * self.epochs / cost
+        return Spread(max(1, int(min(affordable, USUAL_EVALUATIONS * self.epochs))), self.total_steps(pairs))
+
+
+@dataclass(frozen=True)
+class Spread:
+    """``count`` evaluations in every ``steps`` steps, evenly spread, the last after the last of them."""
+
+    count: int
+    steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether one is due after ``step``, from 1."""
+        return step * self.count // self.steps > (step - 1) * self.count // self.steps
 
 
 @dataclass(kw_only=True)
@@ -99,7 +129,7 @@ class State:
     total_steps: int
     step: int = 0
     pending: Metrics | None = None
-    """Metrics of the last step while its held-out evaluation is due; otherwise None."""
+    """Metrics of the last step until :func:`steps` has evaluated and given them; otherwise None."""
     best_accuracy: float = 0.0
     best_loss: float = float("inf")
     best_step: int = 0
@@ -107,17 +137,25 @@ class State:
     evals_without_better: int = 0
 
     @staticmethod
-    def create(model: PreTrainedModel, pairs: int, config: Config, *, seed: int) -> State:
+    def create(
+        model: PreTrainedModel, pairs: int, config: Config, *, seed: int, optimizer: OptimizerFactory | None = None
+    ) -> State:
+        """A new state for a data set of this many ``pairs``. ``optimizer`` makes the one that replaces AdamW
+        (:func:`tether.algorithms.optimise.optimizer_for`), from two parameter groups: the embedding is the second."""
         rate = peak_learning_rate(config.optim, model, usual=LEARNING_RATE)
         embedding = list(cast(nn.Embedding, model.get_input_embeddings()).parameters())
         others = [p for p in model.parameters() if not any(p is weight for weight in embedding)]
         return State(
             model=model,
-            optimizer=adamw([(others, rate), (embedding, EMBEDDING_RATE * rate)], config.optim),
+            optimizer=optimizer_for([(others, rate), (embedding, EMBEDDING_RATE * rate)], config.optim, optimizer),
             cursor=Cursor(pairs, seed),
             guard=Guard(token_budget=config.micro_batch_tokens),
             total_steps=config.total_steps(pairs),
         )
+
+    def abandon(self) -> None:
+        """Drop the metrics of a step whose evaluation was interrupted; the step stays taken."""
+        self.pending = None
 
     @property
     def device(self) -> torch.device:
@@ -127,6 +165,12 @@ class State:
         """Whether the schedule or the patience is exhausted."""
         impatient = config.patience > 0 and self.evals_without_better >= config.patience
         return impatient or self.step >= self.total_steps
+
+    def why_over(self, config: Config) -> str:
+        """Why training is over, in words."""
+        if self.step >= self.total_steps:
+            return "end of the run"
+        return f"no better in {config.patience}"
 
 
 def sides(pairs: Sequence[PreferencePair]) -> list[PromptCompletion]:
@@ -146,13 +190,17 @@ def pair_batches(pairs: Sequence[PreferencePair], token_budget: int) -> list[Ten
     )
 
 
+@at_safe_points()
 def step(state: State, pairs: Sequence[PreferencePair], *, config: Config, world: World = ALONE) -> StepResult:
-    """One optimizer step on ``pairs``. A skipped step has no ``loss`` or other figures of the update."""
+    """One optimizer step on ``pairs``. A skipped step has no ``loss`` or other figures of the update.
+
+    A step that is interrupted before it changes the weights counts as not begun.
+    """
+    require_settled(state, where=f"reward step {state.step + 1}")
     clock = PhaseClock(state.device)
     with clock.phase("update"):
         figures, taken = update(state, pairs, config=config, world=world)
-    lengths = [(len(pair.prompt_ids), [len(pair.chosen_ids), len(pair.rejected_ids)]) for pair in pairs]
-    figures["flops/update"] = Sum(3 * forward_flops(shape_of(state.model), lengths))
+    figures["flops/update"] = Sum(3 * forward_flops(shape_of(state.model), lengths_of(pairs)))
     return StepResult(metrics=reduce(figures | clock.figures(), world) | taken | state.guard.metrics())
 
 
@@ -173,7 +221,7 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, wor
         state.guard,
         state.optimizer,
         accumulated,
-        scale=lr_scale(config.optim, state.step, state.total_steps),
+        scale=lr_scale(with_short_warmup(config.optim, state.total_steps), state.step, state.total_steps),
         config=config.optim,
         where=f"reward step {state.step + 1}",
         world=world,
@@ -186,6 +234,11 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, wor
     return figures | {"loss": Sum(accumulated.loss)} | score_figures(chosen, rejected), taken
 
 
+def with_short_warmup(optim: Optim, total_steps: int) -> Optim:
+    """``optim`` with a warmup of at most a tenth of the run: a run on few pairs would otherwise be mostly warmup."""
+    return replace(optim, warmup_steps=min(optim.warmup_steps, total_steps // 10))
+
+
 def score_figures(chosen: Tensor, rejected: Tensor) -> Figures:
     """Accuracy, margin and mean reward on the step's pairs, from the scores [N] of both sides."""
     difference = chosen - rejected
@@ -196,111 +249,102 @@ def score_figures(chosen: Tensor, rejected: Tensor) -> Figures:
     }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Results of a reward model on held-out pairs."""
-
-    pairs: int
-    accuracy: float
-    """Share of pairs whose chosen side scores higher; a tie counts half."""
-    log_loss: float
-    """Mean of -log sigmoid(r_w - r_l), nats; random guessing has log 2 = 0.693."""
-    calibration_error: float
-    """Expected calibration error: mean over pairs of |accuracy - confidence| in ten bins of confidence."""
-    bins: tuple[tuple[float, float, int], ...]
-    """The bins that hold pairs: (mean confidence, accuracy, pairs)."""
-    mean_margin: float
-    """Mean of r_w - r_l."""
-
-    def metrics(self) -> Metrics:
-        return {
-            "eval/accuracy": self.accuracy,
-            "eval/loss": self.log_loss,
-            "eval/calibration_error": self.calibration_error,
-            "eval/margin": self.mean_margin,
-        }
-
-
 def evaluate(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int) -> Evaluation:
-    """Accuracy, log loss and calibration on ``pairs``."""
+    """Accuracy with its interval, log loss, calibration, and what length alone would say, on ``pairs``."""
+    return evaluation_of(pairs, score_pairs(model, pairs, token_budget=token_budget))
+
+
+def score_pairs(model: PreTrainedModel, pairs: Sequence[PreferencePair], *, token_budget: int) -> Tensor:
+    """Raw scores [2, N] of the chosen and the rejected sides. Raises :class:`GuardError` where one is not finite."""
     scores = score_sequences(model, sides(pairs), token_budget=token_budget)
     require_finite(scores, what="the score", where="reward evaluation")
-    chosen, rejected = scores.chunk(2)
-    return assess(chosen - rejected)
+    return scores.view(2, len(pairs))
 
 
-def assess(difference: Tensor) -> Evaluation:
-    """The evaluation of score differences r_w - r_l [N].
+def evaluation_cost(
+    model: PreTrainedModel, pairs: Sequence[PreferencePair], stopping: Sequence[PreferencePair]
+) -> float:
+    """FLOPs of scoring the ``stopping`` pairs, as a multiple of those of training on all ``pairs`` once. They are
+    counted, not timed, so that a run that is repeated or resumed has its evaluations after the same steps."""
+    shape = shape_of(model)
+    return forward_flops(shape, lengths_of(stopping)) / (3 * forward_flops(shape, lengths_of(pairs)))
 
-    The confidence of a pair is sigmoid(|r_w - r_l|), the probability that the model gives to the side it prefers.
-    """
-    right = torch.where(difference == 0, 0.5, (difference > 0).double())
-    confidence = difference.double().abs().sigmoid()
-    edges = torch.linspace(0.5, 1.0, 11, dtype=torch.float64)
-    which = torch.bucketize(confidence, edges[1:-1], right=True)
-    bins = [
-        (float(confidence[inside].mean()), float(right[inside].mean()), int(inside.sum()))
-        for b in range(10)
-        if (inside := which == b).any()
-    ]
-    return Evaluation(
-        pairs=len(difference),
-        accuracy=float(right.mean()),
-        log_loss=float(-torch.nn.functional.logsigmoid(difference.double()).mean()),
-        calibration_error=sum(n * abs(a - c) for c, a, n in bins) / len(difference),
-        bins=tuple(bins),
-        mean_margin=float(difference.mean()),
-    )
+
+def lengths_of(pairs: Sequence[PreferencePair]) -> list[tuple[int, list[int]]]:
+    """Tokens of each prompt, and of its two sides."""
+    return [(len(pair.prompt_ids), [len(pair.chosen_ids), len(pair.rejected_ids)]) for pair in pairs]
 
 
 def steps(
     state: State,
     pairs: Sequence[PreferencePair],
-    held_out: Sequence[PreferencePair],
+    stopping: Sequence[PreferencePair],
     *,
     config: Config,
     world: World = ALONE,
 ) -> Iterator[StepResult]:
-    """All remaining steps, with held-out figures ``evals_per_epoch`` times per epoch; call :func:`finish` afterwards.
+    """All remaining steps, some with figures on the ``stopping`` pairs (:meth:`Config.evaluations`); call
+    :func:`finish` afterwards.
 
     The state keeps the weights of the best evaluation (:func:`keep_best`).
     """
-
-    def measure() -> Metrics:
-        evaluation = state.guard.fit(lambda budget: evaluate(state.model, held_out, token_budget=budget), world)
-        keep_best(state, evaluation)
-        return evaluation.metrics()
-
+    spread = config.evaluations(len(pairs), cost=evaluation_cost(state.model, pairs, stopping))
     return epochs(
         state,
         pairs,
         batch_size=config.batch_size,
         step=lambda rows: step(state, rows, config=config, world=world),
         over=lambda: state.over(config),
-        evaluate=measure,
-        due=lambda: config.evaluates_after(state.step, len(pairs)) or state.step == state.total_steps,
+        evaluate=lambda: measure(state, stopping, world=world),
+        due=lambda: spread.due(state.step) or state.step == state.total_steps,
     )
 
 
-def finish(state: State, pairs: Sequence[PreferencePair], held_out: Sequence[PreferencePair]) -> Evaluation:
-    """Restore the best weights, normalise on the training pairs, and evaluate once more.
+def measure(state: State, stopping: Sequence[PreferencePair], *, world: World = ALONE) -> Metrics:
+    """Evaluate the weights on the ``stopping`` pairs, keep them if they are the best so far, and give the figures."""
+    evaluation = state.guard.fit(lambda budget: evaluate(state.model, stopping, token_budget=budget), world)
+    keep_best(state, evaluation)
+    return evaluation.metrics()
 
-    The best weights are those with the highest held-out accuracy or, within its standard error, those with the lower
-    log loss (:func:`better`).
+
+def finish(state: State, pairs: Sequence[PreferencePair], judged: Sequence[PreferencePair]) -> Evaluation:
+    """Restore the best weights, normalise, and evaluate on pairs to judge the model by.
+
+    On the stopping pairs the accuracy is too high, because the weights were chosen by it.
+    """
+    restore_best(state, pairs)
+    return state.guard.fit(lambda budget: evaluate(state.model, judged, token_budget=budget))
+
+
+def restore_best(state: State, pairs: Sequence[PreferencePair]) -> None:
+    """Give the model the best weights, and normalise its scores on the training ``pairs``.
+
+    The best weights are those with the highest accuracy on the stopping pairs or, within its standard error, those with
+    the lower log loss (:func:`better`).
     """
     state.model.load_state_dict(state.best_weights)
     state.guard.fit(lambda budget: normalise(state.model, pairs, token_budget=budget))
-    return state.guard.fit(lambda budget: evaluate(state.model, held_out, token_budget=budget))
 
 
 def keep_best(state: State, evaluation: Evaluation) -> None:
     """Remember the weights if this evaluation is the best so far."""
     if better(evaluation, accuracy=state.best_accuracy, log_loss=state.best_loss):
-        state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
-        state.best_accuracy, state.best_loss = evaluation.accuracy, evaluation.log_loss
-        state.best_step, state.evals_without_better = state.step, 0
+        remember(state, evaluation, step=state.step)
+        state.evals_without_better = 0
     else:
         state.evals_without_better += 1
+
+
+def choose(state: State, stopping: Sequence[PreferencePair], *, step: int) -> None:
+    """Take the weights that the model has now, which are those of ``step``, for the best, whatever was measured."""
+    evaluation = state.guard.fit(lambda budget: evaluate(state.model, stopping, token_budget=budget))
+    remember(state, evaluation, step=step)
+
+
+def remember(state: State, evaluation: Evaluation, *, step: int) -> None:
+    """Copy the weights, with their evaluation on the stopping pairs."""
+    state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
+    state.best_accuracy, state.best_loss, state.best_step = evaluation.accuracy, evaluation.log_loss, step
 
 
 def better(evaluation: Evaluation, *, accuracy: float, log_loss: float) -> bool:

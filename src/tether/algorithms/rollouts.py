@@ -10,16 +10,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms.optimise import require_finite
+from tether.algorithms.pending import Rollouts
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import micro_batches
 from tether.errors import RewardError, TetherError
 from tether.figures import Figures, Max, Mean, Min, Std, Sum
+from tether.models.checks import stated_context
 from tether.models.flops import Lengths
+from tether.models.loading import embedding_rows
 from tether.models.policy import completion_logprobs
 from tether.models.reference import Reference
 from tether.ops.advantages import zero_variance
 from tether.ops.masked import masked_mean
-from tether.stop_requests import stoppable
+from tether.stop_requests import anywhere, stoppable
 from tether.types import (
     Batch,
     Completion,
@@ -58,23 +61,55 @@ def roll_out(
     *,
     generator: Generator,
     scorer: Scorer,
+    policy: PreTrainedModel,
     group_size: int,
     sampling: Sampling,
     seed: int,
     first: int,
     clock: PhaseClock,
 ) -> list[ScoredGroup]:
-    """``group_size`` scored completions of each prompt, whose numbers in the step begin at ``first``."""
-    with clock.phase("generate"):
+    """``group_size`` scored completions of each prompt, whose numbers in the step begin at ``first``, for the training
+    of ``policy``."""
+    with clock.phase("generate"), anywhere():
         asked = make_requests(prompts, group_size=group_size, seed=seed, first=first)
         rollouts = generator.generate(asked, sampling=sampling)
-        require_answers(asked, rollouts)
-    with clock.phase("score"):
+        require_answers(asked, rollouts, vocabulary=embedding_rows(policy), context=stated_context(policy))
+    with clock.phase("score"), anywhere():
         return scorer.score(rollouts)
 
 
-def require_answers(asked: Sequence[Request], rollouts: Sequence[RolloutGroup]) -> None:
-    """Raise :class:`TetherError` unless there is one group per request, in their order, with a completion per seed."""
+def roll_out_all(
+    prompts: Sequence[Prompt],
+    *,
+    generator: Generator,
+    scorer: Scorer,
+    policy: PreTrainedModel,
+    group_size: int,
+    sampling: Sampling,
+    seed: int,
+    world: World,
+) -> Rollouts:
+    """The rollouts of a step: those of :func:`roll_out`, the generator's figures, and how long both took."""
+    clock = PhaseClock(policy.device)
+    groups = roll_out(
+        prompts,
+        generator=generator,
+        scorer=scorer,
+        policy=policy,
+        group_size=group_size,
+        sampling=sampling,
+        seed=seed,
+        first=first_of(prompts, world),
+        clock=clock,
+    )
+    return Rollouts(groups=tuple(groups), figures=generator_figures(generator), clock=clock)
+
+
+def require_answers(
+    asked: Sequence[Request], rollouts: Sequence[RolloutGroup], *, vocabulary: int, context: int | None
+) -> None:
+    """Raise :class:`TetherError` unless there is one group per request, in their order, with a completion per seed, and
+    a policy with this ``vocabulary`` and ``context``, in tokens, can read all of them."""
     if len(rollouts) != len(asked):
         raise TetherError(f"the generator gave {len(rollouts)} groups for {len(asked)} requests")
     for number, (request, group) in enumerate(zip(asked, rollouts, strict=True)):
@@ -85,6 +120,19 @@ def require_answers(asked: Sequence[Request], rollouts: Sequence[RolloutGroup]) 
                 f"the generator gave {len(group.completions)} completions for the {len(request.seeds)} seeds of "
                 f"request {number}"
             )
+        for completion in group.completions:
+            length = len(request.prompt.ids) + len(completion.ids)
+            if context is not None and length > context:
+                raise TetherError(
+                    f"the generator gave a completion of request {number} with which it has {length} tokens, and the "
+                    f"policy's context is {context}"
+                )
+            if min(completion.ids) < 0 or max(completion.ids) >= vocabulary:
+                wrong = next(i for i in completion.ids if not 0 <= i < vocabulary)
+                raise TetherError(
+                    f"the generator gave the token id {wrong} for request {number}, and the policy has embeddings for "
+                    f"ids from 0 to {vocabulary - 1} alone"
+                )
 
 
 def batch_of(groups: Sequence[ScoredGroup], device: torch.device) -> Batch:

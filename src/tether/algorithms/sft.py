@@ -13,8 +13,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.epochs import epochs
-from tether.algorithms.optimise import Guard, Optim, accumulate, adamw, apply, lr_scale, peak_learning_rate
+from tether.algorithms.epochs import epochs, require_settled
+from tether.algorithms.optimise import (
+    Guard,
+    Optim,
+    OptimizerFactory,
+    accumulate,
+    apply,
+    lr_scale,
+    optimizer_for,
+    peak_learning_rate,
+)
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, epoch_steps, micro_batches
 from tether.errors import ConfigError
@@ -23,7 +32,7 @@ from tether.models.flops import forward_flops, shape_of
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import negative_log_likelihood
 from tether.ops.reduce import token_mean
-from tether.stop_requests import stoppable
+from tether.stop_requests import at_safe_points, stoppable
 from tether.types import Batch, Demonstration, Metrics, StepResult
 from tether.world import ALONE, World
 
@@ -44,12 +53,14 @@ class Config:
     optim: Optim = field(default_factory=Optim)
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "epochs must be positive": self.epochs > 0,
                 "batch_size must be at least 1": self.batch_size >= 1,
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
-            }
+            },
         )
 
     def total_steps(self, demonstrations: int) -> int:
@@ -68,27 +79,44 @@ class State:
     total_steps: int
     step: int = 0
     pending: Metrics | None = None
-    """Metrics of the last step while its held-out evaluation is due; otherwise None."""
+    """Metrics of the last step until :func:`steps` has evaluated and given them; otherwise None."""
 
     @property
     def device(self) -> torch.device:
         return self.policy.device
 
     @staticmethod
-    def create(policy: PreTrainedModel, demonstrations: int, config: Config, *, seed: int) -> State:
+    def create(
+        policy: PreTrainedModel,
+        demonstrations: int,
+        config: Config,
+        *,
+        seed: int,
+        optimizer: torch.optim.Optimizer | OptimizerFactory | None = None,
+    ) -> State:
+        """A new state for a data set of this many ``demonstrations``; ``optimizer`` replaces AdamW
+        (:func:`tether.algorithms.optimise.optimizer_for`)."""
+        rate = peak_learning_rate(config.optim, policy, usual=LEARNING_RATE)
         return State(
             policy=policy,
-            optimizer=adamw(
-                [(policy.parameters(), peak_learning_rate(config.optim, policy, usual=LEARNING_RATE))], config.optim
-            ),
+            optimizer=optimizer_for([(policy.parameters(), rate)], config.optim, optimizer),
             cursor=Cursor(demonstrations, seed),
             guard=Guard(token_budget=config.micro_batch_tokens),
             total_steps=config.total_steps(demonstrations),
         )
 
+    def abandon(self) -> None:
+        """Drop the metrics of a step whose evaluation was interrupted; the step stays taken."""
+        self.pending = None
 
+
+@at_safe_points()
 def step(state: State, demonstrations: Sequence[Demonstration], *, config: Config, world: World = ALONE) -> StepResult:
-    """One optimizer step on ``demonstrations``. A skipped step has no ``loss`` or other figures of the update."""
+    """One optimizer step on ``demonstrations``. A skipped step has no ``loss`` or other figures of the update.
+
+    A step that is interrupted before it changes the weights counts as not begun.
+    """
+    require_settled(state, where=f"sft step {state.step + 1}")
     clock = PhaseClock(state.device)
     with clock.phase("update"):
         figures, taken = update(state, demonstrations, config=config, world=world)

@@ -21,6 +21,7 @@ from tether.generation.checks import check_samples
 from tether.generation.scheduler import Rollout, Room, Tally
 from tether.models.memory import within_memory
 from tether.models.policy import replace_weights
+from tether.stop_requests import at_safe_points
 from tether.types import Budget, Completion, Metrics, Request, RolloutGroup, Sampling
 
 CACHE_GIB = 4.0
@@ -38,6 +39,7 @@ class Engine:
         check_samples(self, model)
         self.tally = Tally()
 
+    @at_safe_points()
     def load_weights(self, version: int, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy ``weights`` into the model where they are not its own already; completions sampled from now on carry
         ``version``."""
@@ -48,6 +50,7 @@ class Engine:
         """Tokens per second of prefill and of decoding, the share of rows in use, and the cache's memory."""
         return self.tally.metrics()
 
+    @at_safe_points()
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], *, sampling: Sampling) -> list[RolloutGroup]:
         """One group per request, with one completion per seed, in their order.

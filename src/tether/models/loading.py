@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -22,7 +23,7 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from tether.errors import ModelError
+from tether.errors import ConfigError, ModelError
 from tether.hub import settle_for_the_cache_when_offline
 from tether.models.checks import check_policy, reason_of
 from tether.models.checks import context_length as context_length
@@ -298,10 +299,43 @@ def valid(config: GenerationConfig) -> bool:
     return True
 
 
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write weights (safetensors), configuration and tokenizer, as ``from_pretrained`` reads them."""
-    model.save_pretrained(directory)
-    save_tokenizer(tokenizer, directory)
+def save_model(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path | str, *, overwrite: bool = False
+) -> None:
+    """Write weights (safetensors), configuration and tokenizer, as ``from_pretrained`` reads them.
+
+    With ``overwrite``, they replace a model that is there, which stays until they are complete. Raises
+    :class:`ConfigError` where the ``directory`` holds anything that they would be mixed with or replace.
+    """
+    path = Path(directory)
+    require_vacant(path, overwrite=overwrite)
+    if not occupied(path):
+        model.save_pretrained(path)
+        save_tokenizer(tokenizer, path)
+        return
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.saving-") as temporary:
+        candidate = Path(temporary) / "model"
+        save_model(model, tokenizer, candidate)
+        path.rename(Path(temporary) / "before")
+        candidate.rename(path)
+
+
+def occupied(directory: Path) -> bool:
+    """Whether there is a file of this name, or a directory that is not empty."""
+    return directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None)
+
+
+def require_vacant(directory: Path, *, overwrite: bool) -> None:
+    """Raise :class:`ConfigError` where a model would be written over what is there: a model only with ``overwrite``,
+    anything else never."""
+    if not occupied(directory):
+        return
+    if not (directory / "config.json").is_file():
+        raise ConfigError("is there already, and is no model", where=directory, hint="name a directory that is not")
+    if not overwrite:
+        raise ConfigError(
+            "holds a model already", where=directory, hint="name another directory, or replace it with overwrite=True"
+        )
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

@@ -35,9 +35,8 @@ def _hand_over(weight: Tensor) -> None:
     """Add the gradient of ``weight`` to its master's, and clear it."""
     master: Tensor = weight.master  # type: ignore[attr-defined]
     assert weight.grad is not None
-    grad = weight.grad.float()
-    master.grad = grad if master.grad is None else master.grad + grad
-    weight.grad = None
+    grad, weight.grad = weight.grad, None  # first, so that it does not count twice where memory runs out below
+    master.grad = grad.float() if master.grad is None else master.grad + grad.float()
 
 
 def round_after_steps(optimizer: torch.optim.Optimizer, weights: Iterable[nn.Parameter]) -> None:

@@ -30,6 +30,7 @@ from tether.models.loading import (
     model_config,
     output_head_names,
     place,
+    require_vacant,
     resolve,
     save_model,
 )
@@ -158,13 +159,20 @@ def normalised_scores(model: PreTrainedModel, raw: Tensor) -> Tensor:
 
 
 def save_reward_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path, probes: Sequence[PromptCompletion]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: Path,
+    probes: Sequence[PromptCompletion],
+    *,
+    overwrite: bool = False,
 ) -> None:
     """Save a reward model, reload it with ``AutoModelForSequenceClassification``, and compare scores of the ``probes``.
 
     Heads are easily lost, renamed or newly initialised on the way. Raises :class:`ModelError`, and leaves nothing
-    behind, where the reloaded weights or transformers' own pooling give other scores.
+    behind, where the reloaded weights or transformers' own pooling give other scores. Raises :class:`ConfigError` where
+    the ``directory`` holds anything already: a model there is replaced only with ``overwrite``.
     """
+    require_vacant(directory, overwrite=overwrite)
     expected, _ = within_memory(lambda budget: score_sequences(model, probes, token_budget=budget), TOKEN_BUDGET)
     if not torch.isfinite(expected).all():
         raise ModelError("not saved: the model's scores are not finite", where=directory)
