@@ -11,10 +11,12 @@ import pytest
 
 from commandline import tether, workspace, write_rows
 from tether.errors import ConfigError, RunError
+from tether.report.comparison import differing_options
+from tether.report.held_out import read_candidates
 from tether.report.page import samples, table, whole_page
-from tether.report.panels import held_out_points, panels_of
+from tether.report.panels import panels_of
 from tether.report.plots import COLOURS, Panel, Series, figure, series_of, svg
-from tether.report.run import differing_options, last_figures, panels_of_several
+from tether.report.several import frontier, last_figures
 from tether.report.view import EVALUATED, RunView, read_runs
 
 TASK = "--prompts p.jsonl --reward r.py:fn --reward length:3=0.5 --max-new-tokens 4 --quiet"
@@ -155,33 +157,45 @@ def three_runs(tmp_path: Path) -> list[Path]:
 
 
 def test_several_runs_have_a_panel_per_metric_with_a_curve_per_run(tmp_path):
-    views = read_runs(three_runs(tmp_path))
-    panels = {panel.title: panel for panel in panels_of_several(views)}
-    over_steps = ["Reward", "KL to the reference, nats per completion", "loss", "loss/value"]
-    assert list(panels) == ["Reward against KL", *over_steps]
-    for title in ("Reward", "loss"):  # one row is no curve, and takes no colour from the others
-        assert [(one.label, one.colour) for one in panels[title].series] == [("b", COLOURS[1]), ("c", COLOURS[2])]
-    assert [list(one.y) for one in panels["Reward"].series] == [[0.1, 0.4]] * 2
+    panels = {panel.title: panel for panel in panels_of(read_runs(three_runs(tmp_path)))}
+    assert list(panels) == ["Reward", "KL to the reference, nats per completion", "loss", "loss/value"]
+    for title in ("Reward", "loss"):
+        assert [(one.label, one.colour) for one in panels[title].series] == list(zip("abc", COLOURS, strict=False))
+    assert [list(one.y) for one in panels["Reward"].series] == [[0.1], [0.1, 0.4], [0.1, 0.4]]
     assert [one.label for one in panels["loss/value"].series] == ["b"]
 
 
 def test_reward_against_kl_shows_training_and_the_held_out_policy(tmp_path):
-    views = read_runs(three_runs(tmp_path))
-    frontier = panels_of_several(views)[0]
-    assert [(one.label, list(one.x), list(one.y), one.points) for one in frontier.series] == [
-        ("b", [0.0, 0.5], [0.1, 0.4], False),
-        ("c", [0.0, 0.5], [0.1, 0.4], False),
+    candidates = read_candidates(three_runs(tmp_path))
+    panel = frontier(candidates, "score")
+    assert [(one.label, list(one.x), list(one.y), one.points) for one in panel.series] == [
+        ("b, training", [0.0, 0.5], [0.1, 0.4], False),  # a has one row, which is no path
+        ("c, training", [0.0, 0.5], [0.1, 0.4], False),
         ("c", [1.5], [0.75], True),
     ]
-    (point,) = held_out_points(views)
-    assert (point.colour, point.error) == (COLOURS[2], [0.25])
+    assert (panel.series[-1].colour, panel.series[-1].error) == (COLOURS[2], [0.25])
 
 
 def test_one_legend_names_each_run_once(tmp_path):
-    drawn = figure(panels_of_several(read_runs(three_runs(tmp_path))), one_legend=True)
+    drawn = figure(panels_of(read_runs(three_runs(tmp_path))), one_legend=True)
     (legend,) = drawn.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["b", "c"]
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
     assert not [axis for axis in drawn.axes if axis.get_legend()]
+
+
+def test_a_curve_of_one_row_is_a_point_and_steps_are_whole(tmp_path):
+    (axis, *_) = figure(panels_of(read_runs(three_runs(tmp_path)))).axes
+    assert [line.get_marker() for line in axis.get_lines()] == ["o", "None", "None"]
+    assert all(tick == round(tick) for tick in axis.get_xticks())
+
+
+def test_sizes_begin_at_zero_and_rewards_do_not(tmp_path):
+    rows = [{"step": float(i), "kl": 5.0 + i, "reward": 5.0 + i} for i in range(4)]
+    reward, kl = figure(panels_of([RunView.read(a_run(tmp_path / "run", rows))])).axes
+    assert kl.get_ylim()[0] == 0.0
+    assert reward.get_ylim()[0] > 4.0
+    below = Panel(title="", x_label="", y_label="", series=[Series(label="", x=[0], y=[-1.0], colour="k")], y_from=0.0)
+    assert figure([below]).axes[0].get_ylim()[0] < -1.0
 
 
 def test_the_tables_of_several_runs(tmp_path):
@@ -202,7 +216,14 @@ def test_several_runs_make_one_page(tmp_path, capsys):
     assert tether("report", *runs, "--out", tmp_path / "all.html") == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "all.html")
     page = (tmp_path / "all.html").read_text(encoding="utf-8")
-    for part in ("<h1>tether: 3 runs</h1>", "Options that differ", "c: policy", "Last figures", "<svg", "Samples of b"):
+    for part in (
+        "<h1>tether: 3 runs</h1>",
+        "Options that differ",
+        "0.75 ± 0.25",
+        "Last figures",
+        "<svg",
+        "Samples of b",
+    ):
         assert part in page
     assert "Samples of a" not in page
     assert not [run for run in runs if (run / "report.html").exists()]
@@ -241,12 +262,6 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, monkeypatch):
     assert [view.name for view in read_runs([Path("x/ppo")])] == ["ppo"]
     with pytest.raises(ConfigError, match="x/ppo: given twice"):
         read_runs([Path("x/ppo"), Path("./x/ppo")])
-
-
-def test_a_quickstart_is_not_one_of_several_runs(tmp_path, capsys):
-    runs = [a_run(tmp_path / "qs", command="quickstart"), a_run(tmp_path / "b")]
-    assert tether("report", *runs, "--out", tmp_path / "all.html") == 2
-    assert f"{runs[0]}/ppo" in capsys.readouterr().err
 
 
 def test_a_series_can_run_over_another_metric():

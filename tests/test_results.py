@@ -198,7 +198,7 @@ def test_the_rollouts_of_a_run_are_one_data_set(tmp_path):
                 step, [ScoredGroup(rollouts=one.rollouts, scores=(Score(total=1.0, parts={"a": part}),))]
             )
     whole = pyarrow.dataset.dataset(directory.path / "rollouts").to_table()
-    assert whole.column("reward/a").to_pylist() == [None, 1.5, None]
+    assert whole.column("rewards/a").to_pylist() == [None, 1.5, None]
     assert whole.column("step").to_pylist() == [1, 2, 3]
     datasets = pytest.importorskip("datasets")
     loaded = datasets.load_dataset(
@@ -207,7 +207,7 @@ def test_the_rollouts_of_a_run_are_one_data_set(tmp_path):
         split="train",
         cache_dir=str(tmp_path / "cache"),
     )
-    assert loaded["reward/a"][:] == [None, 1.5, None]
+    assert loaded["rewards/a"][:] == [None, 1.5, None]
 
 
 def test_the_types_of_rollouts_do_not_depend_on_the_values():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from tether.ops.advantages import group_mean
 from tether.ops.divergence import k3
 from tether.ops.masked import masked_sum
 from tether.rewards.rules import distinct
+from tether.runtime.files import atomic_write
+from tether.statistics import mean_interval
 from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer, make_requests
 
 
@@ -34,7 +37,7 @@ class PolicyEvaluation:
     reward: float
     """Mean score."""
     reward_ci95: float
-    """Half the width of the mean's 95% interval, over prompts with a score."""
+    """Half the width of the mean's 95% interval, over prompts with a score, by Student's t; 0 where there is one."""
     rewards: dict[str, float]
     """Mean of each part of the reward, over the completions it applies to."""
     kl: float
@@ -71,7 +74,7 @@ def evaluate_policy(
         raise RewardError("no reward applies to any completion of the evaluation, or of what it is compared with")
     per_prompt = group_mean(scores, None if applies.all() else applies)[applies.any(1)]
     wins = torch.where(scores == rivals, 0.5, (scores > rivals).double())
-    spread = float(per_prompt.std()) if len(per_prompt) > 1 else 0.0
+    half = mean_interval(per_prompt.flatten().tolist()).half_width if len(per_prompt) > 1 else 0.0
     parts: dict[str, float] = {}
     for name in dict.fromkeys(name for _, score in rows for name in score.parts):
         values = [part for _, score in rows if (part := score.parts.get(name)) is not None]
@@ -82,7 +85,7 @@ def evaluate_policy(
         completions=len(rows),
         completions_without_reward=int((~applies).sum()),
         reward=float(scores[applies].mean()),
-        reward_ci95=1.96 * spread / math.sqrt(len(per_prompt)),
+        reward_ci95=half,
         rewards=parts,
         kl=kl,
         win_rate=float(wins[compared].mean()),
@@ -100,18 +103,18 @@ def totals_of(groups: Sequence[ScoredGroup]) -> tuple[Tensor, Tensor]:
     )
 
 
-def policy_kl(
+def completion_kl(
     groups: Sequence[ScoredGroup],
     *,
     policy: PreTrainedModel,
     reference: Reference,
     temperature: float,
     token_budget: int = 8192,
-) -> float:
-    """KL(pi || reference) in nats per completion, from the policy's samples.
+) -> Tensor:
+    """sum_t k3(d_t) of each completion of the policy, [B] float32 on the host, in the row order of the groups.
 
-    The mean over completions of sum_t k3(d_t): each term is an unbiased estimate of the next token's KL at a state that
-    the policy visits, and those add up to the KL of completions; unlike k1, none is ever negative.
+    Each term is an unbiased estimate of the next token's KL(pi || reference) at a state that the policy visits, and
+    those add up to the KL of completions; unlike k1, none is ever negative.
     """
     batch = batch_of(groups, policy.device)
 
@@ -122,7 +125,98 @@ def policy_kl(
         )
 
     (logp, ref_logp), _ = within_memory(passes, token_budget)
-    return float(masked_sum(k3(logp - ref_logp), batch.mask, dim=1).mean())
+    return masked_sum(k3(logp - ref_logp), batch.mask, dim=1).cpu()
+
+
+def policy_kl(
+    groups: Sequence[ScoredGroup],
+    *,
+    policy: PreTrainedModel,
+    reference: Reference,
+    temperature: float,
+    token_budget: int = 8192,
+) -> float:
+    """KL(pi || reference) in nats per completion, from the policy's samples: the mean of :func:`completion_kl`."""
+    found = completion_kl(
+        groups, policy=policy, reference=reference, temperature=temperature, token_budget=token_budget
+    )
+    return float(found.mean())
+
+
+EVALUATION = "evaluation.parquet"
+"""The held-out completions of a run, in its directory."""
+
+
+def write_evaluation(
+    directory: Path,
+    policy: Sequence[ScoredGroup],
+    reference: Sequence[ScoredGroup],
+    kl: Sequence[float] | Tensor,
+    *,
+    seed: int,
+) -> None:
+    """Write :data:`EVALUATION` into a run directory, or replace it: :func:`evaluation_table` of the arguments."""
+    import pyarrow.parquet
+
+    table = evaluation_table(policy, reference, kl, seed=seed)
+    with atomic_write(directory / EVALUATION) as partial, partial.open("wb") as out:
+        pyarrow.parquet.write_table(table, out, compression="zstd")  # pyarrow would take some names for URLs
+
+
+def evaluation_table(
+    policy: Sequence[ScoredGroup], reference: Sequence[ScoredGroup], kl: Sequence[float] | Tensor, *, seed: int
+) -> Any:
+    """The held-out completions of a policy and of its reference as a ``pyarrow.Table``, one row per completion.
+
+    Both have one group per prompt, in the same order. ``kl`` is that of each of the policy's completions, in nats
+    (:func:`completion_kl`), and ``seed`` the one that the seeds of all completions are derived from. Its types do not
+    depend on the values.
+    """
+    import pyarrow
+
+    kl = [float(value) for value in kl]
+    parts = dict.fromkeys(name for _, score in [*flat(policy), *flat(reference)] for name in score.parts)
+    types = {
+        "model": pyarrow.string(),
+        "prompt_index": pyarrow.int64(),
+        "completion_index": pyarrow.int64(),
+        "seed": pyarrow.int64(),
+        "prompt": pyarrow.string(),
+        "completion": pyarrow.string(),
+        "score": pyarrow.float64(),
+        **{f"rewards/{name}": pyarrow.float64() for name in parts},
+        "kl": pyarrow.float64(),
+        "length": pyarrow.int64(),
+        "finish_reason": pyarrow.string(),
+    }
+    rows = [
+        *evaluation_rows("policy", policy, kl, list(parts), seed=seed),
+        *evaluation_rows("reference", reference, [0.0] * len(flat(reference)), list(parts), seed=seed),
+    ]
+    return pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(list(types.items())))
+
+
+def evaluation_rows(
+    model: str, groups: Sequence[ScoredGroup], kl: Sequence[float], parts: Sequence[str], *, seed: int
+) -> list[dict[str, Any]]:
+    """The rows of one model, prompt by prompt; a part that does not apply to a completion is None there."""
+    places = [(i, j, group) for i, group in enumerate(groups) for j in range(len(group.scores))]
+    return [
+        {
+            "model": model,
+            "prompt_index": i,
+            "completion_index": j,
+            "seed": seed,
+            "prompt": group.rollouts.prompt.text,
+            "completion": group.rollouts.completions[j].text,
+            "score": group.scores[j].total,
+            **{f"rewards/{name}": group.scores[j].parts.get(name) for name in parts},
+            "kl": one,
+            "length": sum(group.rollouts.completions[j].mask),
+            "finish_reason": group.rollouts.completions[j].finish_reason.value,
+        }
+        for (i, j, group), one in zip(places, kl, strict=True)
+    ]
 
 
 def require_comparable(

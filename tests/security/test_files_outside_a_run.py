@@ -29,7 +29,7 @@ def replace(path: Path) -> None:
 
 
 def test_overwriting_a_run_leaves_what_its_links_point_to(here, tiny):
-    assert tether(f"{TASK} --out out --quiet --model", tiny) == 0
+    assert tether(f"{TASK} --out out --quiet --keep-checkpoints --model", tiny) == 0
     for name in ("model", "checkpoints"):
         shutil.rmtree(here / "out" / name)
     work = linked(here, "out/model")

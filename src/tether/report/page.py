@@ -17,6 +17,7 @@ svg { max-width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .7rem; text-align: right; }
 th { border-bottom: 2px solid #444; font-weight: 600; } td { border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
+table.two :is(th, td):nth-child(2) { text-align: left; }
 table.text td { text-align: left; vertical-align: top; } table.text th { text-align: left; }
 table.text td:first-child { white-space: nowrap; color: #555; }
 code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f5f5f5; } pre { padding: .7rem; overflow-x: auto; }
@@ -24,11 +25,12 @@ code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f5f5f5; } pre {
 """
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False) -> str:
-    """A table; every cell is escaped."""
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False, left: int = 1) -> str:
+    """A table of figures, the first column or two of them (``left``) being text, or of ``text`` alone; every cell is
+    escaped."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    kind = ' class="text"' if text else ""
+    kind = ' class="text"' if text else ' class="two"' if left == 2 else ""
     return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -51,6 +53,11 @@ def section(title: str, *parts: str) -> str:
 
 def paragraph(text: str) -> str:
     return f"<p>{escape(text)}</p>"
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list of sentences; nothing for none."""
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def whole_page(title: str, lead: str, *sections: str) -> bytes:

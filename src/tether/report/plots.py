@@ -13,6 +13,9 @@ from tether.untrusted import printable
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5f5f5f")
 """Okabe and Ito's palette, which colour-blind readers can tell apart."""
 
+STEP = "step"
+"""The label of an axis of steps, whose ticks are whole numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
@@ -36,6 +39,9 @@ class Panel:
     x_label: str
     y_label: str
     series: Sequence[Series]
+    x_from: float | None = None
+    """Where the axis begins, unless a value is lower; by default a little below the lowest."""
+    y_from: float | None = None
 
 
 def _pyplot() -> Any:
@@ -70,6 +76,8 @@ def figure(
     has the same colour everywhere.
     """
     plt = _pyplot()
+    from matplotlib.ticker import MaxNLocator
+
     rows = -(-len(panels) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(panels) :]:
@@ -80,7 +88,11 @@ def figure(
             if one.points:
                 axis.errorbar(one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=label, capsize=3, zorder=3)
             else:
-                axis.plot(one.x, one.y, style, color=one.colour, label=label, linewidth=1.6)
+                marker = "o" if len(one.x) == 1 else None  # a line of one point is invisible
+                axis.plot(one.x, one.y, style, color=one.colour, label=label, linewidth=1.6, marker=marker)
+        _begin(axis, panel)
+        if panel.x_label == STEP:
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set(title=printable(panel.title), xlabel=panel.x_label, ylabel=panel.y_label)
         if len(panel.series) > 1 and not one_legend:
             axis.legend(fontsize=8)
@@ -91,6 +103,15 @@ def figure(
                 named.setdefault(label, handle)
         fig.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, fontsize=8)
     return fig
+
+
+def _begin(axis: Any, panel: Panel) -> None:
+    """Begin the axes of ``panel`` where it says, or at the lowest value where that is lower."""
+    xs, ys = ([value for one in panel.series for value in getattr(one, name)] for name in "xy")
+    if panel.x_from is not None and xs and min(xs) >= panel.x_from:
+        axis.set_xlim(left=panel.x_from - 0.02 * (max(xs) - panel.x_from))
+    if panel.y_from is not None and ys and min(ys) >= panel.y_from:
+        axis.set_ylim(bottom=panel.y_from)
 
 
 def svg(panels: Sequence[Panel], **size: Any) -> str:

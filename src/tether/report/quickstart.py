@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tether.report.page import paragraph, plot, samples, section, table, whole_page, write_page
-from tether.report.panels import against_kl, held_out_point, over_steps
-from tether.report.plots import COLOURS, Panel, Series, series_of, svg
+from tether.report.panels import against_kl, held_out_point, over_steps, paths_over_kl
+from tether.report.plots import COLOURS, STEP, Panel, Series, series_of, svg
 from tether.report.view import RunView, reading
 
 TITLES = {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO"}
@@ -76,13 +76,11 @@ def frontier_panels(methods: Mapping[str, Mapping[str, float]], views: Sequence[
             for method, row in methods.items()
         ]
         panel = against_kl(
-            views,
-            metric,
+            paths_over_kl(views, [metric] * len(views), suffix=", training"),
+            held_out,
             title=f"{name} against KL",
             x_label="KL to the base model, nats per completion",
             y_label=name.lower(),
-            held_out=held_out,
-            suffix=", training",
         )
         panels.append(panel)
     return panels
@@ -113,7 +111,7 @@ def judge_panels(view: RunView, judge: Mapping[str, Any]) -> list[Panel]:
         Series(label="reward model", x=[b[0] for b in bins], y=[b[1] for b in bins], colour=COLOURS[0]),
     ]
     return [
-        Panel(title="Accuracy of the reward model", x_label="step", y_label="pairs ranked right", series=accuracy),
+        Panel(title="Accuracy of the reward model", x_label=STEP, y_label="pairs ranked right", series=accuracy),
         Panel(title="Calibration, held out", x_label="confidence", y_label="pairs ranked right", series=calibration),
     ]
 

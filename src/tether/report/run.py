@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tether.errors import ConfigError, RunError
-from tether.report.page import paragraph, plot, samples, section, table, whole_page, write_page
-from tether.report.panels import against_kl, held_out_points, panels_of, shown_metrics
-from tether.report.plots import Panel, svg
+from tether.errors import ConfigError
+from tether.report.comparison import NONE, as_written, compare, distinct_figures, held_out_mean, standing
+from tether.report.held_out import SCORE, Candidate, read_candidates, run_candidate
+from tether.report.page import bullets, paragraph, plot, samples, section, table, whole_page, write_page
+from tether.report.panels import panels_of
+from tether.report.plots import svg
 from tether.report.quickstart import is_quickstart, quickstart_page
-from tether.report.view import EVALUATED, RunView, Sample, read_runs
+from tether.report.reward_model import reward_model_sections
+from tether.report.several import SHOWN_PROMPTS, comparison_page, sample_table
+from tether.report.verdict import called, headline, notes, percent, plus_minus, verdicts
+from tether.report.view import EVALUATED, RunView, reading
+from tether.runtime.directory import SUMMARY
 from tether.runtime.files import require_file, write_output
-
-NONE = "–"
-"""Stands for an option or a figure that a run does not have."""
 
 
 def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
@@ -28,7 +31,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
         named = ", ".join(map(str, runs))
         raise ConfigError(f"{len(runs)} runs make one page ({named})", hint="name the file to write with --out FILE")
     if len(runs) > 1:
-        page = several_runs_page(runs)
+        candidates = read_candidates(runs)
+        page = comparison_page(candidates, compare(candidates))
     elif is_quickstart(runs[0]):
         page = quickstart_page(runs[0])
     else:
@@ -42,10 +46,12 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
 
 def one_run_page(path: Path) -> bytes:
     """Held-out evaluation, plots, samples and configuration, as far as the run has them."""
-    view = RunView.read(path)
-    sections = []
-    if cells := evaluation_cells(view):
-        sections.append(section("On held-out prompts", table(["model", *EVALUATED], cells)))
+    one = run_candidate(path, path.absolute().name)
+    view = one.view
+    assert view is not None
+    sections = held_out_sections(one, view)
+    if view.command == "reward":
+        sections += reward_model_sections(path, view)
     if view.rows:
         plots = plot(svg(panels_of([view])), "Each figure is one row of metrics.jsonl per step.")
         sections.append(section("Over the steps", plots))
@@ -54,69 +60,74 @@ def one_run_page(path: Path) -> bytes:
     if view.samples:
         shown = sample_table(view.best_and_worst(8))
         sections.append(section("Samples of the last rollouts, best and worst by score", shown))
-    options = [[name, str(value)] for name, value in view.config.items()]
+    options = [[name, as_written(value)] for name, value in view.config.items()]
     sections.append(section("Configuration", table(["option", "value"], options, text=True)))
     lead = f"{len(view.rows)} rows of metrics, from {view.name}"
     return whole_page(f"tether {view.command}", lead, *sections)
 
 
-def several_runs_page(paths: Sequence[Path]) -> bytes:
-    """Where the runs differ, where they ended, how they got there, and what their samples read like."""
-    views = read_runs(paths)
-    for path, view in zip(paths, views, strict=True):
-        if view.command == "quickstart":
-            raise RunError("a quickstart holds several runs", where=path, hint=f"name those in it, such as {path}/ppo")
-    names = [view.name for view in views]
-    options = differing_options(views)
-    differ = table(["option", *names], options, text=True) if options else paragraph("All options are the same.")
-    sections = [section("Options that differ", differ)]
-    if cells := [[f"{view.name}: {model}", *rest] for view in views for model, *rest in evaluation_cells(view)]:
-        sections.append(section("On held-out prompts", table(["run and model", *EVALUATED], cells)))
-    if any(view.rows for view in views):
-        sections.append(section("Last figures", table(["metric", *names], last_figures(views))))
-    else:
-        sections.append(paragraph("The runs have no metrics yet."))
-    if panels := panels_of_several(views):
-        caption = "Lines: one row of metrics.jsonl per step. Points: held-out prompts, with their 95% interval."
-        sections.append(section("Over the steps", plot(svg(panels, one_legend=True), caption)))
-    for view in views:
-        if view.samples:
-            title = f"Samples of {view.name}, best and worst of the last rollouts"
-            sections.append(section(title, sample_table(view.best_and_worst(6))))
-    return whole_page(f"tether: {len(views)} runs", ", ".join(names), *sections)
+def held_out_sections(one: Candidate, view: RunView) -> list[str]:
+    """What the policy in ``model/`` gained over its reference by each reward, the judges included; which step it is of;
+    and samples of both."""
+    parts = []
+    if cells := evaluation_cells(view):
+        parts.append(table(["model", *EVALUATED], cells))
+    if one.policy is not None and one.reference is not None:
+        parts.append(table(JUDGED, [judged_cells(one, figure) for figure in distinct_figures([one])]))
+        found = compare([one])
+        parts.append(bullets([f"{headline(found, [])} {' '.join(verdicts(found))}", *notes(found)]))
+    sections = [section("On held-out prompts", *parts)] if parts else []
+    if view.summary and view.command != "reward" and (parts or view.summary.get("best")):
+        sections.append(section("Which weights were kept", paragraph(step_of_the_model(view))))
+    if rows := held_out_samples(one):
+        sections.append(section("The first completions of the first held-out prompts", samples(rows)))
+    return sections
+
+
+JUDGED = ("by", "policy", "reference", "policy - reference", "wins")
+
+
+def judged_cells(one: Candidate, figure: str) -> list[str]:
+    """The row of one reward: the means of both models, and their paired difference, with 95% intervals over prompts."""
+    assert one.reference is not None
+    found = standing(one, figure)
+    own, theirs, change = found.reward, held_out_mean(one.reference, figure), found.against_reference
+    trained = "" if figure in one.trained_on else " (not trained on)"
+    return [
+        f"{called(figure)}{trained}",
+        NONE if own is None else plus_minus(own),
+        NONE if theirs is None else plus_minus(theirs),
+        NONE if change is None else plus_minus(change, sign=True),
+        NONE if found.wins is None else percent(found.wins),
+    ]
+
+
+def step_of_the_model(view: RunView) -> str:
+    """Which step's weights are in ``model/`` of a finished run."""
+    best = view.summary.get("best")
+    if not best:
+        return "model/ has the weights of the last step."
+    metric = str(view.config.get("keep_best"))
+    which = "lowest" if metric.startswith("-") else "highest"
+    with reading(Path(SUMMARY)):
+        value, step = float(best["value"]), int(best["step"])
+    return f"model/ has the weights of step {step}, chosen by the {which} {metric.removeprefix('-')} ({value:.3g})."
+
+
+def held_out_samples(one: Candidate) -> list[tuple[str, str, str]]:
+    """Label, prompt and first completion of both models, for the first held-out prompts."""
+    if one.policy is None or one.reference is None:
+        return []
+    rows = []
+    for prompt in list(one.policy.texts)[:SHOWN_PROMPTS]:
+        for label, model in (("policy", one.policy), ("reference", one.reference)):
+            if prompt in model.texts:
+                score = model.scores[SCORE][prompt][0]
+                shown = label if score is None else f"{label} ({score:+.2f})"
+                rows.append((shown, prompt, model.texts[prompt][0]))
+    return rows
 
 
 def evaluation_cells(view: RunView) -> list[list[str]]:
     """One row per model of the held-out evaluation: its name and :data:`EVALUATED`."""
     return [[model, *(f"{found[name]:.3f}" for name in EVALUATED)] for model, found in view.evaluation.items()]
-
-
-def sample_table(shown: Sequence[Sample]) -> str:
-    """Completions behind their prompts, labelled with their scores."""
-    return samples([(f"{sample.score:+.2f}", sample.prompt, sample.completion) for sample in shown])
-
-
-def differing_options(views: Sequence[RunView]) -> list[list[str]]:
-    """One row per option that is not the same in all runs: its name, and its value in each. ``out`` is left out."""
-    names = dict.fromkeys(name for view in views for name in view.config if name != "out")
-    rows = [[name, *(str(view.config.get(name, NONE)) for view in views)] for name in names]
-    return [row for row in rows if len(set(row[1:])) > 1]
-
-
-def last_figures(views: Sequence[RunView]) -> list[list[str]]:
-    """One row per metric of the plots: its name, and its newest value in each run."""
-    names = ["step", *(name for _, metrics in shown_metrics(views) for name in metrics)]
-    return [[name, *(NONE if (last := view.last(name)) is None else f"{last:.4g}" for view in views)] for name in names]
-
-
-def panels_of_several(views: Sequence[RunView]) -> list[Panel]:
-    """Reward against KL, where a run has both, and the metrics over the steps."""
-    frontier = against_kl(
-        views,
-        "reward",
-        title="Reward against KL",
-        x_label="KL to the reference, nats per completion",
-        y_label="reward",
-        held_out=held_out_points(views),
-    )
-    return [*([frontier] if frontier.series else []), *panels_of(views)]

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from tether.errors import ConfigError, RunError
-from tether.runtime.directory import CONFIG, SUMMARY, read_metrics
+from tether.runtime.directory import CONFIG, FINGERPRINTS, SUMMARY, read_metrics
 from tether.types import Metrics
 from tether.untrusted import read_flat_yaml
 
 EVALUATED = ("reward", "reward_ci95", "kl", "win_rate", "mean_length", "distinct_2")
 """The figures of a held-out evaluation that pages show, as :class:`tether.evaluation.PolicyEvaluation` names them."""
+
+MODELS = ("reference", "policy")
+"""The models of a held-out evaluation."""
 
 
 @contextlib.contextmanager
@@ -46,6 +49,8 @@ class RunView:
     config: Mapping[str, Any]
     rows: Sequence[Metrics]
     """The rows of ``metrics.jsonl``, oldest first."""
+    fingerprints: Mapping[str, str]
+    """``fingerprints.json``: what the run began with; empty where it has none."""
     summary: Mapping[str, Any]
     """``summary.json``; empty until the run is finished."""
     evaluation: Mapping[str, Metrics]
@@ -55,26 +60,31 @@ class RunView:
     none."""
 
     @staticmethod
-    def read(path: Path, *, name: str | None = None) -> RunView:
-        """The run in ``path``, called ``name`` or by its directory. Raises :class:`RunError`, with the file at fault,
-        where there is no run or where it holds what tether does not write; :class:`ConfigError` for ``config.yaml``."""
+    def read(path: Path, *, name: str | None = None, samples: bool = True) -> RunView:
+        """The run in ``path``, called ``name`` or by its directory, with its ``samples`` or without.
+
+        Raises :class:`RunError`, with the file at fault, where there is no run or where it holds what tether does not
+        write; :class:`ConfigError` for ``config.yaml``.
+        """
         with reading(path):
             rows = read_metrics(path)
         config = read_flat_yaml(path / CONFIG)
-        summary = _summary(path / SUMMARY)
+        summary = _json_object(path / SUMMARY)
         with reading(path / SUMMARY):
             evaluation = {
                 model: {figure: float(found[figure]) for figure in EVALUATED}
-                for model, found in (summary.get("evaluation") or {}).items()
+                for model in MODELS
+                if (found := (summary.get("evaluation") or {}).get(model))
             }
         return RunView(
             name=name or path.absolute().name,
             command=str(config.get("command", "run")),
             config=config,
             rows=rows,
+            fingerprints=_json_object(path / FINGERPRINTS),
             summary=summary,
             evaluation=evaluation,
-            samples=_newest_samples(path / "rollouts"),
+            samples=_newest_samples(path / "rollouts") if samples else [],
         )
 
     @property
@@ -94,25 +104,32 @@ class RunView:
         return [*self.samples[: most // 2], *self.samples[-(most // 2) :]]
 
 
-def read_runs(paths: Sequence[Path]) -> list[RunView]:
-    """Several runs, called by their directories where those differ, or else by their paths."""
+def run_names(paths: Sequence[Path]) -> list[str]:
+    """What several runs are called: by their directories where those differ, or else by their paths. Raises
+    :class:`ConfigError` where one is given twice."""
     names = [path.absolute().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     for i, name in enumerate(names):
         if name in names[:i]:
             raise ConfigError("given twice", where=name)
-    return [RunView.read(path, name=name) for path, name in zip(paths, names, strict=True)]
+    return names
 
 
-def _summary(file: Path) -> dict[str, Any]:
+def read_runs(paths: Sequence[Path]) -> list[RunView]:
+    """Several runs under their :func:`run_names`."""
+    return [RunView.read(path, name=name) for path, name in zip(paths, run_names(paths), strict=True)]
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is none."""
     if not file.is_file():
         return {}
     with reading(file):
-        summary = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(summary, dict):
-            raise TypeError("a summary is one JSON object")
-        return summary
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError("it holds one JSON object")
+        return found
 
 
 def _newest_samples(directory: Path) -> list[Sample]:

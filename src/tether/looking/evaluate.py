@@ -1,10 +1,8 @@
-"""Commands that look at models and runs: ``tether generate``, ``eval`` and ``report``."""
+"""``tether eval``: measure a policy on prompts, or a reward model on pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
@@ -12,52 +10,22 @@ from tether.algorithms import reward_model
 from tether.config import DataOptions, DeviceOptions
 from tether.data.checks import DataReport
 from tether.data.records import load_pairs, load_prompts
-from tether.errors import ConfigError, DataError, RunError
+from tether.errors import ConfigError
 from tether.evaluation import evaluate_policy, policy_kl, require_comparable, sample_and_score
-from tether.flags import POSITIONAL
 from tether.generation.engine import Engine
-from tether.models.loading import context_length, load_policy
+from tether.looking.generate import unrounded
+from tether.looking.terminal import show
+from tether.models.loading import context_length, embedding_rows, load_policy, unembedded
 from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
-from tether.report.run import write_report
 from tether.rewards.checks import prepared
 from tether.rewards.resolve import resolve_scorer
 from tether.runtime.device import pick_device, pick_dtype
-from tether.runtime.files import is_stream, require_file, write_output
 from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
 from tether.training.common import EVAL_SEED, require_room, set_matmul_dtype
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.types import Budget, Completion, Prompt, Sampling, make_requests
-from tether.untrusted import printable
-
-
-def unrounded() -> DeviceOptions:
-    """Measurements multiply in the precision of the weights unless told otherwise."""
-    return DeviceOptions(matmul_dtype="float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Sample completions, one JSON object per line."""
-
-    model: str
-    """Model to sample from: a directory, a hub id or 'base'."""
-    prompts: str
-    """Rows with a prompt: a file or a hub id."""
-    out: str | None = None
-    """File, pipe or device to write to; the terminal unless given."""
-    group_size: int = 1
-    """Completions per prompt."""
-    seed: int = 0
-    """Seed of every completion."""
-    data: DataOptions = field(default_factory=DataOptions)
-    device: DeviceOptions = field(default_factory=unrounded)
-    sampling: Sampling = field(default_factory=Sampling)
-    budget: Budget = field(default_factory=Budget)
-
-    def __post_init__(self) -> None:
-        ConfigError.unless({"group_size must be at least 1": self.group_size >= 1})
+from tether.types import Budget, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,100 +56,17 @@ class Eval:
     def __post_init__(self) -> None:
         policy = (self.model, self.prompts, self.reward, self.reference)
         judge = (self.reward_model, self.pairs)
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "give --model, --prompts and --reward to measure a policy, or --reward-model and --pairs": (
                     all(policy[:3]) and not any(judge)
                 )
                 or (all(judge) and not any(policy)),
                 "group_size must be at least 1": self.group_size >= 1,
-            }
+            },
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Report:
-    """Draw one run, or several beside each other, as one HTML page."""
-
-    runs: tuple[str, ...] = field(metadata={POSITIONAL: "RUN"})
-    """Run directories."""
-    out: str | None = None
-    """File to write; report.html of the run unless given, which several runs require."""
-
-
-@naming_the_model_of_a_run()
-def generate(command: Generate) -> None:
-    if command.out is not None:
-        require_file(Path(command.out))
-    model, tokenizer = load_policy(
-        command.model, dtype=pick_dtype(command.device.dtype), device=pick_device(command.device.device)
-    )
-    set_matmul_dtype(command.device.matmul_dtype, model)
-    require_room(model, command.sampling)
-    report = DataReport()
-    prompts = load_prompts(
-        command.prompts,
-        tokenizer,
-        context=context_length(model),
-        max_new_tokens=command.sampling.max_new_tokens,
-        overlong=command.data.overlong,
-        on_bad_rows=command.data.on_bad_rows,
-        report=report,
-    )
-    names = column_names(prompts, where=command.prompts)
-    report.tell()
-    groups = Engine(model, tokenizer, budget=command.budget).generate(
-        make_requests(prompts, group_size=command.group_size, seed=command.seed), sampling=command.sampling
-    )
-    lines = [as_line(group.prompt, completion, names) for group in groups for completion in group.completions]
-    if command.out is None:
-        show("\n".join(map(printable, lines)))
-        return
-    out = Path(command.out)
-    write_output(out, "".join(f"{printable(line) if is_stream(out) else line}\n" for line in lines).encode())
-
-
-def show(text: str) -> None:
-    """Print the result of a command. Raises :class:`RunError` where the standard output takes no more."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader has seen enough
-        raise
-    except OSError as error:
-        raise RunError(f"cannot be written ({error.strerror})", where="standard output") from error
-
-
-GENERATED = ("prompt", "completion", "finish_reason", "tokens")
-"""What ``tether generate`` says of a completion, beside the columns of its prompt."""
-
-
-def column_names(prompts: Iterable[Prompt], *, where: str) -> dict[str, str]:
-    """What each column of the prompts is called beside :data:`GENERATED`: ``data/NAME`` where its name is one of those.
-
-    Raises :class:`DataError` where that is another column's name.
-    """
-    found = list(dict.fromkeys(name for prompt in prompts for name in prompt.columns))
-    names = {name: f"data/{name}" if name in GENERATED else name for name in found}
-    for name, new in names.items():
-        if name != new and new in found:
-            raise DataError(
-                f"column {name!r} has the name of a result and would be called {new!r}, which is a column too",
-                where=where,
-                hint="rename one of them",
-            )
-    return names
-
-
-def as_line(prompt: Prompt, completion: Completion, names: Mapping[str, str]) -> str:
-    """A completion with its prompt and the prompt's columns under their ``names``, as JSON."""
-    row = {
-        **{names[name]: value for name, value in prompt.columns.items()},
-        "prompt": list(prompt.messages) if prompt.messages else prompt.text,
-        "completion": completion.text,
-        "finish_reason": completion.finish_reason.value,
-        "tokens": len(completion.ids),
-    }
-    return to_json(row)
 
 
 @naming_the_model_of_a_run()
@@ -210,6 +95,7 @@ def measured_judge(
         overlong=command.data.overlong,
         on_bad_rows=command.data.on_bad_rows,
         report=report,
+        unembedded=unembedded(tokenizer, embedding_rows(judge)),
     )
     report.tell()
     return {"reward_model": model, **vars(reward_model.evaluate(judge, pairs, token_budget=16384))}
@@ -232,6 +118,7 @@ def measured_policy(
         overlong=command.data.overlong,
         on_bad_rows=command.data.on_bad_rows,
         report=report,
+        unembedded=unembedded(tokenizer, embedding_rows(model)),
     )
     score = prepared(score, {source: prompts}, max_new_tokens=command.sampling.max_new_tokens)
     report.tell()
@@ -270,9 +157,3 @@ def measured_policy(
         kl = policy_kl(groups, policy=model, reference=FrozenCopy(reference), temperature=temperature)
         found = evaluate_policy(groups, against, kl=kl).as_dict()
     return {"model": name, "reference": command.reference, **found}
-
-
-def report(command: Report) -> None:
-    out = write_report([Path(run) for run in command.runs], Path(command.out) if command.out else None)
-    if not is_stream(out):
-        show(str(out))

@@ -1,0 +1,1 @@
+"""The commands that change nothing: one file per command."""
