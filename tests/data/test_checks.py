@@ -59,7 +59,14 @@ def source(tmp_path, monkeypatch):
         (
             [GOOD[0], LONG, EQUAL],
             "pairs.jsonl:2: prompt and longer side take 63 tokens and the model's context is 40; 1 more row "
-            "cannot be used (line 3); leave them out with --overlong drop and --on-bad-rows skip",
+            "cannot be used (line 3); leave them out with --overlong drop and --on-bad-rows skip "
+            "(--overlong truncate cuts long prompts instead)",
+        ),
+        (
+            [LONG, EQUAL],
+            "pairs.jsonl:1: prompt and longer side take 63 tokens and the model's context is 40; nor can any other of "
+            "the 2 rows be used; cut long prompts with --overlong truncate, and leave the other rows out with "
+            "--on-bad-rows skip",
         ),
         (
             [EQUAL, EQUAL, {}],

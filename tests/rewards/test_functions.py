@@ -276,7 +276,7 @@ def test_from_an_installed_module():
     ("spec", "message"),
     [
         ("missing.py:f", r"missing.py: no such file to take a reward function from"),
-        ("no_such_module_here:f", "no built-in reward has this name, and there is no module 'no_such_module_here'"),
+        ("no_such_module_here:f", "no rule has this name, and there is no module 'no_such_module_here'"),
         ("tether.nonesuch:f", "there is no module 'tether.nonesuch' to take 'f' from"),
         ("good.py:nonesuch", "good.py has no function 'nonesuch'; it has first, second"),
         ("good.py:NUMBER", "good.py has no function 'NUMBER'"),

@@ -323,7 +323,7 @@ def foreign(tiny, tmp_path):
 
     def write(**options):
         model, own = new_reward_model(tiny, seed=3)
-        save_reward_model(model, own, tmp_path / "rm", [((0, 5), (EOS,)), ((0, 6), (EOS,))])
+        save_reward_model(model, own, tmp_path / "rm", [((0, 5), (EOS,)), ((0, 6), (EOS,))], overwrite=True)
         file = tmp_path / "rm" / "config.json"
         config = json.loads(file.read_text())
         for name in ("num_labels", "id2label", "label2id", "score_mean", "score_std"):

@@ -9,6 +9,7 @@ import torch
 from helpers import completion, group
 from tether.errors import ModelError, RewardError
 from tether.rewards.resolve import part_names, resolve_reward, resolve_scorer, short_name, split_name, split_weight
+from tether.rewards.rules import MEANINGS, RULES, rules_like
 from tether.types import Prompt, RolloutGroup
 
 
@@ -35,6 +36,44 @@ def test_split_weight(spec, name, weight):
 def test_a_weight_is_finite(weight):
     with pytest.raises(RewardError, match=f"--reward R={weight}: the weight must be a finite number"):
         split_weight(f"R={weight}")
+
+
+@pytest.mark.parametrize(
+    ("value", "weight", "spec"),
+    [
+        ("length:10=abc", "abc", "length:10"),
+        ("length:10=", "", "length:10"),
+        ("repetition=0,5", "0,5", "repetition"),
+        ("short:=length:10=half", "half", "length:10"),
+        ("mine.py:fn=2x", "2x", "mine.py:fn"),
+        ("package.module:fn=2x", "2x", "package.module:fn"),
+        ("judge/model=2x", "2x", "judge/model"),
+    ],
+)
+def test_a_weight_that_is_no_number(value, weight, spec, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "judge" / "model").mkdir(parents=True)
+    with pytest.raises(RewardError) as caught:
+        resolve_scorer([value], tokenizer)
+    assert str(caught.value) == (
+        f"--reward {value}: the weight {weight!r} is not a number; write {spec}=0.5 for half of it"
+    )
+
+
+def test_an_equals_sign_that_belongs_to_a_reward_is_no_weight(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    resolve_scorer(["format:a=b", "also:=format:a=b=2"], tokenizer)
+    (tmp_path / "sweep" / "lr=1e-5 b").mkdir(parents=True)
+    (tmp_path / "sweep" / "lr").mkdir()
+    with pytest.raises(ModelError):  # read as a model, which it is not
+        resolve_scorer(["sweep/lr=1e-5 b"], tokenizer)
+
+
+def test_every_rule_has_a_meaning():
+    assert MEANINGS.keys() == RULES.keys()
+    for name, (form, _) in MEANINGS.items():
+        assert form.partition(":")[0] == name
+        assert form in rules_like("")
 
 
 def test_several_rewards_as_one_scorer(tokenizer, tmp_path):
@@ -164,7 +203,7 @@ def test_two_rewards_of_one_spec_are_refused_before_any_is_loaded(tokenizer):
 def test_a_regular_expression_that_begins_like_a_weight(tokenizer):
     with pytest.raises(RewardError) as caught:
         resolve_scorer(["format:=x"], tokenizer)
-    assert str(caught.value).startswith("x: no such reward; give ")
+    assert str(caught.value).startswith("x: no such reward; the rules are ")
     assert str(caught.value).endswith("; for text that begins with '=', write format:[=]x")
     (scored,) = resolve_scorer(["format:[=]x"], tokenizer).score([text_group("=x", "x")])
     assert [score.total for score in scored.scores] == [1.0, 0.0]
@@ -182,9 +221,22 @@ def text_group(*texts) -> RolloutGroup:
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("lenght", RewardError, "lenght: no such reward; give a reward-model directory .* length, repetition, format"),
+        (
+            "lenght",
+            RewardError,
+            r"lenght: no such reward; did you mean length\? the rules are length:N \(0 at N tokens",
+        ),
+        (
+            "nothing-like-it",
+            RewardError,
+            r"no such reward; the rules are .*; others are a reward-model directory or hub id",
+        ),
         ("a/b/c", RewardError, "a/b/c: no such reward"),
-        ("lenght:40", RewardError, "no built-in reward has this name, and there is no module 'lenght'"),
+        (
+            "lenght:40",
+            RewardError,
+            r"no rule has this name, .* no module 'lenght' .*; did you mean length\? the rules are",
+        ),
         ("length", RewardError, "needs a target in tokens"),
         ("mine.py", RewardError, "mine.py: name the function too, as in mine.py:FUNCTION"),
         ("missing.py:f", RewardError, "no such file to take a reward function from"),

@@ -54,6 +54,44 @@ def test_a_column_that_no_row_of_a_data_set_has(function, column):
         check(reward, train=prompts({}))
 
 
+def positional(prompts, completions, /):
+    return [0.0 for _ in completions]
+
+
+@pytest.mark.parametrize("function", [positional, next])
+def test_a_function_that_cannot_be_called_by_name_is_refused_before_the_run(function):
+    with pytest.raises(RewardError) as caught:
+        check(FunctionReward("mine", function), train=prompts({"answer": 1}))
+    said = str(caught.value)
+    assert said.startswith("reward 'mine' cannot be called (")
+    assert said.endswith(
+        "it gets prompts, completions, completion_ids, answer by name, each where it has a parameter for it"
+    )
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda completions: [],
+        lambda prompts, completions, completion_ids, answer: [],
+        lambda completions, unknown=None: [],
+        lambda **columns: [],
+        lambda completions, *more, answer, **columns: [],
+    ],
+)
+def test_a_function_that_can_be_called_is_let_pass(function):
+    check(FunctionReward("mine", function), train=prompts({"answer": 1}))
+
+
+def test_a_parameter_that_is_almost_one_that_is_given():
+    with pytest.raises(
+        RewardError, match=r"'completion', .*; did you mean completions or completion_ids\? the columns are a"
+    ):
+        check(FunctionReward("mine", lambda completion: []), train=prompts({"a": 1}))
+    with pytest.raises(RewardError, match=r"'anser', .*; did you mean answer\? the columns are answer"):
+        check(FunctionReward("mine", lambda completions, anser: []), train=prompts({"answer": 1}))
+
+
 @pytest.fixture
 def judge(tiny):
     """A reward model with a context of 128."""

@@ -21,7 +21,7 @@ Record = TypeVar("Record", Prompt, PreferencePair, Demonstration)
 
 OVERLONG = "over-long"
 DROPPED, TRUNCATED, UNCUT = "over-long: dropped", "over-long: truncated", "over-long: cannot be truncated"
-DUPLICATE, HELD_OUT = "duplicates", "held out too"
+DUPLICATE, HELD_OUT, UNEMBEDDED = "duplicates", "held out too", "token without embedding"
 NAMED, LISTED = 3, 20
 """How many line numbers of one kind a message names, and :meth:`DataReport.as_dict` lists."""
 
@@ -152,14 +152,21 @@ def refusal(bad: Sequence[BadRow], rows: int) -> DataError:
     elif more:
         places = name_places([row.where for row in more])
         message += f"; {len(more)} more row{'s' * (len(more) > 1)} cannot be used ({places})"
+    return DataError(message, where=first.where, hint=way_out(bad, every=every))
+
+
+def way_out(bad: Sequence[BadRow], *, every: bool) -> str:
+    """What to do about rows that cannot be used, in one command; ``every`` if there are no others. "" for nothing."""
     overlong = [row.kind == OVERLONG for row in bad]
-    flags = ["--overlong drop"] * any(overlong) + ["--on-bad-rows skip"] * (not every and not all(overlong))
-    hint = ""
-    if flags:
-        hint = f"leave {'them' if more else 'it'} out with {' and '.join(flags)}"
+    it, its = ("them", "their prompts") if len(bad) > 1 else ("it", "its prompt")
     if all(overlong):
-        hint += f", or cut {'their prompts' if more else 'its prompt'} with --overlong truncate"
-    return DataError(message, where=first.where, hint=hint)
+        return f"leave {it} out with --overlong drop, or cut {its} with --overlong truncate"
+    if any(overlong) and every:
+        return "cut long prompts with --overlong truncate, and leave the other rows out with --on-bad-rows skip"
+    if any(overlong):
+        instead = "--overlong truncate cuts long prompts instead"
+        return f"leave {it} out with --overlong drop and --on-bad-rows skip ({instead})"
+    return "" if every else f"leave {it} out with --on-bad-rows skip"
 
 
 def name_places(places: Sequence[Place]) -> str:
@@ -169,10 +176,10 @@ def name_places(places: Sequence[Place]) -> str:
 
 
 def _content(record: Prompt | PreferencePair | Demonstration) -> frozenset[bytes]:
-    return frozenset(tokens_digest(tokens) for tokens in _sequences(record))
+    return frozenset(tokens_digest(tokens) for tokens in sequences(record))
 
 
-def _sequences(record: Prompt | PreferencePair | Demonstration) -> Iterator[tuple[int, ...]]:
+def sequences(record: Prompt | PreferencePair | Demonstration) -> Iterator[tuple[int, ...]]:
     """The token sequences that a model would read."""
     if isinstance(record, Prompt):
         yield record.ids

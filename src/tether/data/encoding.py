@@ -14,7 +14,8 @@ CACHED = 2**22
 FEW, LEAST = 16, 4096
 """A text of over ``FEW`` characters per token of the context, and over ``LEAST``, is first encoded in part."""
 
-_BOUNDARY = re.compile(r" (?=\S)(?<=\S )")
+BOUNDARY = re.compile(r" (?=\S)(?<=\S )")
+"""A space between two other characters."""
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS = {
     _CONTRACTIONS, "'s", "'t", "'re", "'ve", "'m", "'ll", "'d",
@@ -75,7 +76,7 @@ class Encoder:
         """
         few = max(LEAST, FEW * tokens)
         while 2 * few < len(text):
-            if len(_encode_batch(self.tokenizer, [text[:few]], special=False)[0]) > 2 * tokens:
+            if len(encode_batch(self.tokenizer, [text[:few]], special=False)[0]) > 2 * tokens:
                 return True
             few *= 4
         return False
@@ -84,7 +85,7 @@ class Encoder:
         if not texts:
             return []
         if not self._by_words:
-            batch = _encode_batch(self.tokenizer, texts, special=special)
+            batch = encode_batch(self.tokenizer, texts, special=special)
             # one object per id, or most of the memory would be equal integers
             found = [list(map(self._integers.setdefault, ids, ids)) for ids in batch]
         else:
@@ -102,7 +103,7 @@ class Encoder:
 
     def _encode_words(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts, word by word: a word that is known is not encoded again."""
-        split = [_BOUNDARY.split(text) for text in texts]
+        split = [BOUNDARY.split(text) for text in texts]
         if self._remembered > CACHED:
             self._first, self._others, self._remembered = {}, {}, 0
         self._learn(self._first, {words[0] for words in split}, "")
@@ -118,7 +119,7 @@ class Encoder:
     def _learn(self, known: dict[str, list[int]], words: set[str], front: str) -> None:
         new = list(words - known.keys())
         if new:
-            known.update(zip(new, _encode_batch(self.tokenizer, [front + word for word in new], False), strict=True))
+            known.update(zip(new, encode_batch(self.tokenizer, [front + word for word in new], False), strict=True))
             self._remembered += sum(map(len, new))
 
 
@@ -171,7 +172,7 @@ def _takes_space(token: dict[str, object]) -> bool:
 def _is_wrapped(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether special tokens go around a text and change nothing in it."""
     for text in ("a", "a b"):
-        inner, whole = (_encode_batch(tokenizer, [text], special=special)[0] for special in (False, True))
+        inner, whole = (encode_batch(tokenizer, [text], special=special)[0] for special in (False, True))
         if (text == "a" and len(inner) != 1) or not any(
             whole[i : i + len(inner)] == inner for i in range(len(whole) - len(inner) + 1)
         ):
@@ -179,7 +180,7 @@ def _is_wrapped(tokenizer: PreTrainedTokenizerBase) -> bool:
     return True
 
 
-def _encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool) -> list[list[int]]:
+def encode_batch(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], special: bool) -> list[list[int]]:
     made = tokenizer(
         list(texts),
         add_special_tokens=special,

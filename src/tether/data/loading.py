@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Generic, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
@@ -15,12 +16,15 @@ from tether.data.checks import (
     OVERLONG,
     TRUNCATED,
     UNCUT,
+    UNEMBEDDED,
     DataReport,
     OnBadRows,
     SourceReport,
     refusal,
+    sequences,
 )
 from tether.data.encoding import Encoder, Written, splits_at_spaces
+from tether.data.memory import Source
 from tether.data.reading import BadRow, Row, RowError, read_rows
 from tether.errors import DataError
 from tether.types import Demonstration, PreferencePair, Prompt
@@ -31,6 +35,8 @@ Overlong = Literal["fail", "drop", "truncate"]
 
 Record = TypeVar("Record", Prompt, PreferencePair, Demonstration)
 
+NONE: Mapping[int, str] = MappingProxyType({})
+"""No tokens."""
 ROWS, CHARACTERS = 512, 2**21
 """Rows and characters that are encoded together, at most."""
 FIRST, EVERY = 5.0, 10.0
@@ -48,6 +54,8 @@ class Draft(Generic[Record]):
     """Kinds of findings."""
     never_cut: tuple[str, ...] = ()
     """The parts of the texts that truncating leaves whole."""
+    shortened: bool = False
+    """Whether the texts are without a part of a prompt that does not fit (:mod:`tether.data.shortening`)."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +71,12 @@ class Kind(Generic[Record]):
     """What ``length`` counts."""
     context: int
     overlong: Overlong
+    unembedded: Mapping[int, str] = field(default_factory=lambda: NONE)
+    """Ids for which the model has no embedding, and their tokens."""
 
 
 def load_records(
-    source: str,
+    source: Source,
     tokenizer: PreTrainedTokenizerBase,
     kind: Kind[Record],
     *,
@@ -76,13 +86,13 @@ def load_records(
     """Check every row, then raise or return."""
     rows = read_rows(source)
     report = DataReport() if report is None else report
-    found = SourceReport(source, len(rows))
+    found = SourceReport(str(source), len(rows))
     report.sources.append(found)
     encoder = Encoder(tokenizer, by_words=splits_at_spaces(tokenizer))
     kept: list[Record] = []
     refused: list[BadRow] = []
     drafts = ((row, draft(row, kind, encoder)) for row in rows)
-    for part in in_parts(drafts, Progress(source, len(rows), quiet=report.quiet)):
+    for part in in_parts(drafts, Progress(str(source), len(rows), quiet=report.quiet)):
         encoder.prepare(text for _, made in part if isinstance(made, Draft) for text in made.texts)
         for row, made in part:
             record = made if isinstance(made, BadRow) else finish(row, made, kind, encoder, found)
@@ -125,13 +135,22 @@ def finish(
     if kind.length(record) > kind.context:
         shorter = kind.cut(record) if kind.overlong == "truncate" else None
         if shorter is None:
-            reason = f"{kind.of} take {kind.length(record)} tokens and the model's context is {kind.context}"
+            taken = f"{'over ' * made.shortened}{kind.length(record)}"
+            reason = f"{kind.of} take {taken} tokens and the model's context is {kind.context}"
             return too_long(row, reason, kind.overlong)
+    else:
+        shorter = record
+    lacking = (
+        next((i for ids in sequences(shorter) for i in ids if i in kind.unembedded), None) if kind.unembedded else None
+    )
+    if lacking is not None:
+        reason = f"holds {kind.unembedded[lacking]!r}, for which the model has no embedding"
+        return BadRow(row.where, UNEMBEDDED, reason, row.values)
+    if shorter is not record:
         found.find(TRUNCATED, row.where)
-        record = shorter
     for note in made.notes:
         found.find(note, row.where)
-    return record
+    return shorter
 
 
 def too_long(row: Row, reason: str, overlong: Overlong) -> BadRow:

@@ -1,4 +1,4 @@
-"""Rows from a local file, a local data-set directory or a hub id, each with the place it came from."""
+"""Rows from a local file, a local data-set directory, a hub id or memory, each with the place it came from."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from tether.data.memory import Rows, Source
 from tether.errors import DataError
 from tether.hub import settle_for_the_cache_when_offline
 
@@ -59,15 +60,42 @@ class BadRow:
     content: dict[str, Any] | str
 
 
-def read_rows(source: str) -> list[Row | BadRow]:
-    """All rows of ``source``: ``*.jsonl``, ``*.ndjson`` or ``*.json`` (one object per line; in ``*.json`` also one
-    array of objects), each also gzipped, ``*.parquet``, or a directory or hub id that ``datasets`` can load. Upper case
-    is the same.
+def read_rows(source: Source) -> list[Row | BadRow]:
+    """All rows of ``source``: those in memory, or of ``*.jsonl``, ``*.ndjson`` or ``*.json`` (one object per line; in
+    ``*.json`` also one array of objects), each also gzipped, ``*.parquet``, or a directory or hub id that ``datasets``
+    can load. Upper case is the same.
 
     A data set is ``name``, ``name:split`` (``train`` unless given; ``train[:1000]`` works) or ``name:subset:split``.
     A row that is not valid UTF-8 or not one JSON object is a :class:`BadRow`. Raises :class:`DataError` where the whole
     source is missing, unreadable or empty.
     """
+    rows = _read_memory(source) if isinstance(source, Rows) else _read_stored(source)
+    if not rows:
+        raise DataError("holds no rows", where=source)
+    return rows
+
+
+def _read_memory(source: Rows) -> list[Row | BadRow]:
+    rows: list[Row | BadRow] = []
+    for number, values in enumerate(source.values, 1):
+        where = Place(source.name, number, "row")
+        if isinstance(values, Mapping) and all(isinstance(name, str) for name in values):
+            rows.append(_as_row(where, dict(values), may_be_deep=True, may_be_torn=True))
+        else:
+            found = "a column that no text names" if isinstance(values, Mapping) else type(values).__name__
+            rows.append(BadRow(where, "wrong type", f"a row is a dict of columns, found {found}", repr(values)[:200]))
+    return rows
+
+
+def _as_row(where: Place, values: Any, may_be_deep: bool, may_be_torn: bool) -> Row | BadRow:
+    try:
+        return Row(where, _checked(values, may_be_deep, may_be_torn))
+    except RowError as error:
+        return BadRow(where, error.kind, str(error), _as_text(values))
+
+
+def _read_stored(source: str) -> list[Row | BadRow]:
+    """The rows of a file, a directory or a hub id."""
     path, name = Path(source), Path(source).name.lower()
     if dataset := _dataset(source):
         rows: list[Row | BadRow] = list(_read_dataset(source, *dataset))
@@ -83,8 +111,6 @@ def read_rows(source: str) -> list[Row | BadRow]:
         raise DataError(
             "unknown format", where=source, hint="give .jsonl, .ndjson or .json, each also with .gz, or .parquet"
         )
-    if not rows:
-        raise DataError("holds no rows", where=source)
     return rows
 
 
@@ -135,10 +161,7 @@ def _read_array(content: bytes, path: Path) -> Iterator[Row | BadRow]:
     doubts = _doubts(content)
     for number, values in enumerate(elements, 1):
         where = Place(str(path), number, "row")
-        try:
-            yield Row(where, _checked(values, *doubts))
-        except RowError as error:
-            yield BadRow(where, error.kind, str(error), _as_text(values))
+        yield _as_row(where, values, *doubts)
 
 
 def _read_line(line: bytes, where: Place) -> Row | BadRow:
@@ -207,7 +230,7 @@ def _deeper(value: Any, depth: int) -> bool:
 
 def _encodable(value: Any) -> bool:
     try:
-        json.dumps(value, ensure_ascii=False).encode()
+        json.dumps(value, ensure_ascii=False, default=repr).encode()
     except UnicodeEncodeError:
         return False
     return True
@@ -215,7 +238,7 @@ def _encodable(value: Any) -> bool:
 
 def _as_text(value: Any) -> str:
     try:
-        return json.dumps(value)
+        return json.dumps(value, default=repr)
     except RecursionError:
         return "nested too deep to be shown"
 

@@ -7,6 +7,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -22,8 +23,10 @@ from tether.data.conversations import (
     template_of,
 )
 from tether.data.encoding import Encoder, Written
-from tether.data.loading import Draft, Kind, Overlong, load_records
+from tether.data.loading import NONE, Draft, Kind, Overlong, load_records
+from tether.data.memory import source_of
 from tether.data.reading import Row, RowError
+from tether.data.shortening import Shorten, shortening, shorter_front, shorter_prompt
 from tether.data.tokenise import (
     Continuation,
     Text,
@@ -47,7 +50,7 @@ TWICE, BEGINS = "prompt repeated: removed", "begins with its short prompt: used 
 
 
 def load_prompts(
-    source: str,
+    source: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
     context: int,
@@ -55,27 +58,37 @@ def load_prompts(
     overlong: Overlong = "fail",
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
+    unembedded: Mapping[int, str] = NONE,
 ) -> list[Prompt]:
     """Rows with a ``prompt`` (text or conversation); the other columns go to the reward functions.
 
+    ``source`` is a file, a directory or a hub id, or rows in memory: a list of strings, conversations or dicts, a dict
+    of lists, a DataFrame, a data set (:func:`tether.data.memory.source_of`).
+
     A prompt and its ``max_new_tokens`` must fit the ``context`` of the model, in tokens. A prompt cut on the left keeps
     its leading special token (BOS); its ``text`` is that of the kept tokens, its ``messages`` are not cut.
+
+    A row that comes to an id of ``unembedded`` cannot be used: the tokens, by id, for which the model has no embedding
+    (:func:`tether.models.loading.unembedded`).
 
     Findings go to ``report``. Raises :class:`DataError` that names the first row that cannot be used and counts the
     others; for ``skip`` and ``drop``, only if no row is left.
     """
 
+    shorten = shortening(tokenizer, context, overlong)
+
     def parse(row: Row) -> Draft[Prompt]:
         prompt = _text(row, "prompt")
         columns = {name: value for name, value in row.values.items() if name != "prompt"}
-        written = write_prompt(tokenizer, prompt, _template(row, prompt))
+        given = write_prompt(tokenizer, prompt, _template(row, prompt))
+        written = given._replace(text=shorten(given.text))
         messages = None if isinstance(prompt, str) else tuple(prompt)
 
         def build(encoder: Encoder) -> Prompt:
             ids = _some("prompt", encoder(written))
             return Prompt(ids=ids, text=written.text, messages=messages, columns=columns)
 
-        return Draft((written,), build, _written_out(prompt))
+        return Draft((written,), build, _written_out(prompt), shortened=written != given)
 
     def cut(prompt: Prompt) -> Prompt | None:
         ids = cut_left(tokenizer, prompt.ids, context - max_new_tokens)
@@ -91,24 +104,29 @@ def load_prompts(
         of=f"prompt and {max_new_tokens} new tokens",
         context=context,
         overlong=overlong,
+        unembedded=unembedded,
     )
-    return load_records(source, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
+    rows = source_of(source, name="prompts", text_column="prompt", turns_column="prompt")
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
 
 
 def load_pairs(
-    source: str,
+    source: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
     context: int,
     overlong: Overlong = "fail",
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
+    unembedded: Mapping[int, str] = NONE,
 ) -> list[PreferencePair]:
     """Rows with ``chosen`` and ``rejected``, and optionally ``prompt`` and ``margin``.
 
     Where there is no ``prompt``, or where both sides contain it, the prompt is implicit: the token ids that both sides
     begin with, which may be none. Otherwise as :func:`load_prompts`; the sides are never cut.
     """
+
+    shorten = shortening(tokenizer, context, overlong)
 
     def parse(row: Row) -> Draft[PreferencePair]:
         chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
@@ -119,13 +137,12 @@ def load_pairs(
         notes = _written_out(chosen)
         if prompt is not None and not (_holds(chosen, prompt) and _holds(rejected, prompt)):
             (chosen, rejected), found = _once(prompt, {"chosen": chosen, "rejected": rejected})
-            sides = [write_continuation(tokenizer, prompt, side, template) for side in (chosen, rejected)]
-            notes += found + (_changed(chosen, sides[0].tail) or _changed(rejected, sides[1].tail))
-            texts, tails = tuple(text for side in sides for text in side), tuple(side.tail for side in sides)
-            return Draft(texts, lambda encoder: _explicit_pair(encoder, sides, margin), notes, never_cut=tails)
-        wholes = [write_whole(tokenizer, side, template) for side in (chosen, rejected)]
-        notes += _changed(chosen, wholes[0].text) or _changed(rejected, wholes[1].text)
-        return Draft(tuple(wholes), lambda encoder: _implicit_pair(encoder, wholes, margin), notes)
+            given = [write_continuation(tokenizer, prompt, side, template) for side in (chosen, rejected)]
+            notes += found + (_changed(chosen, given[0].tail) or _changed(rejected, given[1].tail))
+            return _with_prompt(given, shorten, margin, notes)
+        first, second = (write_whole(tokenizer, side, template) for side in (chosen, rejected))
+        notes += _changed(chosen, first.text) or _changed(rejected, second.text)
+        return _without_prompt((first, second), shorten, margin, notes)
 
     def sides(pair: PreferencePair) -> int:
         return max(len(pair.chosen_ids), len(pair.rejected_ids))
@@ -141,23 +158,27 @@ def load_pairs(
         of="prompt and longer side",
         context=context,
         overlong=overlong,
+        unembedded=unembedded,
     )
-    return load_records(source, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
+    return load_records(source_of(source, name="pairs"), tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
 
 
 def load_demonstrations(
-    source: str,
+    source: Any,
     tokenizer: PreTrainedTokenizerBase,
     *,
     context: int,
     overlong: Overlong = "fail",
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
+    unembedded: Mapping[int, str] = NONE,
 ) -> list[Demonstration]:
     """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``.
 
     Otherwise as :func:`load_prompts`; a completion, or a text, is never cut.
     """
+
+    shorten = shortening(tokenizer, context, overlong)
 
     def parse(row: Row) -> Draft[Demonstration]:
         if _among(row, "messages", before=("completion",)):
@@ -172,9 +193,16 @@ def load_demonstrations(
         if _holds(completion, prompt):
             prompt, completion = _last_turn(completion)
         (completion,), found = _once(prompt, {"completion": completion})
-        written = write_continuation(tokenizer, prompt, completion, _template(row, completion))
-        notes += found + _changed(completion, written.tail)
-        return Draft(tuple(written), partial(_learn_completion, written), notes, never_cut=(written.tail,))
+        given = write_continuation(tokenizer, prompt, completion, _template(row, completion))
+        notes += found + _changed(completion, given.tail)
+        written = shorter_prompt(given, shorten)
+        return Draft(
+            tuple(written),
+            partial(_learn_completion, written),
+            notes,
+            never_cut=(written.tail,),
+            shortened=written != given,
+        )
 
     def cut(one: Demonstration) -> Demonstration | None:
         ids = cut_left(tokenizer, one.prompt_ids, context - len(one.completion_ids))
@@ -187,8 +215,10 @@ def load_demonstrations(
         of="prompt and completion",
         context=context,
         overlong=overlong,
+        unembedded=unembedded,
     )
-    return load_records(source, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
+    rows = source_of(source, name="demonstrations", text_column="text", turns_column="messages")
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
 
 
 # ------------------------------------------------------------------------------------------------ what a row holds
@@ -300,6 +330,34 @@ def _learn_all(whole: Written, encoder: Encoder) -> Demonstration:
 def _learn_completion(written: Continuation, encoder: Encoder) -> Demonstration:
     prompt_ids, completion_ids = continuation_ids(encoder, written)
     return Demonstration(prompt_ids=_some("prompt", prompt_ids), completion_ids=tuple(completion_ids))
+
+
+def _with_prompt(
+    given: Sequence[Continuation], shorten: Shorten, margin: float, notes: tuple[str, ...]
+) -> Draft[PreferencePair]:
+    """The draft of a pair whose sides continue a prompt."""
+    sides = [shorter_prompt(side, shorten) for side in given]
+    return Draft(
+        tuple(text for side in sides for text in side),
+        lambda encoder: _explicit_pair(encoder, sides, margin),
+        notes,
+        never_cut=tuple(side.tail for side in sides),
+        shortened=sides != given,
+    )
+
+
+def _without_prompt(
+    given: tuple[Written, Written], shorten: Shorten, margin: float, notes: tuple[str, ...]
+) -> Draft[PreferencePair]:
+    """The draft of a pair whose prompt is what both sides begin with."""
+    wholes, rests = shorter_front(given, shorten)
+    return Draft(
+        wholes,
+        lambda encoder: _implicit_pair(encoder, wholes, margin),
+        notes,
+        never_cut=rests,
+        shortened=wholes != given,
+    )
 
 
 def _explicit_pair(encoder: Encoder, sides: Sequence[Continuation], margin: float) -> PreferencePair:

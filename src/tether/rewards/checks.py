@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from tether.errors import RewardError, TetherError
 from tether.models.loading import context_length
+from tether.names import closest, did_you_mean
 from tether.rewards.combine import Reward, WeightedSum
-from tether.rewards.function import FunctionReward
+from tether.rewards.function import GIVEN, FunctionReward, accepted
 from tether.rewards.learned import LearnedReward
 from tether.types import Prompt
 
@@ -31,6 +33,7 @@ def _prepared(reward: Reward, data: Mapping[str, Sequence[Prompt]], max_new_toke
         case FunctionReward():
             for source, columns in found.items():
                 require_columns(reward, columns, source)
+                require_callable(reward, columns)
             return replace(reward, columns=frozenset().union(*found.values()))
         case LearnedReward():
             for source in found:
@@ -46,11 +49,23 @@ def columns_of(prompts: Iterable[Prompt]) -> frozenset[str]:
 def require_columns(reward: FunctionReward, columns: frozenset[str], source: str) -> None:
     """Raise :class:`RewardError` where none of the prompts has a column that the function needs."""
     if missing := sorted(reward.needs - columns):
+        found = f"the columns are {', '.join(sorted(columns))}" if columns else "there are no columns but the prompt"
         raise RewardError(
             f"reward {reward.name!r} needs the column {missing[0]!r}, which no prompt has",
             where=source,
-            hint=f"the columns are {', '.join(sorted(columns))}" if columns else "there are no columns but the prompt",
+            hint=f"{did_you_mean(closest(missing[0], [*GIVEN, *sorted(columns)]))} {found}".lstrip(),
         )
+
+
+def require_callable(reward: FunctionReward, columns: frozenset[str]) -> None:
+    """Raise :class:`RewardError` where the function cannot be called with what it is given, by name."""
+    try:
+        inspect.signature(reward.function).bind(**accepted(reward.function, dict.fromkeys([*GIVEN, *columns])))
+    except (TypeError, ValueError) as error:  # a parameter that has no name; a compiled function without a signature
+        raise RewardError(
+            f"reward {reward.name!r} cannot be called ({error})",
+            hint=f"it gets {', '.join([*GIVEN, *sorted(columns)])} by name, each where it has a parameter for it",
+        ) from None
 
 
 def require_readable(reward: LearnedReward, prompts: Sequence[Prompt], max_new_tokens: int, source: str) -> None:

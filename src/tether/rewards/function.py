@@ -84,7 +84,7 @@ class FunctionReward:
             "completion_ids": [list(c.ids) for _, c in flat],
         }
         try:
-            returned = self.function(**_accepted(self.function, arguments))
+            returned = self.function(**accepted(self.function, arguments))
             if inspect.isawaitable(returned):
                 returned = awaited(returned)
             return self._check(returned, [completion for _, completion in flat])
@@ -158,11 +158,11 @@ def as_given(prompt: Prompt, completion: Completion) -> Text:
     return [{"role": "assistant", "content": completion.text}] if prompt.messages else completion.text
 
 
-def _accepted(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The ``arguments`` that the function takes: all of them when it has ``**kwargs``."""
     parameters = inspect.signature(function).parameters.values()
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return arguments
+        return dict(arguments)
     names = {p.name for p in parameters}
     return {name: value for name, value in arguments.items() if name in names}
 

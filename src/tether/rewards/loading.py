@@ -18,6 +18,7 @@ from types import ModuleType
 from tether.errors import RewardError
 from tether.rewards.function import FunctionReward, place_of
 from tether.rewards.process import Apart
+from tether.rewards.rules import rules_like
 from tether.untrusted import shown
 
 
@@ -69,7 +70,9 @@ def load_function(
     except (Exception, SystemExit) as error:  # importing runs user code, which may be a script
         if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
             raise RewardError(
-                f"no built-in reward has this name, and there is no module {source!r} to take {name!r} from", where=spec
+                f"no rule has this name, and there is no module {source!r} to take {name!r} from",
+                where=spec,
+                hint=rules_like(source),
             ) from error
         raise RewardError(
             f"importing it raised {type(error).__name__}: {shown(error, str)}{place_of(error)}", where=spec

@@ -13,9 +13,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -28,7 +29,7 @@ from tether.rewards.combine import Reward, WeightedSum, require_distinct
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
 from tether.rewards.loading import Sources, load_function
-from tether.rewards.rules import RULES
+from tether.rewards.rules import RULES, rules_like
 from tether.untrusted import printable
 
 
@@ -65,6 +66,28 @@ def split_weight(value: str) -> tuple[str, float]:
     return spec, weight
 
 
+def require_weight(value: str) -> None:
+    """Raise :class:`RewardError` where what follows the last ``=`` of a ``--reward`` value, and was taken for a part of
+    SPEC, can only be a weight: after a rule that takes no such text, a function, or a model that is there."""
+    spec, equals, tail = split_name(value)[1].rpartition("=")
+    rule, colon, _ = spec.partition(":")
+    if not equals or not spec or _is_number(tail) or rule == "format":
+        return
+    function = colon and spec.rpartition(":")[2].isidentifier()
+    if rule in RULES or function or (os.path.exists(spec) and not os.path.exists(f"{spec}={tail}")):
+        raise RewardError(
+            f"the weight {tail!r} is not a number", where=f"--reward {value}", hint=f"write {spec}=0.5 for half of it"
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def short_name(spec: str) -> str:
     """A rule or function without its argument or file, a model without its path.
 
@@ -99,6 +122,25 @@ def part_names(rewards: Sequence[tuple[str | None, str]]) -> list[str]:
     return names
 
 
+Objects = Mapping[str, Callable[..., Any] | Reward]
+"""Functions and rewards that are Python objects, by the SPEC that stands for them."""
+NOTHING: Objects = {}
+
+
+def as_reward(
+    name: str, given: Callable[..., Any] | Reward, *, deadline: float | None = None, retries: int = 0
+) -> Reward:
+    """A function as a reward called ``name``, or a :class:`tether.rewards.combine.Reward`, renamed if it has to be."""
+    if not hasattr(given, "judge"):
+        return FunctionReward(name, given, deadline, retries)
+    reward = cast(Reward, given)
+    if reward.name == name:
+        return reward
+    if not is_dataclass(reward):
+        raise RewardError(f"the reward is named {reward.name!r} and was given as {name!r}", hint="use one name")
+    return cast(Reward, replace(reward, name=name))
+
+
 def resolve_reward(
     spec: str,
     tokenizer: PreTrainedTokenizerBase,
@@ -110,13 +152,17 @@ def resolve_reward(
     deadline: float | None = None,
     retries: int = 0,
     sources: Sources | None = None,
+    objects: Objects = NOTHING,
 ) -> Reward:
     """The reward behind ``spec``: a rule, a Python function or a reward model, tried in this order.
 
     It is reported by ``name``, or else by its short name. ``deadline`` (seconds) and ``retries`` apply to a Python
-    function only: built-in rewards neither hang nor recover. ``sources`` holds the files that other rewards are from.
+    function only: built-in rewards neither hang nor recover. ``sources`` holds the files that other rewards are from,
+    ``objects`` those that are Python objects.
     """
     name = name or short_name(spec)
+    if spec in objects:
+        return as_reward(name, objects[spec], deadline=deadline, retries=retries)
     rule, colon, argument = spec.partition(":")
     if rule in RULES:
         return FunctionReward(name, RULES[rule](argument if colon else None))
@@ -130,8 +176,8 @@ def resolve_reward(
         raise RewardError(
             "no such reward",
             where=spec,
-            hint="give a reward-model directory or hub id, file.py:function, module:function, "
-            f"or one of {', '.join(RULES)}",
+            hint=f"{rules_like(spec)}; others are a reward-model directory or hub id, file.py:function and "
+            "module:function",
         )
     model, own = load_reward_model(spec, dtype=dtype, device=device)
     if rounded:
@@ -148,12 +194,15 @@ def resolve_scorer(
     rounded: bool = False,
     deadline: float | None = None,
     retries: int = 0,
+    objects: Objects = NOTHING,
 ) -> WeightedSum:
     """All ``--reward`` values as one scorer.
 
     ``rounded`` gives reward models :func:`tether.models.linear.round_matmuls`; ``deadline`` and ``retries`` are
     those of each :class:`tether.rewards.function.FunctionReward` from a file or a module.
     """
+    for value in values:
+        require_weight(value)
     named = [split_name(value) for value in values]
     weighted = [split_weight(rest) for _, rest in named]
     names = part_names([(name, spec) for (name, _), (spec, _) in zip(named, weighted, strict=True)])
@@ -171,6 +220,7 @@ def resolve_scorer(
                 deadline=deadline,
                 retries=retries,
                 sources=sources,
+                objects=objects,
             )
         except TetherError as error:
             if given == "format":

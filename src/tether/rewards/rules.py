@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tether.errors import RewardError
+from tether.names import closest, did_you_mean
 from tether.rewards.answers import Answer, canonical, final_answer, marked
 from tether.untrusted import shown
 
@@ -134,3 +135,18 @@ RULES: dict[str, Callable[[str | None], Rule]] = {
     "exact_answer": exact_answer,
 }
 """What ``--reward NAME`` or ``NAME:ARGUMENT`` finds."""
+
+MEANINGS = {
+    "length": ("length:N", "0 at N tokens, less the further from it"),
+    "repetition": ("repetition", "minus the share of repeated word n-grams"),
+    "format": ("format:REGEX", "1 where all of the text matches, else 0"),
+    "sentiment": ("sentiment", "from -1, negative, to 1, positive, by VADER"),
+    "exact_answer": ("exact_answer:COLUMN", "1 where the final answer is that of the column, else 0"),
+}
+"""How each rule is written, and what it gives."""
+
+
+def rules_like(name: str) -> str:
+    """Advice for ``name``, which is no rule: the closest one, and all of them with their meaning."""
+    listed = ", ".join(f"{form} ({meaning})" for form, meaning in MEANINGS.values())
+    return f"{did_you_mean(closest(name, list(RULES)))} the rules are {listed}".lstrip()
