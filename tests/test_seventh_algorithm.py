@@ -8,7 +8,7 @@ REINFORCE with the average reward of earlier steps as baseline: loss = -mean_b (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from commandline import numbers, read_rows, workspace
 from tether.algorithms.optimise import Guard, Optim, adamw
+from tether.algorithms.pending import evaluated
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import batch_of, lengths_of, rollout_figures, scores_of
 from tether.cli import main
@@ -32,12 +33,15 @@ from tether.models.loading import load_policy
 from tether.models.policy import completion_logprobs
 from tether.models.reference import Reference, reference_of
 from tether.models.trainable import trainable
+from tether.observers import Monitor
 from tether.ops.masked import masked_sum
 from tether.runtime.state import RunState
 from tether.seeds import derive_seed
-from tether.training.common import NEW, Start, load, load_task, open_run
-from tether.training.policy import conclude, run_policy
-from tether.types import Generator, Monitor, Prompt, Sampling, Scorer, StepResult, make_requests
+from tether.training.common import NEW, Start, load, open_run
+from tether.training.held_out import held_out_of
+from tether.training.policy import conclude, early_stopping, run_policy
+from tether.training.task import load_task
+from tether.types import Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult, make_requests
 from tether.world import ALONE, World
 
 # -- the algorithm ---------------------------------------------------------------------------------------------------
@@ -55,7 +59,8 @@ class Config:
     optim: Optim = field(default_factory=lambda: Optim(learning_rate=1e-3))
 
     def __post_init__(self) -> None:
-        ConfigError.unless({"momentum must lie in [0, 1)": 0 <= self.momentum < 1})
+        ConfigError.unless_typed(self)
+        ConfigError.unless(self, {"momentum must lie in [0, 1)": 0 <= self.momentum < 1})
 
 
 @dataclass(kw_only=True)
@@ -72,6 +77,8 @@ class State:
     step: int = 0
     baseline: Tensor | None = None  # []
     """Average reward of earlier steps; None before the first."""
+    loss: float | None = None
+    """Of the current step's update, once it is made; None between steps."""
 
     @staticmethod
     def create(policy: PreTrainedModel, config: Config, *, prompts: int, total_steps: int, seed: int) -> State:
@@ -94,8 +101,9 @@ def step(
     scorer: Scorer,
     config: Config,
     world: World = ALONE,
+    evaluate: Callable[[], Metrics] | None = None,
 ) -> StepResult:
-    """One step: roll out, score, update."""
+    """One step: roll out, score, update. One that is interrupted in ``evaluate`` has been updated, and is not again."""
     clock = PhaseClock(state.policy.device)
     with clock.phase("generate"):
         seed = derive_seed(state.seed, "rollout", state.step)
@@ -104,19 +112,28 @@ def step(
     with clock.phase("score"):
         groups = tuple(scorer.score(rollouts))
     with clock.phase("update"):
-        batch, rewards = batch_of(groups, state.policy.device), scores_of(groups, state.policy.device).flatten()
-        baseline = rewards.mean() if state.baseline is None else state.baseline
-        (logp,) = completion_logprobs(state.policy, batch, temperature=config.sampling.temperature)
-        loss = -((rewards - baseline) * masked_sum(logp, batch.mask, dim=1)).mean()
-        loss.backward()
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.baseline = config.momentum * baseline + (1 - config.momentum) * rewards.mean()
-        state.step += 1
-        generator.load_weights(state.step, trainable(state.policy).items())
+        if state.loss is None:
+            state.loss = update(state, groups, config)
+        generator.load_weights(state.step + 1, trainable(state.policy).items())
+    evaluation = evaluated(evaluate, clock)
     flops = forward_flops(shape_of(state.policy), lengths_of(groups))
     metrics = reduce(rollout_figures(groups) | clock.figures(), world)
-    return StepResult(metrics=metrics | {"loss": float(loss.detach()), "flops/update": 3 * flops}, groups=groups)
+    metrics |= {"loss": state.loss, "flops/update": 3 * flops, **evaluation}
+    state.loss, state.step = None, state.step + 1
+    return StepResult(metrics=metrics, groups=groups)
+
+
+def update(state: State, groups: Sequence[ScoredGroup], config: Config) -> float:
+    """One optimizer step; gives the loss."""
+    batch, rewards = batch_of(groups, state.policy.device), scores_of(groups, state.policy.device).flatten()
+    baseline = rewards.mean() if state.baseline is None else state.baseline
+    (logp,) = completion_logprobs(state.policy, batch, temperature=config.sampling.temperature)
+    loss = -((rewards - baseline) * masked_sum(logp, batch.mask, dim=1)).mean()
+    loss.backward()
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.baseline = config.momentum * baseline + (1 - config.momentum) * rewards.mean()
+    return float(loss.detach())
 
 
 # -- its training file -----------------------------------------------------------------------------------------------
@@ -146,13 +163,23 @@ def train(command: Reinforce, start: Start = NEW, *, monitors: Sequence[Monitor]
         start,
         loaded,
         title="reinforce",
-        state=RunState(state, tuple(monitors)),
+        state=RunState(state, (early_stopping(run, command.task.evaluation), *monitors)),
         total=state.total_steps,
         rollouts_every=command.task.rollouts_every,
     )
+    held_out = held_out_of(
+        command.task.evaluation,
+        loaded,
+        task,
+        reference=state.reference,
+        sampling=config.sampling,
+        seed=run.seed,
+        recorder=recorder,
+    )
+    one = partial(step, state, config=config)
     with recorder.session(stop_after=run.stop_after_seconds):
-        run_policy(state, partial(step, state, config=config), task, length=command.length, recorder=recorder)
-        conclude(state, loaded, task, sampling=config.sampling, run=run, recorder=recorder)
+        run_policy(state, one, task, length=command.length, recorder=recorder, held_out=held_out)
+        conclude(loaded, held_out, counted="steps", run=run, recorder=recorder)
 
 
 # -- its row in the table --------------------------------------------------------------------------------------------
@@ -169,7 +196,8 @@ WITH_REINFORCE = (
     ),
 )
 LINE = (
-    "reinforce --prompts p.jsonl --eval-prompts held_prompts.jsonl --reward r.py:fn --prompts-per-step 2 "
+    "reinforce --prompts p.jsonl --eval-prompts held_prompts.jsonl --eval-every 2 --keep-best=-eval/kl "
+    "--reward r.py:fn --prompts-per-step 2 "
     "--momentum 0.5 --max-new-tokens 5 --steps 5 --save-every 2 --quiet"
 )
 
@@ -213,4 +241,4 @@ def test_it_trains_is_interrupted_and_resumed_bit_for_bit_and_drawn(here, tiny, 
 
 
 STOP = "calls.append(1)\n    if len(calls) == 3: os.kill(os.getpid(), signal.SIGTERM)\n    return"
-"""In the reward function: a request to stop at its third call."""
+"""In the reward function: a request to stop at its third call, which is in the evaluation of the second step."""

@@ -9,6 +9,7 @@ from tether.data.records import Overlong
 from tether.durations import seconds
 from tether.errors import ConfigError
 from tether.runtime.device import Dtype, MatmulDtype
+from tether.trackers.names import TrackerName
 from tether.types import Budget
 
 
@@ -52,26 +53,72 @@ class RunOptions:
     keep_last: int = 2
     """Number of newest checkpoints to keep."""
     keep_best: str | None = None
-    """Metric whose best checkpoint is kept too: reward keeps the highest, =-eval/loss the lowest; none unless given."""
+    """Metric that chooses the step whose weights become model/: --keep-best reward chooses the highest value,
+    --keep-best=-eval/loss the lowest. Unless given, they are those of the last step."""
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of the run once it is finished: it can then be resumed for more steps."""
     stop_after: str | None = None
     """Time limit, such as 3h55m: save and stop then; tether resume continues. No limit unless given."""
     quiet: bool = False
     """Show no progress."""
+    track: tuple[TrackerName, ...] = ()
+    """Tracker that shows the run too: tensorboard, wandb, trackio or mlflow; repeatable. It sends what its own settings
+    say, and where it fails the run continues without it."""
     device: DeviceOptions = field(default_factory=DeviceOptions)
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
-                f"out must be a directory on this machine, found {self.out}": "://" not in self.out,
+                "out must be a directory on this machine": "://" not in self.out,
                 "save_every must be 0 or more": self.save_every >= 0,
                 "keep_last must be at least 1": self.keep_last >= 1,
-            }
+            },
         )
         self.stop_after_seconds  # noqa: B018 - a bad duration is an error now
 
     @property
     def stop_after_seconds(self) -> float | None:
         return None if self.stop_after is None else seconds(self.stop_after, name="stop_after")
+
+
+EVALUATED_REWARD = "eval/reward"
+"""What early stopping watches, unless ``keep_best`` names another metric."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Evaluation, and ending early."""
+
+    eval_prompts: str | None = None
+    """Held-out prompts on which the model is compared with its reference at the end; no comparison unless given."""
+    eval_every: int = 0
+    """Steps (in rejection sampling, rounds) between evaluations on them; 0 evaluates at the end only."""
+    eval_group_size: int = 4
+    """Completions per held-out prompt."""
+    eval_reward: tuple[str, ...] = ()
+    """Reward that is reported on the held-out prompts and not trained on, such as a judge: as --reward, without a
+    weight; repeatable."""
+    patience: int = 0
+    """Stop after this many evaluations in a row without a better eval/reward, or metric of keep_best; 0 is off."""
+    stop_kl: float | None = None
+    """Stop when the KL to the reference exceeds this many nats per completion: eval/kl where it is evaluated, else the
+    mean kl of the last 3 steps. No limit unless given."""
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(
+            self,
+            {
+                "eval_every must be 0 or more": self.eval_every >= 0,
+                "eval_group_size must be at least 1": self.eval_group_size >= 1,
+                "patience must be 0 or more": self.patience >= 0,
+                "stop_kl must be positive": self.stop_kl is None or self.stop_kl > 0,
+                "eval_every needs eval_prompts: give --eval-prompts": not self.eval_every or bool(self.eval_prompts),
+                "eval_reward needs eval_prompts: give --eval-prompts": not self.eval_reward or bool(self.eval_prompts),
+            },
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +128,29 @@ class PromptOptions:
     prompts: str
     """Rows with a prompt: a file or a hub id."""
     reward: tuple[str, ...]
-    """Reward: a reward-model directory, file.py:function, module:function or a rule; NAME:= before it names it, =WEIGHT
-    after it weights it (1 unless given); repeatable."""
-    eval_prompts: str | None = None
-    """Held-out prompts on which the model is compared with its reference at the end; no comparison unless given."""
+    """Reward: a reward-model directory, file.py:function, module:function or a rule such as length:40. NAME:= before it
+    names it, =WEIGHT after it weights it (1 unless given); several add up."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
     reward_deadline: str = "30m"
     """Time limit of a reward function for one step; a call that takes longer has failed."""
     reward_retries: int = 0
     """Number of times to retry a reward function that failed; use it only where repeated calls are harmless."""
+    evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     budget: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
-                "reward is empty: give a reward-model directory, file.py:function, module:function or a rule": bool(
+                "reward must hold one: a rule, file.py:function, module:function or a reward-model directory": bool(
                     self.reward
                 ),
                 "rollouts_every must be 0 or more": self.rollouts_every >= 0,
                 "reward_retries must be 0 or more": self.reward_retries >= 0,
-            }
+            },
         )
         self.reward_deadline_seconds  # noqa: B018 - a bad duration is an error now
 
@@ -116,16 +164,18 @@ class Steps:
     """Steps."""
 
     steps: int = 100
-    """Steps of the run: roll out, score, update."""
+    """Steps of the run. Each samples completions, scores them and updates the policy."""
     prompts_per_step: int = 16
-    """Prompts per step; each gets group_size completions."""
+    """Prompts per step, which has prompts_per_step * group_size completions."""
 
     def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
         ConfigError.unless(
+            self,
             {
                 "steps must be at least 1": self.steps >= 1,
                 "prompts_per_step must be at least 1": self.prompts_per_step >= 1,
-            }
+            },
         )
 
 
@@ -135,6 +185,20 @@ def require_minibatches(minibatches: int, completions: int) -> None:
         raise ConfigError(
             f"minibatches is {minibatches} and a step has {completions} completions (prompts_per_step * group_size)"
         )
+
+
+def require_evaluations(run: RunOptions, evaluation: EvaluationOptions) -> None:
+    """What watches a metric of the evaluations needs evaluations during training."""
+    watched = {
+        "keep_best": run.keep_best,
+        "patience": (run.keep_best or EVALUATED_REWARD) if evaluation.patience else None,
+    }
+    for option, metric in watched.items():
+        if metric and metric.removeprefix("-").startswith("eval/") and not evaluation.eval_every:
+            raise ConfigError(
+                f"{option} watches {metric}, which the run does not measure",
+                hint="give --eval-every N and --eval-prompts",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,11 @@ from commandline import numbers, read_rows, tether, workspace
 from helpers import group, scored
 from runs import SAMPLED
 from tether.monitor.flat_rewards import FlatRewards
+from tether.observers import Alarm
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
 from tether.training import grpo
-from tether.types import Alarm, StepResult
+from tether.types import StepResult
 
 TASK = f"{SAMPLED} --prompts-per-step 2 --max-new-tokens 5"
 LINE = f"grpo {TASK} --group-size 2 --steps 7 --save-every 2 --quiet"

@@ -25,7 +25,7 @@ from tether.training.inputs import (
 )
 from tiny import byte_tokenizer, make_model
 
-STEPS = "--steps 1 --prompts-per-step 2 --group-size 2 --max-new-tokens 3 --quiet"
+STEPS = "--steps 1 --prompts-per-step 2 --group-size 2 --max-new-tokens 3 --keep-checkpoints --quiet"
 MORE = "--steps 2 --allow"
 
 
@@ -198,10 +198,10 @@ def test_a_reward_that_changes_the_directory_moves_nothing(here, tiny, monkeypat
     assert len(untimed(read_rows(here / "o" / "metrics.jsonl"))) == 2
 
 
-def test_a_directory_that_was_removed_is_one_line(here, tiny, monkeypatch, capfd):
+def test_a_directory_that_was_removed_is_one_line(run, here, tiny, monkeypatch, capfd):
     monkeypatch.chdir(here / "elsewhere")
     os.rmdir(here / "elsewhere")
-    assert "working directory does not exist" in complaint(capfd, f"resume {here}")
+    assert "working directory does not exist" in complaint(capfd, f"resume {run.absolute()}")
     assert "working directory does not exist" in complaint(capfd, f"sft --model {tiny} --data x.jsonl --out {here}/o")
 
 

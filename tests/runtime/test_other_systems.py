@@ -7,9 +7,11 @@ import sys
 import textwrap
 
 WINDOWS = """
-    import ctypes, os, signal, subprocess, sys, types
+    import contextlib, ctypes, os, signal, subprocess, sys, types
 
     import torch, transformers  # they know Windows on their own
+    with contextlib.suppress(ImportError):
+        import psutil  # as does this, which transformers uses where it is installed
 
     for name in ("fcntl", "resource", "termios", "pwd", "grp"):
         sys.modules[name] = None  # importing it is an ImportError

@@ -9,6 +9,7 @@ import torch
 
 from helpers import random_groups
 from tether.errors import GuardError
+from tether.observers import Alarm
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.directory import RunDirectory, read_metrics
 from tether.runtime.journal import Journal
@@ -16,7 +17,7 @@ from tether.runtime.progress import ProgressLine
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
 from tether.stop_requests import Interrupted
-from tether.types import Alarm, StepResult
+from tether.types import StepResult
 from tether.world import ALONE
 
 METRICS = {"num_tokens": 8.0, "flops/update": 1e3, "time/update": 0.1}
@@ -72,6 +73,7 @@ def recorder(path, world, *, monitors=()) -> Recorder:
         journal=Journal(directory),
         progress=ProgressLine("ppo", 3, quiet=True),
         state=RunState(None, tuple(monitors)),
+        model=torch.nn.Module(),
         device=torch.device("cpu"),
         matrix_rate=1e9,
         world=world,

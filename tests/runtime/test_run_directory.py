@@ -33,7 +33,8 @@ def run(tmp_path_factory, tiny):
     workspace(here)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
-        assert tether(f"{LINE} --save-every 2 --keep-last 9 --rollouts-every 3 --quiet --out out --model", tiny) == 0
+        line = f"{LINE} --save-every 2 --keep-last 9 --rollouts-every 3 --quiet"
+        assert tether(f"{line} --keep-checkpoints --out out --model", tiny) == 0
     return here / "out"
 
 
@@ -55,7 +56,7 @@ def test_rollouts_are_one_row_per_completion(run):
     assert len(rows) == 4
     assert rows[0].keys() == {
         "step", "prompt", "completion", "completion_ids", "mask", "sampler_logp", "finish_reason",
-        "weights_version", "score", "reward/fn",
+        "weights_version", "score", "rewards/fn", "kl", "advantage", "ref_logp", "advantages",
     }  # fmt: skip
     assert all(len(row["completion_ids"]) == len(row["sampler_logp"]) for row in rows)
     assert all(row["mask"] == [True] * len(row["completion_ids"]) for row in rows)
@@ -136,7 +137,7 @@ def test_a_directory_is_made_with_its_first_row(tmp_path):
     directory.log({"step": 1.0})
     directory.log({"step": 2.0})
     assert read_metrics(directory.path) == [{"step": 1.0}, {"step": 2.0}]
-    assert (directory.path / "config.yaml").read_text() == "format: 2\ncommand: test\nseed: 1\n"
+    assert (directory.path / "config.yaml").read_text() == "format: 3\ncommand: test\nseed: 1\n"
 
 
 def test_what_a_run_left_that_was_killed_while_it_made_its_directory_is_replaced(tmp_path):
@@ -167,6 +168,7 @@ def test_a_metric_that_is_not_finite_is_named_and_not_written(tmp_path, value):
         journal=Journal(directory),
         progress=ProgressLine("ppo", 2, quiet=True),
         state=RunState(None),
+        model=torch.nn.Module(),
         device=torch.device("cpu"),
         matrix_rate=1e9,
     )

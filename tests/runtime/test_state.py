@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from helpers import random_groups
-from tether.algorithms import grpo
+from tether.algorithms.experience import GroupExperience
 from tether.algorithms.rollouts import batch_of
 from tether.errors import RunError
 from tether.runtime.state import RunState, Saved, Snapshot, restore
@@ -22,10 +22,10 @@ def test_tensors_that_decide_shapes_come_back_to_the_host_and_the_others_to_the_
     batch = batch_of(random_groups(2, 2), torch.device("cpu"))
     logp = torch.zeros(batch.mask.shape)
     rows = torch.zeros(4)
-    made = grpo.Experience(batch=batch, old_logp=logp, ref_logp=logp, advantages=rows, kl_weight=rows)
+    made = GroupExperience(batch=batch, old_logp=logp, ref_logp=logp, advantages=rows, kl_weight=rows)
     snapshot = Snapshot()
     plain = snapshot._fields(made, "x.")
-    found = Saved(Path(), snapshot.tensors).build(grpo.Experience, plain, "x", device=torch.device("meta"))
+    found = Saved(Path(), snapshot.tensors).build(GroupExperience, plain, "x", device=torch.device("meta"))
     on_device = {"ids": found.batch.ids, "mask": found.batch.mask, "old_logp": found.old_logp}
     assert {name: tensor.device.type for name, tensor in on_device.items()} == dict.fromkeys(on_device, "meta")
     for name in ("prompt_lengths", "completion_lengths", "prompt_index"):

@@ -9,7 +9,7 @@ import pytest
 
 from tether.errors import DataError, GuardError, RewardError
 from tether.stop_requests import Interrupted, asked, check, heeded
-from tether.training.common import located
+from tether.training.common import held_out_words, located
 
 
 @pytest.mark.parametrize("kind", [RewardError, GuardError])
@@ -40,3 +40,16 @@ def test_a_rank_among_others_heeds_a_signal_between_two_steps_only():
         with pytest.raises(Interrupted):
             check()
     assert asked() == ""
+
+
+def test_a_run_that_was_compared_says_what_it_gained():
+    def both(policy: float, reference: float, **more: float) -> dict:
+        return {
+            "policy": {"reward": policy, "reward_ci95": 0.123, **more},
+            "reference": {"reward": reference, "reward_ci95": 0.1},
+        }
+
+    summary = {"evaluation": both(0.889, -0.207, kl=5.42), "eval_rewards": {"judge": both(5.1, 4.8)}}
+    said = "held out: reward 0.889 ± 0.12 (reference -0.207), judge 5.1 ± 0.12 (reference 4.8), at 5.4 nats"
+    assert held_out_words(summary) == [said]
+    assert held_out_words({"evaluation": {}}) == held_out_words({"accuracy": 0.7}) == []

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tether.observers import Alarm
 from tether.ops.advantages import ZERO_VARIANCE, zero_variance
-from tether.types import Alarm, StepResult
+from tether.types import StepResult
 
 PATIENCE = 5
 """Steps in a row after which the alarm is raised."""

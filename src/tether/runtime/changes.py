@@ -10,18 +10,27 @@ from tether.errors import ConfigError, DataError
 from tether.rewards.resolve import short_name, split_name, split_weight
 from tether.rewards.rules import RULES
 
-OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after"})
+OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after", "track"})
 """Options of the process, not of the run."""
 SAFE = frozenset(
     {
         "steps", "rounds", "epochs", "save_every", "keep_last", "keep_best", "rollouts_every", "eval_prompts",
         "max_rows", "cache_gib", "checkpoint_activations", "device", "reward_deadline", "reward_retries", "max_skipped",
+        "keep_checkpoints", "eval_every", "eval_group_size", "eval_reward", "patience", "stop_kl",
     }
 )  # fmt: skip
 """Options that do not invalidate a saved state: how long, how often, where, and how much at a time."""
 
-CONTENT_DECIDES = frozenset({"model", "prompts", "eval_prompts", "pairs", "eval_pairs", "data", "eval_data"})
+HOW_LONG = frozenset({"steps", "rounds", "epochs", "patience", "stop_kl"})
+"""Those that decide when a run ends: a run that ended early continues where one of them changes."""
+
+CONTENT_DECIDES = frozenset(
+    {"model", "prompts", "eval_prompts", "pairs", "eval_pairs", "test_pairs", "data", "eval_data"}
+)
 """Options that name what a run reads. It may have moved: what it holds is compared, by its fingerprint."""
+
+REWARDS = ("reward", "eval_reward")
+"""Options whose values are rewards, which may have moved too."""
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -38,7 +47,7 @@ def _compared(name: str, value: Any) -> Any:
     """What of an option has to be equal. Of an input it is only whether there is one."""
     if name in CONTENT_DECIDES:
         return value is None
-    return [placeless(one) for one in value] if name == "reward" and isinstance(value, list | tuple) else value
+    return [placeless(one) for one in value] if name in REWARDS and isinstance(value, list | tuple) else value
 
 
 def placeless(reward: str) -> tuple[str | None, str, float]:
@@ -75,9 +84,10 @@ def refuse_other_inputs(
     """Raise :class:`DataError` where a model or data set has changed since the run began; ``places`` says where each
     of them is now."""
     for name in sorted(old.keys() | new.keys()):
-        if name not in allowed and old.get(name) != new.get(name):
+        option = name.partition(" ")[0]  # "eval_reward NAME" is the model NAME of that option
+        if option not in allowed and old.get(name) != new.get(name):
             raise DataError(
                 f"{name} is not what it was when the run began (fingerprint {old.get(name)}, now {new.get(name)})",
                 where=places.get(name) or "",
-                hint=f"restore it, {'resume with the new one by --allow, ' * (name in SAFE)}or start a new run",
+                hint=f"restore it, {'resume with the new one by --allow, ' * (option in SAFE)}or start a new run",
             )

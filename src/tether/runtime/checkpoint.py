@@ -26,10 +26,11 @@ from transformers import PreTrainedTokenizerBase
 from tether.errors import RunError
 from tether.models.loading import save_tokenizer
 from tether.runtime.files import atomic_write, remove, writing
+from tether.runtime.json_text import to_json
 from tether.runtime.state import MODEL, RunState, Snapshot
 from tether.types import Metrics
 
-MANIFEST = "manifest.json"
+DIRECTORY, MANIFEST = "checkpoints", "manifest.json"
 NAME = re.compile(r"step_(\d{6,})(?:\.(\d{2,}))?")
 
 
@@ -47,6 +48,8 @@ class RunPosition:
     """How long the run had taken."""
     metrics: Metrics = field(default_factory=dict)
     """The row of that step."""
+    ended: str = ""
+    """Why the run ended before its last step; empty if it did not."""
     needs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Files outside the checkpoint that resuming needs, as the manifest lists its own."""
 
@@ -66,7 +69,15 @@ class Kept:
     last: int
     """How many of the newest: of those after a step, and of those within the step that follows."""
     best: str | None
-    """The one with the highest value of this metric too, or with a minus before the name the lowest."""
+    """The one after the step with the highest value of this metric too, or with a minus before the name the lowest; the
+    earliest of equals."""
+
+    def value(self, metrics: Metrics) -> float | None:
+        """How good a step with these metrics is by :attr:`best`, higher being better; None where they lack it."""
+        if self.best is None:
+            return None
+        value = metrics.get(self.best.removeprefix("-"))
+        return -value if value is not None and self.best.startswith("-") else value
 
 
 class Checkpoints:
@@ -79,7 +90,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, tokenizer: PreTrainedTokenizerBase, kept: Kept, *, overlap: bool = False) -> None:
         self.run, self.tokenizer, self.kept, self.overlap = run, tokenizer, kept, overlap
-        self.directory = run / "checkpoints"
+        self.directory = run / DIRECTORY
         self.writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self.under_way: Future[None] | None = None
         self.tokenizer_files: dict[str, bytes] = {}
@@ -130,7 +141,7 @@ class Checkpoints:
                 str(path.relative_to(partial)): summed(path) for path in sorted(partial.rglob("*")) if path.is_file()
             }
             manifest = {**asdict(position), "files": files}
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            (partial / MANIFEST).write_text(to_json(manifest, indent=1), encoding="utf-8")
             return stack.pop_all()
 
     def _keep(self, written: contextlib.ExitStack) -> None:
@@ -153,24 +164,37 @@ class Checkpoints:
         within = paths[paths.index(after_steps[-1]) + 1 :] if after_steps else paths
         # counted apart: a run that was interrupted keeps after its end what one that was not keeps
         kept = {*after_steps[-self.kept.last :], *within[-self.kept.last :]}
-        kept |= {best for best in [self._best(paths)] if best}
+        kept |= {path for _, path in self.ranked()[:1]}
         for path in self.directory.iterdir():
             if path.name.startswith("."):
                 remove(path)
             elif path in paths and path not in kept:
                 discard(path)
 
-    def _best(self, paths: list[Path]) -> Path | None:
-        if self.kept.best is None:
-            return None
-        metric, sign = self.kept.best.removeprefix("-"), -1.0 if self.kept.best.startswith("-") else 1.0
-        values = {}
-        for path in paths:
+    def ranked(self) -> list[tuple[float, Path]]:
+        """The checkpoints after a step whose row has the metric, best first, each with its :meth:`Kept.value`."""
+        found = []
+        for _, part, path in self.names():
             with contextlib.suppress(RunError):  # one that cannot be read is not the best
-                metrics = read_manifest(path)["metrics"]
-                if metric in metrics:
-                    values[path] = sign * metrics[metric]
-        return max(values, key=lambda path: values[path]) if values else None
+                if not part and (value := self.kept.value(read_manifest(path)["metrics"])) is not None:
+                    found.append((value, path))
+        return sorted(found, key=lambda one: -one[0])
+
+    def would_be_best(self, metrics: Metrics) -> bool:
+        """Whether a checkpoint after a step with these metrics would be the best one."""
+        self.wait()
+        value, ranked = self.kept.value(metrics), self.ranked()
+        return value is not None and (not ranked or value > ranked[0][0])
+
+    def best(self) -> tuple[Checkpoint | None, list[str]]:
+        """The best checkpoint that is as it was written, and what is wrong with better ones."""
+        wrong: list[str] = []
+        for _, path in self.ranked():
+            try:
+                return self.verified(path), wrong
+            except RunError as error:
+                wrong.append(f"{error}; it is passed over")
+        return None, wrong
 
     def oldest_step(self) -> int:
         """The step of the oldest checkpoint; 0 where there is none."""
@@ -199,7 +223,7 @@ class Checkpoints:
         """Record that ``checkpoint`` may be resumed with this configuration."""
         manifest = read_manifest(checkpoint.path) | {"config": dict(config)}
         with atomic_write(checkpoint.path / MANIFEST, durable=True) as partial:
-            partial.write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            partial.write_text(to_json(manifest, indent=1), encoding="utf-8")
 
     def finish(self) -> None:
         """Remove those within a step, which nothing resumes once the run is finished."""
@@ -226,6 +250,13 @@ class Checkpoints:
             self.wait()
         finally:
             self.writer.shutdown()
+
+
+def remove_checkpoints(run: Path) -> None:
+    """Remove all checkpoints of a finished run."""
+    directory = run / DIRECTORY
+    with writing(directory):
+        remove(directory)
 
 
 def discard(path: Path) -> None:

@@ -1,12 +1,14 @@
 """A run directory: the only place a run writes to.
 
 config.yaml  fingerprints.json  data.json  metrics.jsonl  alarms.jsonl  rollouts/step_000010.parquet
-checkpoints/step_000010/  journal/  model/  summary.json  report.html
+checkpoints/step_000010/  journal/  evaluation.parquet  test_pairs.parquet  trackers.json  model/  summary.json
+report.html
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,10 +22,10 @@ from tether.errors import RunError
 from tether.runtime import lock
 from tether.runtime.files import atomic_write, remove, require_writable, sync_one, writing
 from tether.runtime.json_text import to_json
-from tether.types import Metrics, ScoredGroup
+from tether.types import Completion, CompletionFigures, Metrics, ScoredGroup
 from tether.untrusted import read_flat_yaml
 
-FORMAT = 2
+FORMAT = 3
 """Version of what a run directory holds, the first line of its ``config.yaml``. A run of another version cannot be
 resumed; version 1 has no such line."""
 CONFIG = "config.yaml"
@@ -187,17 +189,20 @@ class RunDirectory:
                 os.truncate(file, before)
                 raise
 
-    def rollouts(self, step: int, groups: Sequence[ScoredGroup]) -> None:
-        """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts."""
+    def rollouts(
+        self, step: int, groups: Sequence[ScoredGroup], figures: Sequence[Sequence[CompletionFigures]] = ()
+    ) -> None:
+        """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts, and the
+        ``figures`` of its tokens where there are some."""
         import pyarrow.parquet
 
         self.make()
-        table = rollout_table(step, groups)
+        table = rollout_table(step, groups, figures)
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
         with writing(target):
             target.parent.mkdir(exist_ok=True)
         with atomic_write(target) as partial, partial.open("wb") as out:  # pyarrow would take some names for URLs
-            pyarrow.parquet.write_table(table, out)
+            pyarrow.parquet.write_table(table, out, compression="zstd")
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a jsonl file, or replace it as a whole."""
@@ -242,28 +247,40 @@ class RunDirectory:
         remove(self.path / SUMMARY)  # the run is no longer finished
 
 
-def rollout_table(step: int, groups: Sequence[ScoredGroup]) -> Any:
-    """The rollouts of a step as a ``pyarrow.Table``. Its types do not depend on the values, so that the files of a run
-    are one data set even where a reward applies to no completion of a step."""
+def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Sequence[CompletionFigures]] = ()) -> Any:
+    """The rollouts of a step as a ``pyarrow.Table``; ``figures`` has one entry per completion of each group, or none at
+    all. Its types do not depend on the values, so that the files of a run are one data set even where a reward applies
+    to no completion of a step."""
     import pyarrow
 
     parts = dict.fromkeys(name for group in groups for score in group.scores for name in score.parts)
+    numbers = pyarrow.list_(pyarrow.float64())
     types = {
         "step": pyarrow.int64(),
         "prompt": pyarrow.string(),
         "completion": pyarrow.string(),
         "completion_ids": pyarrow.list_(pyarrow.int64()),
         "mask": pyarrow.list_(pyarrow.bool_()),
-        "sampler_logp": pyarrow.list_(pyarrow.float64()),
+        "sampler_logp": numbers,
+        "ref_logp": numbers,
+        "advantages": numbers,
         "finish_reason": pyarrow.string(),
         "weights_version": pyarrow.int64(),
         "score": pyarrow.float64(),
-        **{f"reward/{name}": pyarrow.float64() for name in parts},
+        **{f"rewards/{name}": pyarrow.float64() for name in parts},
+        "kl": pyarrow.float64(),
+        "advantage": pyarrow.float64(),
     }
+    known: list[CompletionFigures | None] = [one for group in figures for one in group]
+    completions = [
+        (group.rollouts.prompt, completion, score)
+        for group in groups
+        for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
+    ]
     rows = [
         {
             "step": step,
-            "prompt": group.rollouts.prompt.text,
+            "prompt": prompt.text,
             "completion": completion.text,
             "completion_ids": list(completion.ids),
             "mask": list(completion.mask),
@@ -271,12 +288,26 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup]) -> Any:
             "finish_reason": completion.finish_reason.value,
             "weights_version": completion.weights_version,
             "score": score.total,
-            **{f"reward/{name}": score.parts.get(name) for name in parts},
+            **{f"rewards/{name}": score.parts.get(name) for name in parts},
+            **(figure_columns(completion, found) if found is not None else {}),
         }
-        for group in groups
-        for completion, score in zip(group.rollouts.completions, group.scores, strict=True)
+        for (prompt, completion, score), found in zip(completions, known or [None] * len(completions), strict=True)
     ]
     return pyarrow.Table.from_pylist(rows, schema=pyarrow.schema(list(types.items())))
+
+
+def figure_columns(completion: Completion, found: CompletionFigures) -> dict[str, Any]:
+    """The figures of a completion per token, and over the tokens that the policy emitted: ``kl``, the sum of
+    sampler_logp - ref_logp in nats, and ``advantage``, the mean."""
+    emitted = [i for i, own in enumerate(completion.mask) if own]
+    columns: dict[str, Any] = {
+        "ref_logp": list(found.ref_logp),
+        "kl": math.fsum(completion.sampler_logp[i] - found.ref_logp[i] for i in emitted),
+    }
+    if found.advantages is not None:
+        columns["advantages"] = list(found.advantages)
+        columns["advantage"] = math.fsum(found.advantages[i] for i in emitted) / len(emitted)
+    return columns
 
 
 def begun_with(run: Path) -> dict[str, str]:

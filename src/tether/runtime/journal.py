@@ -52,11 +52,15 @@ class Journal:
         self.began = time.monotonic()
         self.held: list[Callable[[], None]] = []
         """What is not written yet, because the run may still fail and leave nothing behind."""
+        self.of_run: list[Callable[[], None]] = []
+        """The same for what belongs to the run rather than to its step."""
 
     def begin(self, step: int) -> None:
         """What is generated and scored after this call belongs to ``step``."""
         self.step, self.calls, self.began = step, 0, time.monotonic()
         self.held = []
+        if self.of_run and self.directory.made:
+            self.write()
 
     def file(self, kind: str) -> Path:
         """The path of the rollouts or the scores of the current call."""
@@ -73,9 +77,42 @@ class Journal:
         self.directory.make()
         with writing(self.path):
             self.path.mkdir(exist_ok=True)
-        for write in self.held:
+        for write in [*self.of_run, *self.held]:
             write()
-        self.held = []
+        self.of_run, self.held = [], []
+
+    def scored(self, scorer: Scorer, groups: Sequence[RolloutGroup], *, by: str = "") -> list[ScoredGroup]:
+        """``scorer.score(groups)``, or the scores that a repeated step had for the completions of its current call;
+        ``by`` says what the scorer is made of, where that may change."""
+        return self._scored(self.file("scores"), self.keep, scorer, groups, by)
+
+    def scored_once(self, name: str, scorer: Scorer, groups: Sequence[RolloutGroup], *, by: str) -> list[ScoredGroup]:
+        """``scorer.score(groups)``, or the scores that the run has had for these completions, in the file ``name``."""
+
+        def keep(write: Callable[[], None]) -> None:
+            self.of_run.append(write)
+            if self.directory.made:
+                self.write()
+
+        return self._scored(self.path / name, keep, scorer, groups, by)
+
+    def _scored(
+        self,
+        file: Path,
+        keep: Callable[[Callable[[], None]], None],
+        scorer: Scorer,
+        groups: Sequence[RolloutGroup],
+        by: str,
+    ) -> list[ScoredGroup]:
+        """The scores in ``file`` if they are those of ``groups``, else new ones, which are to be kept there."""
+        asked = completions_digest(groups) + by
+        found = read_scores(file, groups, asked)
+        if found is not None:
+            return found
+        scored = scorer.score(groups)
+        if any(score.total is not None for group in scored for score in group.scores):  # else the step may end here
+            keep(partial(write_scores, file, scored, asked))
+        return scored
 
     def files(self, *, after: int) -> list[Path]:
         """The files of the steps after ``after``."""
@@ -131,14 +168,7 @@ class JournaledScorer:
         self.inner, self.journal = scorer, journal
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        file, asked = self.journal.file("scores"), completions_digest(groups)
-        found = read_scores(file, groups, asked)
-        if found is not None:
-            return found
-        scored = self.inner.score(groups)
-        if any(score.total is not None for group in scored for score in group.scores):  # else the step may end here
-            self.journal.keep(partial(write_scores, file, scored, asked))
-        return scored
+        return self.journal.scored(self.inner, groups)
 
 
 def requests_digest(requests: Sequence[Request], sampling: Sampling) -> str:

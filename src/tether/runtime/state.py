@@ -3,13 +3,12 @@
 Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimizer tensors,
 float32 masters of bfloat16 weights, best-so-far weights and the experience of an unfinished update are in
 ``tensors.safetensors``; the rest is in ``state.json``. What follows from the run's configuration is not saved: the
-reference, and how many steps there are.
+reference, and how many steps there are; nor are fields marked :data:`tether.types.UNSAVED`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import types
 import typing
 from collections.abc import Mapping
@@ -26,7 +25,9 @@ from transformers import PreTrainedModel
 from tether.errors import RunError
 from tether.models.loading import load_pretrained
 from tether.models.masters import masters
-from tether.types import HOST, Monitor
+from tether.observers import Monitor
+from tether.runtime.json_text import exact_json, read_exact
+from tether.types import HOST, UNSAVED
 
 MODEL, TENSORS, PLAIN = "model", "tensors.safetensors", "state.json"
 DERIVED = ("reference", "total_steps")
@@ -91,13 +92,13 @@ class Snapshot:
         if self.model is not None:
             self.model.save_pretrained(directory / MODEL, state_dict=dict(self.weights))
         save_file(self.tensors, directory / TENSORS)
-        (directory / PLAIN).write_text(json.dumps(self.plain, indent=1), encoding="utf-8")
+        (directory / PLAIN).write_text(exact_json(self.plain, indent=1), encoding="utf-8")
 
     def _fields(self, value: Any, prefix: str) -> dict[str, Any]:
         """The plain part of a dataclass; its tensors are stored under their names."""
         plain = {}
         for entry in dataclasses.fields(value):
-            if entry.name in DERIVED:
+            if not saved_field(entry):
                 continue
             inner = getattr(value, entry.name)
             if isinstance(inner, nn.Module):
@@ -122,9 +123,7 @@ class Snapshot:
             return None
         if isinstance(value, torch.optim.Optimizer):
             saved = value.state_dict()
-            for index, entries in saved["state"].items():
-                self.tensors |= {f"{name}.{index}.{key}": tensor for key, tensor in entries.items()}
-            return saved["param_groups"]
+            return {"param_groups": saved["param_groups"], "state": self._value(saved["state"], name)}
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._fields(value, f"{name}.")
         if isinstance(value, dict):
@@ -135,12 +134,12 @@ class Snapshot:
 def restore(state: RunState, directory: Path) -> None:
     """Make ``state``, freshly created from the configuration, what was saved in ``directory``. A monitor that the
     checkpoint does not know keeps its fresh state."""
-    plain = json.loads((directory / PLAIN).read_text(encoding="utf-8"))
+    plain = read_exact((directory / PLAIN).read_text(encoding="utf-8"))
     saved = Saved(directory, load_file(directory / TENSORS))
     if lacking := plain[MONITORS].keys() - {monitor.name for monitor in state.monitors}:
         raise RunError(
             f"the run has monitors that this process lacks: {', '.join(sorted(lacking))}",
-            hint="resume it from Python: train(command, Start(resumed=True), monitors=...)",
+            hint="resume it from Python: the call that began it, with monitors= and resume=True",
         )
     saved.fill(state.algorithm, plain[ALGORITHM], f"{ALGORITHM}.")
     for monitor in state.monitors:
@@ -164,7 +163,7 @@ class Saved:
         hints = typing.get_type_hints(type(target))
         for entry in dataclasses.fields(target):
             name, current = f"{prefix}{entry.name}", getattr(target, entry.name)
-            if entry.name in DERIVED:
+            if not saved_field(entry):
                 continue
             if isinstance(current, nn.Module):
                 self._fill_module(current, below(self.tensors, name))
@@ -182,8 +181,7 @@ class Saved:
         if isinstance(module, PreTrainedModel):
             assert self.model is None, "a state trains one model"
             self.model = module
-            saved = load_pretrained(type(module), str(self.directory / MODEL), dtype=module.dtype)
-            module.load_state_dict(saved.state_dict())
+            load_weights(module, self.directory)
         else:
             module.load_state_dict({key: tensors[key] for key in module.state_dict()})
         with torch.no_grad():
@@ -218,20 +216,31 @@ class Saved:
                     device=HOST_DEVICE if entry.metadata == HOST else device,
                 )
                 for entry in dataclasses.fields(cls)
+                if saved_field(entry)
             }
             return typing.cast(Any, cls)(**values)
         return plain
 
 
-def fill_optimizer(
-    optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], tensors: Mapping[str, Tensor]
-) -> None:
-    """Its param groups, and its state from ``tensors`` named INDEX.KEY."""
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        entries.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": entries, "param_groups": groups})
+def load_weights(model: nn.Module, directory: Path) -> None:
+    """Give ``model`` the weights of the model that was saved in ``directory``."""
+    assert isinstance(model, PreTrainedModel), "what a state trains is a model of transformers"
+    saved = load_pretrained(type(model), str(directory / MODEL), dtype=model.dtype)
+    model.load_state_dict(saved.state_dict())
+
+
+def fill_optimizer(optimizer: torch.optim.Optimizer, plain: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Its param groups, and its state: tensors are named INDEX.KEY, all else is in ``plain``."""
+    state = {
+        int(index): {key: tensors.get(f"{index}.{key}", value) for key, value in entries.items()}
+        for index, entries in plain["state"].items()
+    }
+    optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
+
+
+def saved_field(entry: dataclasses.Field[Any]) -> bool:
+    """Whether checkpoints hold a field."""
+    return entry.name not in DERIVED and entry.metadata != UNSAVED
 
 
 def on_host(tensor: Tensor, *, copy: bool) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -19,49 +19,39 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether.config import DataOptions, PromptOptions, RunOptions
-from tether.data.checks import DataReport, keep_apart
-from tether.data.fingerprint import fingerprint
-from tether.data.records import load_prompts
+from tether.config import DataOptions, RunOptions
+from tether.data.checks import DataReport
 from tether.errors import ConfigError, GuardError, MemoryShortError, RewardError
-from tether.evaluation import evaluate_policy, policy_kl, sample_and_score
 from tether.flags import flatten
-from tether.generation.engine import Engine
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.fingerprint import weights_fingerprint
 from tether.models.linear import round_matmuls
-from tether.models.loading import context_length, save_model
-from tether.models.reference import Reference
-from tether.rewards.checks import prepared
-from tether.rewards.combine import WeightedSum
-from tether.rewards.learned import LearnedReward
-from tether.rewards.resolve import resolve_scorer
+from tether.models.loading import context_length, embedding_rows, save_model, unembedded
+from tether.observers import Hook, Tracker
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import Dtype, MatmulDtype, matrix_rate, pick_device, pick_dtype, pick_matmul_dtype
 from tether.runtime.directory import RunDirectory, begun_with, refuse_if_taken
 from tether.runtime.files import atomic_write
-from tether.runtime.journal import Journal, JournaledGenerator, JournaledScorer
+from tether.runtime.journal import Journal
+from tether.runtime.metric_names import EVALUATED, require_known
 from tether.runtime.progress import ProgressLine
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
-from tether.seeds import derive_seed
+from tether.trackers.names import require_installed
+from tether.trackers.tracking import Tracking
 from tether.training import inputs
+from tether.training.given import NOTHING, Given
 from tether.training.inputs import (
     DATE,
-    absolute_rewards,
     asks_for_the_date,
     fix_the_date,
     here,
     naming_the_model_of_a_run,
 )
-from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer
+from tether.types import Sampling, StepResult
+from tether.untrusted import one_line
 
 EVAL_SEED = "evaluation"
-EVALUATED = {
-    "sft": ("eval/loss",),
-    "reward": ("eval/accuracy", "eval/loss", "eval/calibration_error", "eval/margin"),
-}
-"""The metrics that the rows of some steps have only, by command."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +61,8 @@ class Start:
     resumed: bool = False
     allowed: frozenset[str] = frozenset()
     """Options that may differ from those it had."""
+    given: Given = NOTHING
+    """What the options only name."""
 
 
 NEW = Start()
@@ -100,16 +92,8 @@ class Loaded:
     """When the run began, in ISO format."""
     sometimes: set[str] = field(default_factory=set)
     """Metrics that not every row of the run has."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a policy is to do, and what that is worth."""
-
-    prompts: list[Prompt]
-    eval_prompts: list[Prompt]
-    score: WeightedSum
-    engine: Engine
+    given: Given = NOTHING
+    """What the options only name."""
 
 
 def set_matmul_dtype(name: MatmulDtype, model: PreTrainedModel) -> Dtype:
@@ -123,6 +107,7 @@ def set_matmul_dtype(name: MatmulDtype, model: PreTrainedModel) -> Dtype:
 def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> Loaded:
     """The model that ``read`` finds, ready to be trained."""
     started, base = time.monotonic(), here()
+    require_installed(run.track)
     torch.manual_seed(run.seed)
     if not start.resumed:
         refuse_if_taken(Path(run.out), overwrite=run.overwrite)
@@ -140,9 +125,10 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         matmul_dtype,
         started,
         report=DataReport(quiet=run.quiet),
-        fingerprints={"model": found},
+        fingerprints={"model": found, **start.given.fingerprints},
         base=base,
         date=date,
+        given=start.given,
     )
     keep_the_date(loaded, tokenizer)
     return loaded
@@ -157,14 +143,16 @@ def keep_the_date(loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def reader(read: Callable[..., Any], loaded: Loaded, data: DataOptions) -> Callable[..., Any]:
     """``read``, one of the loaders of :mod:`tether.data.records`, for the model and the options of a run."""
-    return partial(
+    known = partial(
         read,
         tokenizer=loaded.tokenizer,
         context=context_length(loaded.model),
         overlong=data.overlong,
         on_bad_rows=data.on_bad_rows,
         report=loaded.report,
+        unembedded=unembedded(loaded.tokenizer, embedding_rows(loaded.model)),
     )
+    return lambda source, **more: known(loaded.given.rows.get(source, source), **more)
 
 
 def require_room(model: PreTrainedModel, sampling: Sampling) -> None:
@@ -178,39 +166,6 @@ def require_room(model: PreTrainedModel, sampling: Sampling) -> None:
         )
 
 
-def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Task:
-    """Prompts and rewards of a policy-training command."""
-    model, data = loaded.model, options.data
-    require_room(model, sampling)
-    read = reader(load_prompts, loaded, data)
-    training = read(options.prompts, max_new_tokens=sampling.max_new_tokens)
-    held_out = (
-        read(options.eval_prompts, max_new_tokens=sampling.max_new_tokens) if options.eval_prompts is not None else []
-    )
-    training = keep_apart(training, held_out, report=loaded.report, on_bad_rows=data.on_bad_rows)
-    with naming_the_model_of_a_run():
-        score = resolve_scorer(
-            absolute_rewards(options.reward, loaded.base),
-            loaded.tokenizer,
-            dtype=model.dtype,
-            device=model.device,
-            rounded=loaded.matmul_dtype == "bfloat16",
-            deadline=options.reward_deadline_seconds,
-            retries=options.reward_retries,
-        )
-    loaded.sometimes.update(
-        f"rewards/{reward.name}/{figure}" for reward, _ in score.rewards for figure in ("mean", "std")
-    )
-    sources = {options.prompts: training} | ({options.eval_prompts: held_out} if options.eval_prompts else {})
-    score = prepared(score, sources, max_new_tokens=sampling.max_new_tokens)
-    loaded.fingerprints.update(prompts=fingerprint(training), eval_prompts=fingerprint(held_out))
-    for reward, _ in score.rewards:
-        if isinstance(reward, LearnedReward):
-            loaded.fingerprints[f"reward {reward.name}"] = weights_fingerprint(reward.model)
-            keep_the_date(loaded, reward.tokenizer)
-    return Task(training, held_out, score, Engine(model, loaded.tokenizer, budget=options.budget))
-
-
 def open_run(
     command: Options,
     start: Start,
@@ -220,12 +175,16 @@ def open_run(
     state: RunState,
     total: int,
     rollouts_every: int = 0,
+    hooks: Sequence[Hook] = (),
 ) -> Recorder:
     """The run directory and everything that writes into it; ``title`` is the command's name, ``total`` its steps."""
     run = command.run
     device = pick_device(run.device.device)
-    config = {"command": title, **inputs.located(flatten(command), loaded.base), "matmul_dtype": loaded.matmul_dtype}
+    options = {**inputs.located(flatten(command), loaded.base), **loaded.given.shown}
+    config = {"command": title, **options, "matmul_dtype": loaded.matmul_dtype}
     unevaluated = title == "sft" and config["eval_data"] is None
+    sometimes = loaded.sometimes.union(() if unevaluated else EVALUATED.get(title, ()))
+    require_known(run.keep_best, title, sometimes)
     directory = RunDirectory(
         loaded.base / run.out,
         config,
@@ -250,22 +209,44 @@ def open_run(
         journal=Journal(directory),
         progress=ProgressLine(title, total, quiet=run.quiet),
         state=state,
+        model=loaded.model,
         device=device,
         matrix_rate=matrix_rate(dtype, device),
         save_every=run.save_every,
+        keep_checkpoints=run.keep_checkpoints,
         rollouts_every=rollouts_every,
         allowed=start.allowed,
-        sometimes=frozenset(loaded.sometimes.union(() if unevaluated else EVALUATED.get(title, ()))),
+        hooks=hooks,
+        trackers=trackers_of(run, directory, total=total, rollouts_every=rollouts_every),
+        sometimes=frozenset(sometimes),
         started=loaded.started,
     )
 
 
-def journaled(task: Task, recorder: Recorder) -> tuple[Generator, Scorer]:
-    """The generator and the scorer of a run's steps; a step that is repeated after a kill gets what it had. The journal
-    is one process's: several ranks go without it."""
-    if recorder.world.size > 1:
-        return task.engine, task.score
-    return JournaledGenerator(task.engine, recorder.journal), JournaledScorer(task.score, recorder.journal)
+def trackers_of(run: RunOptions, directory: RunDirectory, *, total: int, rollouts_every: int) -> tuple[Tracker, ...]:
+    """What ``--track`` asks for."""
+    if not run.track:
+        return ()
+    tracking = Tracking(
+        run.track,
+        directory=directory.path,
+        config=directory.config,
+        total=total,
+        rollouts_every=rollouts_every,
+        resumed=directory.made,
+        quiet=run.quiet,
+    )
+    return (tracking,)
+
+
+def until_ended(results: Iterable[StepResult], recorder: Recorder) -> Iterator[StepResult]:
+    """``results``, up to the one after which the run ends early; nothing where it had ended when it was resumed."""
+    if recorder.ended:
+        return
+    for result in results:
+        yield result
+        if recorder.ended:
+            return
 
 
 @contextlib.contextmanager
@@ -276,34 +257,6 @@ def located(where: str) -> Iterator[None]:
     except (RewardError, GuardError, MemoryShortError) as error:
         error.at(where)
         raise
-
-
-def held_out_comparison(
-    loaded: Loaded, task: Task, reference: Reference, sampling: Sampling, seed: int
-) -> dict[str, Any]:
-    """The trained policy and its reference on the held-out prompts, with the same seeds; empty without such prompts."""
-    if not task.eval_prompts:
-        return {}
-
-    def sampled(model: PreTrainedModel) -> list[ScoredGroup]:
-        engine = Engine(model, loaded.tokenizer, budget=task.engine.budget)
-        return sample_and_score(
-            engine,
-            task.score,
-            task.eval_prompts,
-            group_size=1,
-            sampling=sampling,
-            seed=derive_seed(seed, EVAL_SEED),
-        )
-
-    with reference.model() as frozen:
-        against = sampled(frozen)
-    groups = sampled(loaded.model)
-    kl = policy_kl(groups, policy=loaded.model, reference=reference, temperature=sampling.temperature or 1.0)
-    return {
-        "reference": evaluate_policy(against, against, kl=0.0).as_dict(),
-        "policy": evaluate_policy(groups, against, kl=kl).as_dict(),
-    }
 
 
 def save(recorder: Recorder, write: Callable[[Path], None]) -> None:
@@ -321,4 +274,29 @@ def finish(recorder: Recorder, summary: dict[str, Any], *, quiet: bool) -> None:
     """``summary.json``, and one line that says where things are."""
     recorder.finish(summary)
     if recorder.writes and not quiet:
-        print(f"done in {recorder.seconds:.0f} s: {recorder.directory.given}", file=sys.stderr)
+        print(one_line("; ".join([last_line(recorder), *held_out_words(summary)])), file=sys.stderr)
+
+
+def held_out_words(summary: Mapping[str, Any]) -> list[str]:
+    """``held out: reward 0.89 ± 0.12 (reference -0.21), judge 5.1 ± 0.4 (reference 4.8), at 5.4 nats``, from the
+    summary of a policy that was compared with its reference; nothing else has one."""
+    compared = summary.get("evaluation")
+    if not compared:
+        return []
+    said = [
+        f"{name} {both['policy']['reward']:.3g} ± {both['policy']['reward_ci95']:.2g} "
+        f"(reference {both['reference']['reward']:.3g})"
+        for name, both in {"reward": compared, **summary.get("eval_rewards", {})}.items()
+    ]
+    return [f"held out: {', '.join(said)}, at {compared['policy']['kl']:.1f} nats"]
+
+
+def last_line(recorder: Recorder) -> str:
+    """``done in 12 s: runs/grpo``, and why the run ended early and which step's model it has, where there is more to
+    say."""
+    parts = [f"done in {recorder.seconds:.0f} s: {recorder.directory.given}"]
+    if recorder.ended:
+        parts.append(f"ended after step {recorder.recorded} of {recorder.progress.total}: {recorder.ended}")
+    if best := recorder.best:
+        parts.append(f"model/ is that of step {best.step}, the best {best.metric}: {best.value:.4g}")
+    return "; ".join(parts)

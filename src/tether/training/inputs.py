@@ -19,7 +19,7 @@ from tether.errors import ConfigError, ModelError
 from tether.models.loading import BASE
 from tether.rewards.resolve import short_name, split_name, split_weight
 from tether.rewards.rules import RULES
-from tether.runtime.changes import CONTENT_DECIDES
+from tether.runtime.changes import CONTENT_DECIDES, REWARDS
 from tether.runtime.directory import CONFIG
 
 DATE = "template date"
@@ -69,8 +69,9 @@ def located(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
     for name in CONTENT_DECIDES & found.keys():
         if isinstance(found[name], str):
             found[name] = absolute(found[name], base)
-    if isinstance(found.get("reward"), Sequence):
-        found["reward"] = absolute_rewards(found["reward"], base)
+    for name in REWARDS:
+        if isinstance(found.get(name), Sequence):
+            found[name] = absolute_rewards(found[name], base)
     return found
 
 

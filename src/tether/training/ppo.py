@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tether.algorithms import ppo
-from tether.config import PromptOptions, RunOptions, Steps, require_minibatches
+from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
+from tether.observers import Hook, Monitor
 from tether.runtime.state import RunState
-from tether.training.common import NEW, Start, load, load_task, open_run
-from tether.training.policy import conclude, run_policy
-from tether.types import Monitor
+from tether.training.common import NEW, Start, load, open_run
+from tether.training.held_out import held_out_of
+from tether.training.policy import conclude, early_stopping, run_policy
+from tether.training.task import load_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,27 +30,44 @@ class PPO:
     ppo: ppo.Config = field(default_factory=ppo.Config)
 
     def __post_init__(self) -> None:
+        require_evaluations(self.run, self.task.evaluation)
         require_minibatches(self.ppo.minibatches, self.length.prompts_per_step * self.ppo.group_size)
 
 
-def train(command: PPO, start: Start = NEW, *, monitors: Sequence[Monitor] = ()) -> None:
+def train(command: PPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (), hooks: Sequence[Hook] = ()) -> None:
     """Load, train, save, compare with the reference, and sum up."""
     run, config = command.run, command.ppo
     loaded = load(run, start, partial(load_policy, command.model))
     task = load_task(command.task, loaded, config.sampling)
     state = ppo.State.create(
-        loaded.model, config, prompts=len(task.prompts), total_steps=command.length.steps, seed=run.seed
+        loaded.model,
+        config,
+        reference=reference_of(loaded.model),
+        prompts=len(task.prompts),
+        total_steps=command.length.steps,
+        seed=run.seed,
+        optimizer=start.given.optimizer,
     )
     recorder = open_run(
         command,
         start,
         loaded,
         title="ppo",
-        state=RunState(state, tuple(monitors)),
+        state=RunState(state, (early_stopping(run, command.task.evaluation), *monitors)),
         total=state.total_steps,
         rollouts_every=command.task.rollouts_every,
+        hooks=hooks,
+    )
+    held_out = held_out_of(
+        command.task.evaluation,
+        loaded,
+        task,
+        reference=state.reference,
+        sampling=config.sampling,
+        seed=run.seed,
+        recorder=recorder,
     )
     step = partial(ppo.step, state, config=config)
     with recorder.session(stop_after=run.stop_after_seconds):
-        run_policy(state, step, task, length=command.length, recorder=recorder)
-        conclude(state, loaded, task, sampling=config.sampling, run=run, recorder=recorder)
+        run_policy(state, step, task, length=command.length, recorder=recorder, held_out=held_out)
+        conclude(loaded, held_out, counted="steps", run=run, recorder=recorder)

@@ -8,25 +8,18 @@ from functools import partial
 from typing import Any
 
 from tether.algorithms import rejection_sampling
-from tether.config import PromptOptions, RunOptions
+from tether.config import PromptOptions, RunOptions, require_evaluations
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.models.trainable import trainable
+from tether.observers import Hook, Monitor
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
-from tether.training.common import (
-    NEW,
-    Start,
-    Task,
-    finish,
-    held_out_comparison,
-    journaled,
-    load,
-    load_task,
-    located,
-    open_run,
-    save_policy,
-)
-from tether.types import Metrics, Monitor, StepResult
+from tether.training.common import NEW, Start, load, located, open_run
+from tether.training.held_out import HeldOut, held_out_of
+from tether.training.policy import conclude, early_stopping
+from tether.training.task import Task, journaled, load_task
+from tether.types import Metrics, StepResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,31 +32,56 @@ class RejectionSampling:
     run: RunOptions
     rejection_sampling: rejection_sampling.Config = field(default_factory=rejection_sampling.Config)
 
+    def __post_init__(self) -> None:
+        require_evaluations(self.run, self.task.evaluation)
 
-def train(command: RejectionSampling, start: Start = NEW, *, monitors: Sequence[Monitor] = ()) -> None:
+
+def train(
+    command: RejectionSampling, start: Start = NEW, *, monitors: Sequence[Monitor] = (), hooks: Sequence[Hook] = ()
+) -> None:
     """Load, run all rounds, save, compare with the reference, and sum up."""
     run, config = command.run, command.rejection_sampling
     loaded = load(run, start, partial(load_policy, command.model))
     task = load_task(command.task, loaded, config.sampling)
-    state = rejection_sampling.State.create(loaded.model, config, prompts=len(task.prompts), seed=run.seed)
+    state = rejection_sampling.State.create(
+        loaded.model,
+        config,
+        reference=reference_of(loaded.model),
+        prompts=len(task.prompts),
+        seed=run.seed,
+        optimizer=start.given.optimizer,
+    )
     recorder = open_run(
         command,
         start,
         loaded,
         title="rejection-sampling",
-        state=RunState(state, tuple(monitors)),
+        state=RunState(state, (early_stopping(run, command.task.evaluation, window=1), *monitors)),
         total=config.rounds,
         rollouts_every=command.task.rollouts_every,
+        hooks=hooks,
+    )
+    held_out = held_out_of(
+        command.task.evaluation,
+        loaded,
+        task,
+        reference=state.reference,
+        sampling=config.sampling,
+        seed=run.seed,
+        recorder=recorder,
     )
     with recorder.session(stop_after=run.stop_after_seconds):
-        run_rounds(state, task, config=config, recorder=recorder)
-        save_policy(loaded, recorder)
-        evaluation = held_out_comparison(loaded, task, state.reference, config.sampling, run.seed)
-        finish(recorder, {"rounds": state.round, "last": recorder.row, "evaluation": evaluation}, quiet=run.quiet)
+        run_rounds(state, task, config=config, recorder=recorder, held_out=held_out)
+        conclude(loaded, held_out, counted="rounds", run=run, recorder=recorder)
 
 
 def run_rounds(
-    state: rejection_sampling.State, task: Task, *, config: rejection_sampling.Config, recorder: Recorder
+    state: rejection_sampling.State,
+    task: Task,
+    *,
+    config: rejection_sampling.Config,
+    recorder: Recorder,
+    held_out: HeldOut,
 ) -> None:
     """All rounds that are left. A round is a row; its fine-tuning steps are in ``sft.jsonl``, what it imitated in
     ``selected.jsonl``. Checkpoints fall due by fine-tuning steps, of which a round may have many.
@@ -76,7 +94,7 @@ def run_rounds(
         if recorder.save_every and state.tuning.step % recorder.save_every == 0:
             recorder.save(within_step=True)
 
-    while state.round < config.rounds:
+    while state.round < config.rounds and not recorder.ended:
         number = state.round + 1
         with located(f"rejection-sampling round {number}"):
             result = rejection_sampling.step(
@@ -87,9 +105,11 @@ def run_rounds(
                 config=config,
                 on_step=on_step,
                 world=recorder.world,
+                evaluate=held_out.due(number, config.rounds),
             )
         recorder.append("selected.jsonl", [as_row(number, one) for one in result.selected])
-        recorder.record(number, StepResult(metrics=result.metrics, groups=result.groups), last=True)
+        found = StepResult(metrics=result.metrics, groups=result.groups, figures=result.figures)
+        recorder.record(number, found, last=True)
     with located("rejection-sampling"):
         state.tuning.guard.require_sound_end()
 

@@ -12,9 +12,9 @@ from tether.data.checks import keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_demonstrations
 from tether.models.loading import load_policy
+from tether.observers import Hook, Monitor
 from tether.runtime.state import RunState
-from tether.training.common import NEW, Start, finish, load, located, open_run, reader, save_policy
-from tether.types import Monitor
+from tether.training.common import NEW, Start, finish, load, located, open_run, reader, save_policy, until_ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class SFT:
     sft: sft.Config = field(default_factory=sft.Config)
 
 
-def train(command: SFT, start: Start = NEW, *, monitors: Sequence[Monitor] = ()) -> None:
+def train(command: SFT, start: Start = NEW, *, monitors: Sequence[Monitor] = (), hooks: Sequence[Hook] = ()) -> None:
     """Load, train, save, and sum up."""
     run = command.run
     loaded = load(run, start, partial(load_policy, command.model))
@@ -40,15 +40,23 @@ def train(command: SFT, start: Start = NEW, *, monitors: Sequence[Monitor] = ())
     data, held_out = read(command.data), read(command.eval_data) if command.eval_data else []
     data = keep_apart(data, held_out, report=loaded.report, on_bad_rows=command.data_options.on_bad_rows)
     loaded.fingerprints.update(data=fingerprint(data), eval_data=fingerprint(held_out))
-    state = sft.State.create(loaded.model, len(data), command.sft, seed=run.seed)
+    state = sft.State.create(loaded.model, len(data), command.sft, seed=run.seed, optimizer=start.given.optimizer)
     recorder = open_run(
-        command, start, loaded, title="sft", state=RunState(state, tuple(monitors)), total=state.total_steps
+        command,
+        start,
+        loaded,
+        title="sft",
+        state=RunState(state, tuple(monitors)),
+        total=state.total_steps,
+        hooks=hooks,
     )
     with recorder.session(stop_after=run.stop_after_seconds):
-        for result in sft.steps(state, data, held_out, config=command.sft, world=recorder.world):
+        results = sft.steps(state, data, held_out, config=command.sft, world=recorder.world)
+        for result in until_ended(results, recorder):
             recorder.record(state.step, result, last=state.step == state.total_steps)
         with located("sft"):
             state.guard.require_sound_end()
+        recorder.take_best()
         save_policy(loaded, recorder)
-        summary = {"demonstrations": len(data), "steps": state.step, "last": recorder.row}
+        summary = {"demonstrations": len(data), "steps": recorder.recorded, "last": recorder.row}
         finish(recorder, summary, quiet=run.quiet)

@@ -1,0 +1,113 @@
+"""What a policy is to do and what that is worth: the prompts and the rewards of a policy-training command."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from tether.config import PromptOptions
+from tether.data.checks import keep_apart
+from tether.data.fingerprint import fingerprint
+from tether.data.records import load_prompts
+from tether.errors import ConfigError, TetherError
+from tether.flags import as_flag
+from tether.generation.engine import Engine
+from tether.models.fingerprint import weights_fingerprint
+from tether.rewards.checks import prepared
+from tether.rewards.combine import WeightedSum, require_distinct
+from tether.rewards.learned import LearnedReward
+from tether.rewards.resolve import resolve_scorer
+from tether.runtime.journal import JournaledGenerator, JournaledScorer
+from tether.runtime.metric_names import evaluation_names, reward_names
+from tether.runtime.recorder import Recorder
+from tether.training.common import Loaded, keep_the_date, reader, require_room
+from tether.training.inputs import absolute_rewards, naming_the_model_of_a_run
+from tether.types import Generator, Prompt, Sampling, Scorer
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a policy is to do, and what that is worth."""
+
+    prompts: list[Prompt]
+    eval_prompts: list[Prompt]
+    score: WeightedSum
+    engine: Engine
+    judge: WeightedSum | None = None
+    """The rewards that are reported on the held-out prompts and not trained on."""
+
+
+def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Task:
+    """Prompts and rewards of a policy-training command."""
+    require_room(loaded.model, sampling)
+    training, held_out = load_both(options, loaded, sampling)
+    score = load_rewards("reward", options.reward, options, loaded)
+    unseen = {options.evaluation.eval_prompts: held_out} if options.evaluation.eval_prompts else {}
+    score = prepared(score, {options.prompts: training} | unseen, max_new_tokens=sampling.max_new_tokens)
+    judge = None
+    if options.evaluation.eval_reward:
+        judge = load_rewards("eval_reward", options.evaluation.eval_reward, options, loaded)
+        require_distinct([reward.name for reward, _ in (*score.rewards, *judge.rewards)])
+        judge = prepared(judge, unseen, max_new_tokens=sampling.max_new_tokens)
+    trained, judges = ([reward.name for reward, _ in one.rewards] if one else [] for one in (score, judge))
+    loaded.sometimes.update(reward_names(trained))
+    if options.evaluation.eval_every:
+        loaded.sometimes.update(evaluation_names(trained, judges))
+    engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget)
+    return Task(training, held_out, score, engine, judge)
+
+
+def load_both(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on and those held out."""
+    read, unseen = reader(load_prompts, loaded, options.data), options.evaluation.eval_prompts
+    training = read(options.prompts, max_new_tokens=sampling.max_new_tokens)
+    held_out = read(unseen, max_new_tokens=sampling.max_new_tokens) if unseen is not None else []
+    training = keep_apart(training, held_out, report=loaded.report, on_bad_rows=options.data.on_bad_rows)
+    loaded.fingerprints.update(prompts=fingerprint(training), eval_prompts=fingerprint(held_out))
+    return training, held_out
+
+
+def load_rewards(option: str, values: Sequence[str], options: PromptOptions, loaded: Loaded) -> WeightedSum:
+    """The rewards of ``option``, ``reward`` or ``eval_reward``, and the fingerprints of those that are models."""
+    model = loaded.model
+    with naming_the_model_of_a_run(), naming_the_option(option):
+        score = resolve_scorer(
+            absolute_rewards(values, loaded.base),
+            loaded.tokenizer,
+            dtype=model.dtype,
+            device=model.device,
+            rounded=loaded.matmul_dtype == "bfloat16",
+            deadline=options.reward_deadline_seconds,
+            retries=options.reward_retries,
+            objects=loaded.given.rewards,
+        )
+    for reward, weight in score.rewards:
+        if option == "eval_reward" and weight != 1.0:
+            raise ConfigError(f"the evaluation reward {reward.name!r} has the weight {weight:g}", hint=UNWEIGHTED)
+        if isinstance(reward, LearnedReward):
+            loaded.fingerprints[f"{option} {reward.name}"] = weights_fingerprint(reward.model)
+            keep_the_date(loaded, reward.tokenizer)
+    return score
+
+
+UNWEIGHTED = "each is reported on its own, so leave the weight out"
+
+
+@contextlib.contextmanager
+def naming_the_option(option: str) -> Iterator[None]:
+    """Errors about a value of ``--reward`` name the option that it was given by."""
+    try:
+        yield
+    except TetherError as error:
+        if error.where.startswith("--reward "):
+            error.where = f"{as_flag(option)} {error.where.removeprefix('--reward ')}"
+        raise
+
+
+def journaled(task: Task, recorder: Recorder) -> tuple[Generator, Scorer]:
+    """The generator and the scorer of a run's steps; a step that is repeated after a kill gets what it had. The journal
+    is one process's: several ranks go without it."""
+    if recorder.world.size > 1:
+        return task.engine, task.score
+    return JournaledGenerator(task.engine, recorder.journal), JournaledScorer(task.score, recorder.journal)
