@@ -1,7 +1,7 @@
 """Align a language model to what people prefer: reward models, rejection sampling, PPO and GRPO on one machine.
 
-The names below are what your own training loop needs; each is imported when it is first used, so that ``import tether``
-alone costs nothing. ``examples/own_loop.py`` is such a loop.
+``tether.grpo.run`` and its siblings train in one call; the other names are what your own training loop needs. Each is
+imported when it is first used, so that ``import tether`` alone costs nothing. ``docs/python.md`` describes all of them.
 """
 
 from __future__ import annotations
@@ -10,46 +10,198 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+    from tether import grpo, ppo, rejection_sampling, reward_model, sft
     from tether.algorithms.optimise import Optim
+    from tether.api.measuring import Evaluation, evaluate, generate, score
+    from tether.api.result import Run
     from tether.data.records import load_demonstrations, load_pairs, load_prompts
-    from tether.evaluation import evaluate_policy, policy_kl, sample_and_score
+    from tether.errors import (
+        ConfigError,
+        DataError,
+        GuardError,
+        MemoryShortError,
+        ModelError,
+        RewardError,
+        RunError,
+        TetherError,
+    )
+    from tether.evaluation import PolicyEvaluation, evaluate_policy, policy_kl, sample_and_score
     from tether.generation.engine import Engine
     from tether.models.loading import context_length, load_policy, save_model
+    from tether.models.reference import FrozenCopy, Reference, reference_of
     from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
-    from tether.rewards.combine import WeightedSum
+    from tether.observers import Alarm, Monitor, StepRecord, Stop
+    from tether.ops.losses import LossInputs, LossTerms
+    from tether.rewards.combine import Judgement, Reward, WeightedSum
     from tether.rewards.function import FunctionReward
     from tether.rewards.resolve import resolve_scorer
-    from tether.types import Budget, Prompt, Sampling, make_requests
+    from tether.statistics import Estimate
+    from tether.stop_requests import Interrupted
+    from tether.types import (
+        Budget,
+        Completion,
+        CompletionFigures,
+        Demonstration,
+        FinishReason,
+        Generator,
+        PreferencePair,
+        Prompt,
+        Request,
+        RolloutGroup,
+        Sampling,
+        Score,
+        ScoredGroup,
+        Scorer,
+        StepResult,
+        make_requests,
+    )
+    from tether.world import World
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "tether.algorithms": ("grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
+    "tether": (
+        "grpo",
+        "ppo",
+        "rejection_sampling",
+        "reward_model",
+        "sft",
+    ),
     "tether.algorithms.optimise": ("Optim",),
-    "tether.data.records": ("load_demonstrations", "load_pairs", "load_prompts"),
-    "tether.evaluation": ("evaluate_policy", "policy_kl", "sample_and_score"),
+    "tether.api.measuring": (
+        "Evaluation",
+        "evaluate",
+        "generate",
+        "score",
+    ),
+    "tether.api.result": ("Run",),
+    "tether.data.records": (
+        "load_demonstrations",
+        "load_pairs",
+        "load_prompts",
+    ),
+    "tether.errors": (
+        "ConfigError",
+        "DataError",
+        "GuardError",
+        "MemoryShortError",
+        "ModelError",
+        "RewardError",
+        "RunError",
+        "TetherError",
+    ),
+    "tether.evaluation": (
+        "PolicyEvaluation",
+        "evaluate_policy",
+        "policy_kl",
+        "sample_and_score",
+    ),
     "tether.generation.engine": ("Engine",),
-    "tether.models.loading": ("context_length", "load_policy", "save_model"),
-    "tether.models.reward": ("load_reward_model", "new_reward_model", "save_reward_model"),
-    "tether.rewards.combine": ("WeightedSum",),
+    "tether.models.loading": (
+        "context_length",
+        "load_policy",
+        "save_model",
+    ),
+    "tether.models.reference": (
+        "FrozenCopy",
+        "Reference",
+        "reference_of",
+    ),
+    "tether.models.reward": (
+        "load_reward_model",
+        "new_reward_model",
+        "save_reward_model",
+    ),
+    "tether.observers": (
+        "Alarm",
+        "Monitor",
+        "StepRecord",
+        "Stop",
+    ),
+    "tether.ops.losses": (
+        "LossInputs",
+        "LossTerms",
+    ),
+    "tether.rewards.combine": (
+        "Judgement",
+        "Reward",
+        "WeightedSum",
+    ),
     "tether.rewards.function": ("FunctionReward",),
     "tether.rewards.resolve": ("resolve_scorer",),
-    "tether.types": ("Budget", "Prompt", "Sampling", "make_requests"),
+    "tether.statistics": ("Estimate",),
+    "tether.stop_requests": ("Interrupted",),
+    "tether.types": (
+        "Budget",
+        "Completion",
+        "CompletionFigures",
+        "Demonstration",
+        "FinishReason",
+        "Generator",
+        "PreferencePair",
+        "Prompt",
+        "Request",
+        "RolloutGroup",
+        "Sampling",
+        "Score",
+        "ScoredGroup",
+        "Scorer",
+        "StepResult",
+        "make_requests",
+    ),
+    "tether.world": ("World",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Alarm",
     "Budget",
+    "Completion",
+    "CompletionFigures",
+    "ConfigError",
+    "DataError",
+    "Demonstration",
     "Engine",
+    "Estimate",
+    "Evaluation",
+    "FinishReason",
+    "FrozenCopy",
     "FunctionReward",
+    "Generator",
+    "GuardError",
+    "Interrupted",
+    "Judgement",
+    "LossInputs",
+    "LossTerms",
+    "MemoryShortError",
+    "ModelError",
+    "Monitor",
     "Optim",
+    "PolicyEvaluation",
+    "PreferencePair",
     "Prompt",
+    "Reference",
+    "Request",
+    "Reward",
+    "RewardError",
+    "RolloutGroup",
+    "Run",
+    "RunError",
     "Sampling",
+    "Score",
+    "ScoredGroup",
+    "Scorer",
+    "StepRecord",
+    "StepResult",
+    "Stop",
+    "TetherError",
     "WeightedSum",
+    "World",
     "__version__",
     "context_length",
+    "evaluate",
     "evaluate_policy",
+    "generate",
     "grpo",
     "load_demonstrations",
     "load_pairs",
@@ -60,12 +212,14 @@ __all__ = [
     "new_reward_model",
     "policy_kl",
     "ppo",
+    "reference_of",
     "rejection_sampling",
     "resolve_scorer",
     "reward_model",
     "sample_and_score",
     "save_model",
     "save_reward_model",
+    "score",
     "sft",
 ]
 
@@ -73,11 +227,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'tether' has no attribute {name!r}")
-    home = _HOME[name]
-    if home == "tether.algorithms":
-        return importlib.import_module(f"{home}.{name}")
-    return getattr(importlib.import_module(home), name)
+    if _HOME[name] == __name__:
+        return importlib.import_module(f"{__name__}.{name}")
+    return getattr(importlib.import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

@@ -1,0 +1,288 @@
+"""Sampling, scoring and comparing in one call each: ``tether.generate``, ``tether.score``, ``tether.evaluate``."""
+
+from __future__ import annotations
+
+import html
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tether.api.arguments import Parameter, describe, filled, named_as_arguments, parameters_of, require_known
+from tether.api.parameters import IN_MEMORY, OBJECTS
+from tether.api.result import Run
+from tether.api.rewards import rewards_of
+from tether.config import DataOptions, DeviceOptions
+from tether.data.checks import DataReport
+from tether.data.records import load_demonstrations, load_prompts
+from tether.errors import ConfigError, DataError
+from tether.evaluation import (
+    PolicyEvaluation,
+    evaluate_policy,
+    policy_kl,
+    require_comparable,
+    sample_and_score,
+    totals_of,
+)
+from tether.flags import options_of
+from tether.generation.engine import Engine
+from tether.looking.generate import unrounded
+from tether.models.checks import check_policy
+from tether.models.loading import check_tokenizer, context_length, load_policy, load_tokenizer
+from tether.models.reference import FrozenCopy
+from tether.rewards.checks import prepared
+from tether.rewards.combine import WeightedSum
+from tether.rewards.resolve import resolve_scorer
+from tether.runtime.device import pick_device, pick_dtype
+from tether.seeds import derive_seed
+from tether.statistics import Estimate, mean_interval, share_interval
+from tether.training.common import EVAL_SEED, require_room, set_matmul_dtype
+from tether.types import (
+    Budget,
+    Completion,
+    FinishReason,
+    Prompt,
+    RolloutGroup,
+    Sampling,
+    Score,
+    ScoredGroup,
+    make_requests,
+)
+
+T = TypeVar("T")
+
+Policy = str | os.PathLike[str] | PreTrainedModel | Run
+"""A directory, a hub id or 'base'; a model in memory, which is set to evaluation mode; or a run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Sample completions of prompts."""
+
+    group_size: int = 1
+    """Completions per prompt."""
+    seed: int = 0
+    """Seed of every completion."""
+    sampling: Sampling = field(default_factory=Sampling)
+    data: DataOptions = field(default_factory=DataOptions)
+    budget: Budget = field(default_factory=Budget)
+    device: DeviceOptions = field(default_factory=unrounded)
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(self, {"group_size must be at least 1": self.group_size >= 1})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A policy beside its reference, on the same prompts with the same seeds. Intervals are over prompts, at 95%."""
+
+    policy: PolicyEvaluation
+    reference: PolicyEvaluation
+    reward: Estimate
+    """Mean score of the policy."""
+    difference: Estimate
+    """Mean score of the policy minus that of the reference, prompt by prompt."""
+    win_rate: Estimate
+    """Share of completions that score above the reference's with the same seed; ties count half."""
+    kl: float
+    """KL(policy || reference), nats per completion."""
+    groups: tuple[ScoredGroup, ...] = field(repr=False)
+    """What the policy wrote, with its scores."""
+    reference_groups: tuple[ScoredGroup, ...] = field(repr=False)
+    """What the reference wrote."""
+
+    def __str__(self) -> str:
+        return "\n".join(f"{name:12} {value}" for name, value in self._lines())
+
+    def _lines(self) -> list[tuple[str, str]]:
+        named = {"reward": self.reward, "difference": self.difference, "win rate": self.win_rate}
+        lines = [(name, f"{one.value:.3f}  [{one.low:.3f}, {one.high:.3f}]") for name, one in named.items()]
+        return [*lines, ("KL", f"{self.kl:.3f} nats per completion"), ("prompts", str(self.policy.prompts))]
+
+    def _repr_html_(self) -> str:
+        rows = (f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in self._lines())
+        return f"<table>{''.join(rows)}</table>"
+
+
+def generate(model: Policy, prompts: Any, **arguments: Any) -> list[RolloutGroup]:
+    """Sample completions of ``prompts``: one group per prompt, in their order."""
+    tokenizer, options = _options(arguments)
+    with named_as_arguments(list(options_of(SampleOptions)), {}, again=""):
+        loaded, tokenizer = policy_of(model, tokenizer, options.device)
+        found = _prompts(prompts, loaded, tokenizer, options)
+        asked = make_requests(found, group_size=options.group_size, seed=options.seed)
+        return Engine(loaded, tokenizer, budget=options.budget).generate(asked, sampling=options.sampling)
+
+
+def evaluate(policy: Policy, reference: Policy, prompts: Any, rewards: Any, **arguments: Any) -> Evaluation:
+    """Compare a policy with its reference on ``prompts``: reward, difference, win rate and KL, with intervals."""
+    tokenizer, options = _options(arguments)
+    with named_as_arguments(list(options_of(SampleOptions)), {"reward": "rewards"}, again=""):
+        model, tokenizer = policy_of(policy, tokenizer, options.device)
+        other, own = policy_of(reference, tokenizer, options.device, argument="reference")
+        if own.get_vocab() != tokenizer.get_vocab():
+            raise ConfigError("its tokenizer is not the policy's, so there is no KL between them", where="reference")
+        found = _prompts(prompts, model, tokenizer, options)
+        limit = options.sampling.max_new_tokens
+        require_comparable(model, other, found, max_new_tokens=limit, where="reference")
+        scorer = prepared(_scorer(rewards, tokenizer, model), {"prompts": found}, max_new_tokens=limit)
+        groups, against = (
+            sample_and_score(
+                Engine(one, tokenizer, budget=options.budget),
+                scorer,
+                found,
+                group_size=options.group_size,
+                sampling=options.sampling,
+                seed=derive_seed(options.seed, EVAL_SEED),
+            )
+            for one in (model, other)
+        )
+        temperature = options.sampling.temperature or 1.0
+        kl = policy_kl(groups, policy=model, reference=FrozenCopy(other), temperature=temperature)
+        return _compared(groups, against, kl)
+
+
+def _compared(groups: list[ScoredGroup], against: list[ScoredGroup], kl: float) -> Evaluation:
+    """The figures of both, and what lies between them."""
+    (own, applies), (rival, rival_applies) = totals_of(groups), totals_of(against)
+    both = applies & rival_applies
+    policy, reference = evaluate_policy(groups, against, kl=kl), evaluate_policy(against, against, kl=0.0)
+    wins = torch.where(own == rival, 0.5, (own > rival).double())
+    return Evaluation(
+        policy=policy,
+        reference=reference,
+        reward=mean_interval(_per_prompt(own, applies)),
+        difference=mean_interval(_per_prompt(own - rival, both)),
+        win_rate=share_interval(_per_prompt(wins, both)),
+        kl=kl,
+        groups=tuple(groups),
+        reference_groups=tuple(against),
+    )
+
+
+def _per_prompt(values: torch.Tensor, applies: torch.Tensor) -> list[float]:
+    """The mean of ``values``, [P, G], over the completions that count, of each prompt that has one."""
+    return [float(row[there].mean()) for row, there in zip(values, applies, strict=True) if there.any()]
+
+
+def score(
+    rewards: Any,
+    prompts: Any,
+    completions: Sequence[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase | str = "base",
+    context: int = 2**31,
+) -> list[Score]:
+    """What ``rewards`` say of ``completions``, one per prompt: to try a reward before a run.
+
+    ``prompts`` and ``rewards`` are those of a training command. The ids that a reward may read are those of
+    ``tokenizer``, or of the tokenizer of the model with this name; a completion ends in its EOS. Raises
+    :class:`DataError` where there are not as many completions as prompts, or one of them is empty.
+    """
+    with named_as_arguments([], {"reward": "rewards"}, again=""):
+        own = load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer
+        found = load_prompts(prompts, own, context=context, max_new_tokens=1)
+        if len(found) != len(completions):
+            raise DataError(f"{len(completions)} completions for {len(found)} prompts", where="completions")
+        rows = [
+            {"prompt": list(prompt.messages) if prompt.messages else prompt.text, "completion": _turn(prompt, text)}
+            for prompt, text in zip(found, completions, strict=True)
+        ]
+        ids = load_demonstrations(rows, own, context=context)
+        groups = [
+            RolloutGroup(
+                prompt=prompt,
+                completions=(
+                    Completion(
+                        ids=one.completion_ids,
+                        mask=(True,) * len(one.completion_ids),
+                        sampler_logp=(0.0,) * len(one.completion_ids),
+                        finish_reason=FinishReason.EOS,
+                        text=text,
+                        weights_version=0,
+                    ),
+                ),
+            )
+            for prompt, one, text in zip(found, ids, completions, strict=True)
+        ]
+        scorer = prepared(_scorer(rewards, own, None), {"prompts": found}, max_new_tokens=1)
+        return [group.scores[0] for group in scorer.score(groups)]
+
+
+def _turn(prompt: Prompt, text: str) -> Any:
+    return [{"role": "assistant", "content": text}] if prompt.messages else text
+
+
+def _scorer(rewards: Any, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> WeightedSum:
+    """The rewards as one scorer; reward models are where ``model`` is, in its precision."""
+    found = rewards_of(rewards)
+    place: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "device": model.device}
+    return resolve_scorer(found.specs, tokenizer, objects=found.objects, **place)
+
+
+def policy_of(
+    given: Policy, tokenizer: PreTrainedTokenizerBase | None, device: DeviceOptions, *, argument: str = "model"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and its tokenizer. One in memory stays where it is and in its precision; the ``tokenizer`` is its."""
+    if isinstance(given, PreTrainedModel):
+        if tokenizer is None:
+            raise ConfigError("a model in memory needs its tokenizer", where=argument, hint="give tokenizer=")
+        model = given.train(False)
+        check_tokenizer(argument, tokenizer, model)
+        check_policy(argument, model)
+        return model, tokenizer
+    name = str(given.model_path) if isinstance(given, Run) else given
+    if not isinstance(name, str | os.PathLike):
+        raise ConfigError(f"found {type(given).__name__}", where=argument, hint="give a directory, a hub id or a model")
+    model, own = load_policy(os.fspath(name), dtype=pick_dtype(device.dtype), device=pick_device(device.device))
+    set_matmul_dtype(device.matmul_dtype, model)
+    return model, own
+
+
+def _prompts(
+    given: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: SampleOptions
+) -> list[Prompt]:
+    require_room(model, options.sampling)
+    report = DataReport()
+    found = load_prompts(
+        given,
+        tokenizer,
+        context=context_length(model),
+        max_new_tokens=options.sampling.max_new_tokens,
+        overlong=options.data.overlong,
+        on_bad_rows=options.data.on_bad_rows,
+        report=report,
+    )
+    report.tell()
+    return found
+
+
+def _options(arguments: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase | None, SampleOptions]:
+    """The tokenizer, if one is given, and the options."""
+    options = list(options_of(SampleOptions))
+    require_known(list(arguments), [*(option.name for option in options), "tokenizer"], {})
+    values = {name: value for name, value in arguments.items() if name != "tokenizer"}
+    return arguments.get("tokenizer"), filled(SampleOptions, options, values)
+
+
+def _documented(function: Callable[..., Any], returns: Any, **about: str) -> None:
+    """The signature and docstring of a function of ``about`` and the options."""
+    first = [Parameter(name=name, annotation=Any, help=text, title="Arguments") for name, text in about.items()]
+    tokenizer = Parameter(
+        name="tokenizer",
+        annotation=PreTrainedTokenizerBase | None,
+        default=None,
+        help="The tokenizer of a model in memory.",
+        title="Arguments",
+    )
+    options = parameters_of(list(options_of(SampleOptions)), SampleOptions, title="Arguments")
+    describe(function, [*first, tokenizer, *options], doc=function.__doc__ or "", returns=returns, first=list(about))
+
+
+MODEL = "A directory, a hub id or 'base', a model in memory, or a tether.Run."
+_documented(generate, list[RolloutGroup], model=MODEL, prompts=IN_MEMORY)
+_documented(evaluate, Evaluation, policy=MODEL, reference=MODEL, prompts=IN_MEMORY, rewards=OBJECTS)

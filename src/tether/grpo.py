@@ -1,0 +1,10 @@
+"""Group-relative policy optimisation: ``run`` does all of it in one call, and the rest is for a loop of your own."""
+
+from __future__ import annotations
+
+from tether.algorithms.grpo import Config, State, step
+from tether.api.training import runner
+
+__all__ = ["Config", "State", "run", "step"]
+
+run = runner("grpo", __name__)
