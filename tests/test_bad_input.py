@@ -120,7 +120,7 @@ CASES = {
     "reward that is text": Case(
         f"{PPO} --reward bad.py:fn", ("step 1", "'fn'", "number"), reward_file("return ['good'] * len(prompts)")
     ),
-    "no reward": Case(f"{GRPO} --prompts p.jsonl --reward", ("reward is empty", "reward-model directory")),
+    "no reward": Case(f"{GRPO} --prompts p.jsonl --reward", ("reward must hold one", "reward-model directory")),
     "unknown reward": Case(f"{GRPO} --prompts p.jsonl --reward nope", ("nope", "length", "sentiment")),
     "unknown rule": Case(f"{GRPO} --prompts p.jsonl --reward lenght:3", ("lenght:3",)),
     "missing reward file": Case(f"{GRPO} --prompts p.jsonl --reward no.py:fn", ("no.py", "no such file")),
@@ -132,7 +132,7 @@ CASES = {
     "weight that is no number": Case(f"{GRPO} --prompts p.jsonl --reward r.py:fn=nan", ("r.py:fn=nan", "finite")),
     "the same reward twice": Case(f"{TASK} --reward r.py:fn", ("'r.py:fn'", "two rewards", "NAME:=")),
     # numbers
-    "N < K": Case(f"{RS} --reward r.py:fn --group-size 2 --top-k 3", ("group_size", "N = 2", "K = 3")),
+    "N < K": Case(f"{RS} --reward r.py:fn --group-size 2 --top-k 3", ("group_size 2", "top_k 3")),
     "G < 2 in grpo": Case(f"{TASK} --group-size 1", ("group_size", "at least 2")),
     "more minibatches than completions": Case(f"{TASK} --minibatches 5", ("minibatches is 5", "4 completions")),
     "more minibatches than completions in ppo": Case(
@@ -264,7 +264,7 @@ def test_what_was_to_be_replaced_outlives_a_start_that_fails(here, tiny):
     failing = (*GRPO.format(tiny=tiny).split(), "--prompts", "p.jsonl", "--overwrite", "--reward")
     assert tether(" ".join(failing), "bad.py:fn") == 2
     assert contents(here / "out") == before
-    assert tether(TASK.format(tiny=tiny), "--overwrite", "--steps", 1, "--save-every", 1) == 0
+    assert tether(TASK.format(tiny=tiny), "--overwrite", "--steps", 1, "--keep-checkpoints") == 0
     assert len(read_rows(here / "out" / "metrics.jsonl")) == 1  # all of it is new
     assert sorted(p.name for p in (here / "out" / "checkpoints").iterdir()) == ["step_000001"]
 

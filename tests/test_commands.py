@@ -16,8 +16,10 @@ from runs import LINES
 from tether import cli
 from tether.commands import TABLE
 from tether.errors import ConfigError
-from tether.flags import RENAMED, flatten, options_of, parse
-from tether.inspection import Report
+from tether.flags import flatten, options_of, parse
+from tether.looking.report import Report
+from tether.names import RENAMED
+from tether.runtime.directory import FORMAT
 from tether.training.ppo import PPO
 from tether.training.rejection_sampling import RejectionSampling
 from tiny import make_model
@@ -27,7 +29,7 @@ SAMPLED = ["generate", "score", "reference"]
 PHASES = {
     "sft": ["update"],
     "reward": ["update"],
-    "rejection-sampling": [*SAMPLED, "update"],
+    "rejection-sampling": [*SAMPLED, "update", "eval"],
     "ppo": [*SAMPLED, "advantage", "update"],
     "grpo": [*SAMPLED, "advantage", "update"],
 }
@@ -85,7 +87,7 @@ def test_a_training_command_leaves_a_run_that_can_be_read(name, tiny, here, caps
     assert tether(TRAINING[name], "--model", tiny, "--out", "runs/one") == 0
     assert capsys.readouterr().err == ""
     run = here / "runs" / "one"
-    assert {"config.yaml", "metrics.jsonl", "model", "summary.json", "checkpoints"} <= {p.name for p in run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "model", "summary.json"} <= {p.name for p in run.iterdir()}
     assert json.loads((run / "summary.json").read_text())["seconds"] > 0
     assert not list(run.rglob(".*"))
     kind = AutoModelForSequenceClassification if name == "reward" else AutoModelForCausalLM
@@ -182,7 +184,7 @@ def test_stop_strings_end_completions(tiny, here):
 def test_doctor_says_what_it_found(capsys):
     assert tether("doctor") == 0
     shown = capsys.readouterr().out
-    assert "rollout engine  agrees with the oracle" in shown
+    assert "rollout engine  works" in shown
     assert {"tether", "python", "torch", "transformers", "device", "extras"} <= {
         r.split()[0] for r in shown.splitlines()
     }
@@ -271,10 +273,10 @@ def test_an_old_name_of_another_command_is_just_unknown(capfd):
 
 
 def test_the_configuration_of_another_format_is_refused(here, capfd):
-    (here / "c.yaml").write_text("format: 3\n")
+    (here / "c.yaml").write_text(f"format: {FORMAT + 1}\n")
     assert tether(f"ppo {NEEDED} --config c.yaml") == 2
-    assert "c.yaml: made by another version of tether (format 3)" in capfd.readouterr().err
-    (here / "c.yaml").write_text("format: 2\nkl_coef: 0.3\n")
+    assert f"c.yaml: made by another version of tether (format {FORMAT + 1})" in capfd.readouterr().err
+    (here / "c.yaml").write_text(f"format: {FORMAT}\nkl_coef: 0.3\n")
     assert parse("ppo", PPO, [*NEEDED.split(), "--config", "c.yaml"]).ppo.kl_coef == 0.3
 
 

@@ -6,14 +6,18 @@ import codecs
 import io
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
+from types import FrameType
 
 from tether import __version__
 from tether.commands import TABLE, Table, find
 from tether.errors import ConfigError, TetherError
+from tether.names import closest, did_you_mean
 from tether.stop_requests import EXIT_CODE, Interrupted
+from tether.trackers.names import THREAD
 from tether.untrusted import one_line
 
 
@@ -41,12 +45,12 @@ def dispatch(arguments: Sequence[str], table: Table = TABLE) -> None:
         return
     name, rest = arguments[0], arguments[1:]
     command = find(name, table)
-    from tether.flags import nearest, parse
+    from tether.flags import parse
 
     if command is None:
-        close = nearest(name, [one.name for one in table])
+        close = did_you_mean(closest(name, [one.name for one in table]))
         raise ConfigError(f"unknown command {name!r}", hint=f"{close} ('tether --help' lists them)".lstrip())
-    options = parse(name, command.options_class(), rest)
+    options = parse(name, command.options_class(), rest, first=command.first)
     if command.takes_table:
         command.function()(options, table=table)
     else:
@@ -57,6 +61,18 @@ def tell(arguments: Sequence[str], error: object) -> None:
     """One line that says what went wrong; ``str(error)`` composes it."""
     command = " ".join(["tether", *arguments[:1]])
     print(one_line(f"{command}: {error}"), file=sys.stderr)
+
+
+def stopped_outside_a_run(arguments: Sequence[str], by: str, table: Table) -> str:
+    """What is said where a signal comes before a command trains, or to one that does not."""
+    command = find(arguments[0], table) if arguments else None
+    trains = command is not None and (command.resumable or command.name == "resume")
+    return f"stopped by {by} before training began; give the command again" if trains else f"stopped by {by}"
+
+
+def interrupt(number: int, _: FrameType | None) -> None:
+    """The handler of SIGTERM outside of training, where it is like Ctrl-C."""
+    raise KeyboardInterrupt(signal.Signals(number).name)
 
 
 def main(arguments: Sequence[str] | None = None, table: Table = TABLE) -> int:
@@ -70,8 +86,8 @@ def main(arguments: Sequence[str] | None = None, table: Table = TABLE) -> int:
     except Interrupted as error:
         tell(arguments, error)
         return EXIT_CODE
-    except KeyboardInterrupt:
-        tell(arguments, "interrupted")
+    except KeyboardInterrupt as stop:
+        tell(arguments, stopped_outside_a_run(arguments, str(stop) or "SIGINT", table))
         return EXIT_CODE
     except BrokenPipeError:
         return 0
@@ -87,12 +103,15 @@ def escaped(error: UnicodeError) -> tuple[str, int]:
 
 def run() -> None:
     """The process's entry point: :func:`main`, and then the end."""
+    signal.signal(signal.SIGTERM, interrupt)
     codecs.register_error("tether.escaped", escaped)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="tether.escaped")
     code = main()
-    if code and any(not one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
-        # a reward's own threads may hang, and Python would wait for them
+    others = [one for one in threading.enumerate() if one is not threading.main_thread()]
+    hangs = any(one.name.startswith(THREAD) for one in others)
+    if hangs or (code and any(not one.daemon for one in others)):
+        # a reward's own threads may hang, and what a tracker's library does at exit; Python would wait for them
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

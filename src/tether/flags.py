@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import difflib
 import functools
 import inspect
 import itertools
 import os
+import re
+import shutil
 import textwrap
 import types
 import typing
@@ -26,6 +27,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import pydantic
 
 from tether.errors import ConfigError
+from tether.names import ELSEWHERE, RENAMED, closest, did_you_mean
 from tether.runtime.directory import FORMAT
 from tether.untrusted import read_flat_yaml, shown
 
@@ -33,18 +35,10 @@ Command = TypeVar("Command")
 
 REST = "rest"
 """Metadata of the field of a command that takes the arguments which it does not know, for another command."""
+NARROWEST, WIDEST = 80, 110
+"""Columns of the help."""
 POSITIONAL = "positional"
 """Metadata of a field that is given without a flag; its value is the name that the help shows."""
-RENAMED: Mapping[str, tuple[str, ...]] = {
-    "products": ("matmul_dtype",),
-    "refills": ("dynamic_sampling",),
-    "kl_target": ("adaptive_kl_target",),
-    "kl_horizon": ("adaptive_kl_horizon",),
-    "samples_per_prompt": ("group_size",),
-    "clip_eps": ("clip_low", "clip_high"),
-    "value_clip_eps": ("value_clip",),
-}
-"""Names that options had before, and what they are called now."""
 
 
 @dataclass(frozen=True)
@@ -120,24 +114,31 @@ def flatten(command: Any) -> dict[str, Any]:
     return flat
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """``did you mean X?`` for the first name that begins like this one or else the closest, or ""."""
-    longer = [one for one in known if one.startswith(name)]
-    close = longer or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else ""
+def instead_of(plain: str, named: Mapping[str, str]) -> str:
+    """What to give in place of the unknown option ``plain``, of those that are ``named``, name to text; or ""."""
+    if now := [named[name] for name in RENAMED.get(plain, ()) if name in named]:
+        return f"is now called {' and '.join(now)}"
+    if ours := [named[name] for name in ELSEWHERE.get(plain.rpartition(".")[2], ()) if name in named]:
+        return f"use {' and '.join(ours)}"
+    return did_you_mean([named[name] for name in closest(plain, list(named))])
 
 
-def unknown_option(text: str, known: Sequence[Option], *, where: str = "") -> ConfigError:
-    """The error for ``text``, a flag, or a key of the file ``where``, that is not among the options ``known``."""
-    flags = text.startswith("-")
-    plain = text.lstrip("-").replace("-", "_")
-    named = {option.name: option.flag if flags else option.name for option in known if not option.positional}
-    shown_text = text if flags else repr(text)
-    now = [named[name] for name in RENAMED.get(plain, ()) if name in named]
-    if now:
-        return ConfigError(f"option {shown_text} is now called {' and '.join(now)}", where=where)
-    close = nearest(text if flags else plain, list(named.values()))
-    return ConfigError(f"unknown option {shown_text}", where=where, hint=close)
+def unknown_options(texts: Sequence[str], known: Sequence[Option], *, where: str = "") -> ConfigError:
+    """The error for ``texts``, flags, or keys of the file ``where``, that are not among the options ``known``."""
+    found: list[tuple[str, str]] = []
+    for text in dict.fromkeys(texts):
+        flags = text.startswith("-")
+        named = {option.name: option.flag if flags else option.name for option in known if not option.positional}
+        found.append((text if flags else repr(text), instead_of(text.lstrip("-").replace("-", "_"), named)))
+    if len(found) > 1:
+        return ConfigError(
+            f"unknown options: {', '.join(f'{one} ({advice})' if advice else one for one, advice in found)}",
+            where=where,
+        )
+    ((one, advice),) = found
+    if advice.startswith("is now"):
+        return ConfigError(f"option {one} {advice}", where=where)
+    return ConfigError(f"unknown option {one}", where=where, hint=advice)
 
 
 def coerce(option: Option, value: Any, *, where: str) -> Any:
@@ -172,20 +173,26 @@ def _a_name(text: str) -> bool:
 def read_yaml(path: str, name: str, options: Sequence[Option]) -> dict[str, Any]:
     """The flat options in a YAML file, names checked and values coerced. A run's ``config.yaml`` is such a file."""
     known = {option.name: option for option in options}
-    values: dict[str, Any] = {}
-    for key, value in read_flat_yaml(Path(path)).items():
-        plain = key.replace("-", "_")
-        if plain == "command":
-            if value != name:
-                raise ConfigError(f"holds the options of 'tether {value}', and this is 'tether {name}'", where=path)
-        elif plain == "format":
-            if value != FORMAT:
-                raise ConfigError(f"made by another version of tether (format {shown(value)})", where=path)
-        elif plain not in known:
-            raise unknown_option(key, options, where=path)
-        else:
-            values[plain] = coerce(known[plain], value, where=f"{path}: {key}")
-    return values
+    given = read_flat_yaml(Path(path))
+    plain = {key: key.replace("-", "_") for key in given}
+    made_by = next((value for key, value in given.items() if plain[key] == "command"), name)
+    if made_by != name:
+        raise ConfigError(f"holds the options of 'tether {made_by}', and this is 'tether {name}'", where=path)
+    form = next((value for key, value in given.items() if plain[key] == "format"), FORMAT)
+    unknown = [key for key in given if plain[key] not in known and plain[key] not in ("command", "format")]
+    wrong = unknown_options(unknown, options, where=path) if unknown else None
+    if form != FORMAT:
+        error = ConfigError(f"made by another version of tether (format {shown(form)})", where=path)
+        if wrong is not None:
+            error.advise("; ".join(filter(None, [wrong.message, wrong.hint])))
+        raise error
+    if wrong is not None:
+        raise wrong
+    return {
+        plain[key]: coerce(known[plain[key]], value, where=f"{path}: {key}")
+        for key, value in given.items()
+        if plain[key] in known
+    }
 
 
 class Parser(argparse.ArgumentParser):
@@ -195,14 +202,20 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message.removeprefix("argument "))
 
 
-def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
-    """A command from its command line. What is wrong is one line in a :class:`ConfigError`; ``--help`` exits with 0."""
+def parse(name: str, cls: type[Command], arguments: Sequence[str], *, first: Sequence[str] = ()) -> Command:
+    """A command from its command line, whose help shows the options ``first`` before the others.
+
+    What is wrong is one line in a :class:`ConfigError`; ``--help`` exits with 0.
+    """
     options = list(options_of(cls))
-    given, unknown = parser(name, cls, options).parse_known_args(arguments)
+    given, unknown = parser(name, cls, options, first).parse_known_args(arguments)
     rest = next((entry.name for entry in dataclasses.fields(cls) if REST in entry.metadata), None)  # type: ignore[arg-type]
     if unknown and rest is None:
-        what = unknown[0].split("=")[0]
-        raise unknown_option(what, options) if what.startswith("-") else ConfigError(f"unknown argument {what}")
+        if not unknown[0].startswith("-"):
+            raise ConfigError(f"unknown argument {unknown[0]}")
+        raise unknown_options(
+            [one.split("=")[0] for one in unknown if re.match("--?[A-Za-z]", one)] or unknown, options
+        )
     texts = vars(given)
     values = read_yaml(path, name, options) if (path := texts.pop("config", None)) else {}
     for option in options:
@@ -219,36 +232,50 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str]) -> Command:
     return build(cls, values)
 
 
-def parser(name: str, cls: type, options: Sequence[Option]) -> Parser:
-    """The parser of a command's flags, one group of help per dataclass; the result holds what was given only."""
+def parser(name: str, cls: type, options: Sequence[Option], first: Sequence[str] = ()) -> Parser:
+    """The parser of a command's flags; the result holds what was given only.
+
+    The help has the options ``first`` in a group, and the others in one group per dataclass.
+    """
+    width = min(WIDEST, max(NARROWEST, shutil.get_terminal_size().columns))
     made = Parser(
         prog=f"tether {name}",
         description=inspect.getdoc(cls),
-        usage=_usage(name, options),
+        usage=_usage(name, options, width),
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=30, width=110),
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=26, width=width),
     )
+    if first:
+        by_name = {option.name: option for option in options}
+        _add(made.add_argument_group("most used"), [by_name[one] for one in first])
     for owner, members in itertools.groupby(options, key=lambda option: option.owner):
-        title = "options" if owner is cls else (inspect.getdoc(owner) or "").splitlines()[0].rstrip(".")
-        group, texts = made.add_argument_group(title), documented(owner)
-        for option in members:
-            described = f"{texts[option.name]}{_default(option)}".replace("%", "%%")
-            if option.positional:
-                count: Any = {"nargs": "+"} if option.repeatable else {}
-                group.add_argument(option.name, metavar=option.positional, help=described, **count)
-            elif option.type is bool:
-                group.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=described)
-            elif option.repeatable:
-                group.add_argument(option.flag, action="extend", nargs="*", metavar="TEXT", help=described)
-            else:
-                group.add_argument(option.flag, metavar=_metavar(option.type), help=described)
-    others = made.add_argument_group("other")
+        others = [option for option in members if option.name not in first]
+        own = "other options" if first else "options"
+        title = own if owner is cls else (inspect.getdoc(owner) or "").splitlines()[0].rstrip(".")
+        _add(made.add_argument_group(title), others)  # a group of none is not shown
+    about = made.add_argument_group("help and files")
     if len(options) > 1:
-        others.add_argument("--config", metavar="FILE.yaml", help="Read options from a file; flags override it.")
-    others.add_argument("-h", "--help", action="help", help="Show this and exit.")
+        about.add_argument("--config", metavar="FILE.yaml", help="Read options from a file; flags override it.")
+    about.add_argument("-h", "--help", action="help", help="Show this and exit.")
     return made
+
+
+def _add(group: argparse._ArgumentGroup, options: Sequence[Option]) -> None:
+    """The flags of ``options``, in this order."""
+    for option in options:
+        described = f"{documented(option.owner)[option.name]}{_default(option)}".replace("%", "%%")
+        if option.positional:
+            optional = {} if option.default is MISSING else {"nargs": "?"}
+            count: Any = {"nargs": "+"} if option.repeatable else optional
+            group.add_argument(option.name, metavar=option.positional, help=described, **count)
+        elif option.type is bool:
+            group.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=described)
+        elif option.repeatable:
+            group.add_argument(option.flag, action="extend", nargs="*", metavar="TEXT", help=described)
+        else:
+            group.add_argument(option.flag, metavar=_metavar(option.type), help=described)
 
 
 @functools.cache
@@ -269,10 +296,11 @@ def documented(cls: type) -> Mapping[str, str]:
 
 def _metavar(hint: Any) -> str:
     """What stands for the value in the help: ``FLOAT``, ``{k1,k2}``."""
+    if typing.get_origin(hint) is not Literal:
+        hint = next((inner for inner in typing.get_args(hint) if inner is not types.NoneType), hint)
     if typing.get_origin(hint) is Literal:
         return "{" + ",".join(typing.get_args(hint)) + "}"
-    plain = next((inner for inner in typing.get_args(hint) if inner is not types.NoneType), hint)
-    return {int: "INT", float: "FLOAT", str: "TEXT"}[plain]
+    return {int: "INT", float: "FLOAT", str: "TEXT"}[hint]
 
 
 def _default(option: Option) -> str:
@@ -282,8 +310,8 @@ def _default(option: Option) -> str:
     return "" if silent else f" (default {option.default})"
 
 
-def _usage(name: str, options: Sequence[Option]) -> str:
-    """The command with all that it requires."""
+def _usage(name: str, options: Sequence[Option], width: int) -> str:
+    """The command with all that it requires, in lines of at most ``width`` columns."""
     needed = [
         f"{option.positional}{f' [{option.positional} ...]' if option.repeatable else ''}"
         if option.positional
@@ -291,4 +319,9 @@ def _usage(name: str, options: Sequence[Option]) -> str:
         for option in options
         if option.default is MISSING
     ]
-    return " ".join(["tether", name, *needed, *(["[OPTIONS]"] if len(needed) < len(options) else [])])
+    lines = [f"tether {name}"]
+    for part in [*needed, *(["[OPTIONS]"] if len(needed) < len(options) else [])]:
+        if len("usage: ") + len(lines[-1]) + 1 + len(part) > width:
+            lines.append(" " * len("usage: tether"))
+        lines[-1] += f" {part}"
+    return "\n".join(lines)
