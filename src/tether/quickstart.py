@@ -75,7 +75,9 @@ class Settings:
     least_difference: float = 0.3
     """Pairs whose gold rewards differ by less are not shown to the annotator."""
     sampling: Sampling = SAMPLING
-    reward: reward_model.Config = field(default_factory=lambda: reward_model.Config(epochs=1.5, batch_size=16))
+    reward: reward_model.Config = field(
+        default_factory=lambda: reward_model.Config(epochs=1.5, batch_size=16, evals_per_epoch=4)
+    )
     rejection_sampling: rejection_sampling.Config = field(
         default_factory=lambda: rejection_sampling.Config(
             group_size=24,
@@ -188,7 +190,8 @@ def _task(out: Path) -> config.PromptOptions:
 def train_reward_model(out: Path, settings: Settings) -> None:
     """Train the reward model on the annotator's choices."""
     pairs, run = str(out / "pairs.jsonl"), _run(out, "reward", settings)
-    train_reward(Reward(model=settings.model, pairs=pairs, run=run, reward=settings.reward))
+    # judged on pairs of its own, which it does not see
+    train_reward(Reward(model=settings.model, pairs=pairs, test_share=0, run=run, reward=settings.reward))
 
 
 def train_methods(out: Path, settings: Settings) -> dict[str, float]:
