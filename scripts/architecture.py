@@ -139,7 +139,7 @@ def check_path(calls: list[str]) -> None:
             raise ValueError(f"the path of a step has no call of {name} here")
 
 
-LINE, WIDTH, LEFT = 14, 1180, 640
+LINE, WIDTH, LEFT, GAP = 14, 1180, 640, 8
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#222}.name{font-weight:600}.small{font-size:10.5px;fill:#555}"
     ".title{font-size:15px;font-weight:600}.box{fill:#f4f7fb;stroke:#8fa8c8}.station{fill:#fdf6ec;stroke:#d8a860}"
@@ -157,21 +157,43 @@ def wrapped(words: tuple[str, ...], width: int) -> list[str]:
     return [line for line in lines if line]
 
 
+def title(part: Part) -> str:
+    return part.name + ("/" if part.files else ".py")
+
+
+def narrowest(part: Part) -> float:
+    """Width of the narrowest box that holds the longest word of a part."""
+    return max([7.4 * len(title(part)), *(6.2 * len(file) for file in part.files)]) + 14
+
+
+def rows_of(layer: list[Part]) -> Iterator[list[Part]]:
+    """The boxes of a layer, in rows that hold their words."""
+    row: list[Part] = []
+    for part in layer:
+        if row and sum(narrowest(one) + GAP for one in [*row, part]) > LEFT - 40 + GAP:
+            yield row
+            row = []
+        row.append(part)
+    yield row
+
+
 def draw_layers(found: list[list[Part]]) -> tuple[list[str], float]:
     """The tree, the top layer first; gives elements and the height."""
     out, y = ['<text class="title" x="20" y="28">The tree: every import points down</text>'], 44.0
-    for layer in reversed(found):
-        width = (LEFT - 40 - 8 * (len(layer) - 1)) / len(layer)
-        texts = [wrapped(part.files, int(width / 6)) for part in layer]
+    for row in [row for layer in reversed(found) for row in rows_of(layer)]:
+        left_over = LEFT - 40 - sum(narrowest(part) + GAP for part in row) + GAP
+        shares = [4 if part.files else 1 for part in row]
+        widths = [narrowest(part) + left_over * share / sum(shares) for part, share in zip(row, shares, strict=True)]
+        texts = [wrapped(part.files, int(width / 6)) for part, width in zip(row, widths, strict=True)]
         height = 24 + LINE * max(map(len, texts))
-        for i, (part, lines) in enumerate(zip(layer, texts, strict=True)):
-            x = 20 + i * (width + 8)
+        x = 20.0
+        for part, width, lines in zip(row, widths, texts, strict=True):
             out.append(f'<rect class="box" x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{height}" rx="4"/>')
-            name = part.name + ("/" if part.files else ".py")
-            out.append(f'<text class="name" x="{x + 7:.0f}" y="{y + 16:.0f}">{escape(name)}</text>')
+            out.append(f'<text class="name" x="{x + 7:.0f}" y="{y + 16:.0f}">{escape(title(part))}</text>')
             for k, line in enumerate(lines):
                 out.append(f'<text class="small" x="{x + 7:.0f}" y="{y + 31 + k * LINE:.0f}">{escape(line)}</text>')
-        y += height + 8
+            x += width + GAP
+        y += height + GAP
     return out, y
 
 
@@ -196,9 +218,9 @@ def drawing() -> str:
     right, right_height = draw_path()
     height = max(left_height, right_height) + 10
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:.0f}" role="img">'
-    title = "<title>The layers of tether and the path of a step</title>"
+    heading = "<title>The layers of tether and the path of a step</title>"
     background = '<rect width="100%" height="100%" fill="#fff"/>'
-    return "\n".join([head, title, f"<style>{STYLE}</style>", background, *left, *right, "</svg>"]) + "\n"
+    return "\n".join([head, heading, f"<style>{STYLE}</style>", background, *left, *right, "</svg>"]) + "\n"
 
 
 def main() -> int:

@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load as load_tensors
 
 from commandline import contents
-from tether.runtime.changes import CONTENT_DECIDES, placeless
+from tether.runtime.changes import CONTENT_DECIDES, REWARDS, placeless
 from tether.runtime.recorder import TIMINGS
 
 
@@ -34,12 +34,13 @@ def difference(run: Path, other: Path) -> str | None:
 
 
 def kept(run: Path) -> dict[str, bytes]:
-    """The files of a run. Of its checkpoints their number and the newest: a signal makes others. The manifest of a
-    checkpoint has the sizes of files with durations in them, and is left out."""
-    *older, newest = sorted((run / "checkpoints").iterdir())
-    last = {f"checkpoints/newest/{name}": data for name, data in contents(newest).items() if name != "manifest.json"}
+    """The files of a run. Of its checkpoints, if it has any, their number and the newest: a signal makes others. The
+    manifest of a checkpoint has the sizes of files with durations in them, and is left out."""
+    saved = sorted((run / "checkpoints").glob("*"))
+    newest = contents(saved[-1]) if saved else {}
+    last = {f"checkpoints/newest/{name}": data for name, data in newest.items() if name != "manifest.json"}
     rest = {name: data for name, data in contents(run).items() if not name.startswith("checkpoints/")}
-    return rest | last | {"checkpoints": str(len(older) + 1).encode()}
+    return rest | last | {"checkpoints": str(len(saved)).encode()}
 
 
 def parts(name: str, data: bytes) -> dict[str, object]:
@@ -62,9 +63,9 @@ def without_places(value: object) -> object:
     if not isinstance(value, dict):
         return value
     named = {name: Path(value[name]).name for name in CONTENT_DECIDES & value.keys() if isinstance(value[name], str)}
-    if isinstance(value.get("reward"), list):
-        named["reward"] = [str(placeless(reward)) for reward in value["reward"]]
-    return {**value, **named}
+    placed = {name: value[name] for name in REWARDS if isinstance(value.get(name), list)}
+    rewards = {name: [str(placeless(reward)) for reward in given] for name, given in placed.items()}
+    return {**value, **named, **rewards}
 
 
 def leaves(value: object, place: str = "") -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from commandline import read_rows, tether
 from comparison import difference
 from tether.runtime.checkpoint import Checkpoints, Kept
 
-ALWAYS = "--quiet --keep-last 1"
+ALWAYS = "--quiet --keep-last 1 --keep-checkpoints"
 
 
 def last_line(capfd) -> str:

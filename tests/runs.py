@@ -17,18 +17,20 @@ LINES = {
 """Several steps, each of several optimizer steps: what is needed to stop in the middle of one. Below a second each."""
 
 HELD_OUT = "--eval-prompts held_prompts.jsonl"
-LONG_STEPS = f"{HELD_OUT} --max-new-tokens 8 --prompts-per-step 4"
+EVALUATED = f"{HELD_OUT} --eval-every 2 --eval-group-size 2 --eval-reward length:3"
+LONG_STEPS = "--max-new-tokens 8 --prompts-per-step 4 --keep-checkpoints"
 STRUCK = {
     "sft": f"{LINES['sft']} --eval-data held_texts.jsonl --epochs 8",
     "reward": f"{LINES['reward']} --batch-size 4 --epochs 7 --evals-per-epoch 2 --patience 0",
-    "rejection-sampling": f"{LINES['rejection-sampling']} {HELD_OUT} --max-new-tokens 8 --group-size 4 --top-k 2 "
-    "--epochs 2",
-    "ppo": f"{LINES['ppo']} {LONG_STEPS} --group-size 1 --steps 16 --kl-coef 0.1 --adaptive-kl-target 0.5 "
+    "rejection-sampling": f"{LINES['rejection-sampling']} {EVALUATED} --max-new-tokens 8 --group-size 4 --top-k 2 "
+    "--epochs 2 --keep-checkpoints",
+    "ppo": f"{LINES['ppo']} {HELD_OUT} {LONG_STEPS} --group-size 1 --steps 16 --kl-coef 0.1 --adaptive-kl-target 0.5 "
     "--adaptive-kl-horizon 50 --target-kl 0.05",
-    "grpo": f"{LINES['grpo']} {LONG_STEPS} --group-size 3 --steps 12 --dynamic-sampling 1",
+    "grpo": f"{LINES['grpo']} {EVALUATED} {LONG_STEPS} --group-size 3 --steps 12 --dynamic-sampling 1 "
+    "--keep-best=-eval/kl --patience 4",
 }
 """A second or three each, with everything that a state may hold: epochs, evaluations, the best weights so far, rounds,
-an adaptive KL coefficient, passes that stop early, dynamic sampling."""
+an adaptive KL coefficient, passes that stop early, dynamic sampling, early stopping. Some keep their checkpoints."""
 
 # The beginnings of short runs, of the model at {tiny} into out/.
 GRPO = "grpo --model {tiny} --max-new-tokens 4 --steps 2 --prompts-per-step 2 --group-size 2 --out out"

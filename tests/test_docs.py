@@ -19,6 +19,7 @@ from tether.evaluation import PolicyEvaluation
 from tether.flags import parse
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
+from tether.models.reference import reference_of
 from tether.models.reward import new_reward_model
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.directory import RunDirectory, read_metrics
@@ -106,6 +107,7 @@ def test_common_options():
         "The run": config.RunOptions,
         "The device": config.DeviceOptions,
         "Prompts and rewards": config.PromptOptions,
+        "Evaluation during training": config.EvaluationOptions,
         "Rows of data": config.DataOptions,
         "Steps": config.Steps,
         "Sampling": Sampling,
@@ -116,7 +118,7 @@ def test_common_options():
         expected = {
             field.name.replace("_", "-"): "required" if field.default is dataclasses.MISSING else str(field.default)
             for field in dataclasses.fields(cls)
-            if field.type not in ("Budget", "DataOptions", "DeviceOptions")  # which have tables of their own
+            if not str(field.type).endswith(("Budget", "DataOptions", "DeviceOptions", "EvaluationOptions"))  # own
         }
         assert option_rows(section(page("options"), title)) == expected
 
@@ -129,7 +131,7 @@ def test_figures_of_an_evaluation():
 PHASES = {
     "sft": ("update",),
     "reward_model": ("update",),
-    "rejection_sampling": ("generate", "score", "reference", "update"),
+    "rejection_sampling": ("generate", "score", "reference", "update", "eval"),
     "ppo": ("generate", "score", "reference", "advantage", "update"),
     "grpo": ("generate", "score", "reference", "advantage", "update"),
 }
@@ -164,6 +166,7 @@ def test_what_the_recorder_adds_to_a_row(tmp_path):
         journal=Journal(directory),
         progress=progress,
         state=RunState(None),
+        model=torch.nn.Module(),
         device=torch.device("cpu"),
         matrix_rate=1e9,
     )
@@ -182,7 +185,9 @@ def test_metrics_of_policy_training(tiny, name, options):
     algorithm = ALGORITHMS[name]
     model, tokenizer = load_policy(tiny)
     chosen = algorithm.Config(sampling=SAMPLING, group_size=2, **options)
-    state = algorithm.State.create(model, chosen, prompts=len(PROMPTS), total_steps=1, seed=0)
+    state = algorithm.State.create(
+        model, chosen, reference=reference_of(model), prompts=len(PROMPTS), total_steps=1, seed=0
+    )
     score = FunctionScorer(lambda _, completion: completion.ids[0])
     result = algorithm.step(state, PROMPTS, generator=Engine(model, tokenizer), scorer=score, config=chosen)
     assert set(result.metrics) == documented(name, UPDATES, SAMPLES, POLICY)
@@ -192,7 +197,7 @@ def test_metrics_of_rejection_sampling(tiny):
     model, tokenizer = load_policy(tiny)
     chosen = rejection_sampling.Config(group_size=2, sampling=SAMPLING)
     result = rejection_sampling.step(
-        rejection_sampling.State.create(model, chosen, prompts=len(PROMPTS), seed=0),
+        rejection_sampling.State.create(model, chosen, reference=reference_of(model), prompts=len(PROMPTS), seed=0),
         PROMPTS,
         generator=Engine(model, tokenizer),
         scorer=FunctionScorer(lambda _, completion: completion.ids[0]),

@@ -12,25 +12,32 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tether"
 
 LAYERS = (
     ("ops",),
-    ("errors", "seeds", "hub", "world", "commands"),
+    ("errors", "seeds", "hub", "world", "commands", "names"),
     ("stop_requests", "durations", "untrusted"),
     ("types",),
-    ("figures", "data", "monitor", "annotator"),
+    ("observers",),
+    ("figures", "statistics", "data", "monitor", "annotator"),
     ("models",),
     ("generation",),
     ("rewards",),
     ("algorithms", "runtime"),
     ("evaluation",),
     ("report",),
+    ("trackers",),
     ("config", "flags"),
     ("training",),
-    ("inspection", "doctor", "quickstart", "resume"),
+    ("looking", "doctor", "quickstart", "resume"),
+    ("api",),
+    ("grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
     ("cli",),
 )
 """From the bottom up. A module imports from lower layers and from its own package, not from its neighbours. The table
 of commands names modules of higher layers as text, and imports none."""
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
-HEAVY = {"datasets", "peft", "matplotlib", "vaderSentiment", "pyarrow"}
+HEAVY = {
+    "datasets", "peft", "matplotlib", "vaderSentiment", "pyarrow", "tensorboard", "wandb", "trackio", "mlflow",
+    "IPython",
+}  # fmt: skip
 LAZY_IMPORTS = "__init__"
 """The package itself names what Python users import from it, and imports it when they do."""
 

@@ -46,7 +46,7 @@ def test_the_whole_pipeline_on_a_real_model(stories, tmp_path, monkeypatch, caps
     for run in ("judge", "rs", "ppo", "grpo"):
         assert tether(f"report {run}") == 0
         files = {path.name for path in (tmp_path / run).iterdir()}
-        assert {"config.yaml", "metrics.jsonl", "summary.json", "model", "checkpoints", "report.html"} <= files
+        assert {"config.yaml", "metrics.jsonl", "summary.json", "model", "report.html"} <= files
     capsys.readouterr()
     for policy in ("rs", "ppo", "grpo"):
         assert len(read_rows(tmp_path / policy / "metrics.jsonl")) == 2
