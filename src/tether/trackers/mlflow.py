@@ -8,11 +8,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tether.trackers.rows import Ending, Row, TrackedRun
+from tether.trackers.rows import PROJECT, Ending, Row, TrackedRun
 from tether.types import Metrics
 from tether.untrusted import shown
 
-EXPERIMENT = "tether"
 SAMPLES = "samples.json"
 AT_ONCE = 100
 """Metrics, or parameters, of one request; MLflow takes at most 1000 and 100."""
@@ -45,7 +44,7 @@ class MLflow:
         """The id of the experiment that the user's settings name, made where there is none."""
         if given := os.environ.get("MLFLOW_EXPERIMENT_ID"):
             return given
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         found = self.client.get_experiment_by_name(name)
         return str(found.experiment_id if found else self.client.create_experiment(name))
 

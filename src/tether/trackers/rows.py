@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ TABLES = 20
 """Tables of samples per run, at most."""
 SAMPLES = 8
 """Completions per table, at most."""
+PROJECT = "tether"
+"""The project, or experiment, that runs are in unless the user's settings name one."""
 FINAL = "final/"
 """How the names of the figures of ``summary.json`` begin in a tracker."""
 
@@ -47,6 +49,13 @@ class Row:
     """Some completions of the step, with the same columns each; empty where no table is due."""
     alarms: tuple[tuple[str, str], ...] = ()
     """Monitor and message."""
+
+    def with_table(self, table: Callable[..., Any]) -> dict[str, Any]:
+        """The metrics, and under ``samples`` a tracker's own ``table(columns=, data=)`` where one is due."""
+        if not self.samples:
+            return dict(self.metrics)
+        data = [list(sample.values()) for sample in self.samples]
+        return {**self.metrics, "samples": table(columns=list(self.samples[0]), data=data)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from tether.trackers.rows import Ending, Row, TrackedRun
-
-PROJECT = "tether"
+from tether.trackers.rows import PROJECT, Ending, Row, TrackedRun
 
 
 class Trackio:
@@ -35,12 +33,7 @@ class Trackio:
         return {"name": name}
 
     def log(self, row: Row) -> None:
-        logged: dict[str, Any] = dict(row.metrics)
-        if row.samples:
-            columns = list(row.samples[0])
-            data = [list(sample.values()) for sample in row.samples]
-            logged["samples"] = self.module.Table(columns=columns, data=data)
-        self.run.log(logged, step=row.step)
+        self.run.log(row.with_table(self.module.Table), step=row.step)
         for monitor, message in row.alarms:
             self.run.alert(title=monitor, text=message, step=row.step)
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tether.trackers.rows import Ending, Row, TrackedRun
+from tether.trackers.rows import PROJECT, Ending, Row, TrackedRun
 
-PROJECT = "tether"
 NOT_LOGGED_IN = "not logged in: run 'wandb login', or set WANDB_MODE=offline"
 
 
@@ -44,12 +43,7 @@ class WandB:
         return {"id": str(self.run.id)}
 
     def log(self, row: Row) -> None:
-        logged: dict[str, Any] = dict(row.metrics)
-        if row.samples:
-            columns = list(row.samples[0])
-            data = [list(sample.values()) for sample in row.samples]
-            logged["samples"] = self.module.Table(columns=columns, data=data)
-        self.run.log(logged, step=row.step)
+        self.run.log(row.with_table(self.module.Table), step=row.step)
         for monitor, message in row.alarms:
             self.run.alert(title=monitor, text=f"step {row.step}: {message}", level="WARN")
 
