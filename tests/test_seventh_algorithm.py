@@ -167,15 +167,7 @@ def train(command: Reinforce, start: Start = NEW, *, monitors: Sequence[Monitor]
         total=state.total_steps,
         rollouts_every=command.task.rollouts_every,
     )
-    held_out = held_out_of(
-        command.task.evaluation,
-        loaded,
-        task,
-        reference=state.reference,
-        sampling=config.sampling,
-        seed=run.seed,
-        recorder=recorder,
-    )
+    held_out = held_out_of(task, loaded, state, config.sampling, recorder)
     one = partial(step, state, config=config)
     with recorder.session(stop_after=run.stop_after_seconds):
         run_policy(state, one, task, length=command.length, recorder=recorder, held_out=held_out)

@@ -10,7 +10,7 @@ from tether.durations import seconds
 from tether.errors import ConfigError
 from tether.runtime.device import Dtype, MatmulDtype
 from tether.trackers.names import TrackerName
-from tether.types import Budget
+from tether.types import Budget, Sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,29 @@ class DataOptions:
     on the left."""
     on_bad_rows: OnBadRows = "fail"
     """Rows that cannot be used: fail stops the command, skip leaves them out and reports them."""
+
+
+def unrounded() -> DeviceOptions:
+    """Measurements multiply in the precision of the weights unless told otherwise."""
+    return DeviceOptions(matmul_dtype="float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """Completions."""
+
+    group_size: int = 1
+    """Completions per prompt."""
+    seed: int = 0
+    """Seed of every completion."""
+    data: DataOptions = field(default_factory=DataOptions)
+    device: DeviceOptions = field(default_factory=unrounded)
+    sampling: Sampling = field(default_factory=Sampling)
+    budget: Budget = field(default_factory=Budget)
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(self, {"group_size must be at least 1": self.group_size >= 1})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from tokenizers import AddedToken
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from commandline import read_rows, tether, write_rows
-from tether.errors import ModelError
+from tether.api.measuring import generate
+from tether.errors import DataError, ModelError
 from tether.generation.engine import Engine
 from tether.models.loading import (
     eos_ids,
@@ -193,6 +194,11 @@ def test_data_with_a_token_beyond_the_embedding_is_one_line(beyond, tmp_path, ca
     assert tether("sft --batch-size 4 --model", beyond, "--data", data, "--out", tmp_path / "run") == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert "data.jsonl:1: holds '<image>', for which the model has no embedding" in last
+
+
+def test_a_prompt_with_a_token_beyond_the_embedding_is_one_line_from_python_too(beyond):
+    with pytest.raises(DataError, match="prompts:row 2: holds '<image>', for which the model has no embedding"):
+        generate(str(beyond), ["a", "an <image>"], max_new_tokens=2)
 
 
 def test_a_row_with_a_token_beyond_the_embedding_can_be_left_out_and_one_that_is_cut_away_is_no_error(beyond, tmp_path):

@@ -15,38 +15,30 @@ from tether.api.arguments import Parameter, describe, filled, named_as_arguments
 from tether.api.parameters import IN_MEMORY, OBJECTS
 from tether.api.result import Run
 from tether.api.rewards import rewards_of
-from tether.config import DataOptions, DeviceOptions
-from tether.data.checks import DataReport
+from tether.config import DeviceOptions, SampleOptions
 from tether.data.records import load_demonstrations, load_prompts
 from tether.errors import ConfigError, DataError
 from tether.evaluation import (
     PolicyEvaluation,
     evaluate_policy,
-    policy_kl,
     require_comparable,
-    sample_and_score,
     totals_of,
 )
 from tether.flags import options_of
 from tether.generation.engine import Engine
-from tether.looking.generate import unrounded
+from tether.looking.evaluate import evaluation_kl, evaluation_samples, require_one_vocabulary
 from tether.models.checks import check_policy
-from tether.models.loading import check_tokenizer, context_length, load_policy, load_tokenizer
-from tether.models.reference import FrozenCopy
+from tether.models.loading import check_tokenizer, load_tokenizer
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum
 from tether.rewards.resolve import resolve_scorer
-from tether.runtime.device import pick_device, pick_dtype
-from tether.seeds import derive_seed
 from tether.statistics import Estimate, mean_interval, share_interval
-from tether.training.common import EVAL_SEED, require_room, set_matmul_dtype
+from tether.training.loading import load_model, load_prompts_of
 from tether.types import (
-    Budget,
     Completion,
     FinishReason,
     Prompt,
     RolloutGroup,
-    Sampling,
     Score,
     ScoredGroup,
     make_requests,
@@ -56,24 +48,6 @@ T = TypeVar("T")
 
 Policy = str | os.PathLike[str] | PreTrainedModel | Run
 """A directory, a hub id or 'base'; a model in memory, which is set to evaluation mode; or a run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleOptions:
-    """Sample completions of prompts."""
-
-    group_size: int = 1
-    """Completions per prompt."""
-    seed: int = 0
-    """Seed of every completion."""
-    sampling: Sampling = field(default_factory=Sampling)
-    data: DataOptions = field(default_factory=DataOptions)
-    budget: Budget = field(default_factory=Budget)
-    device: DeviceOptions = field(default_factory=unrounded)
-
-    def __post_init__(self) -> None:
-        ConfigError.unless_typed(self)
-        ConfigError.unless(self, {"group_size must be at least 1": self.group_size >= 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +87,7 @@ def generate(model: Policy, prompts: Any, **arguments: Any) -> list[RolloutGroup
     tokenizer, options = _options(arguments)
     with named_as_arguments(list(options_of(SampleOptions)), {}, again=""):
         loaded, tokenizer = policy_of(model, tokenizer, options.device)
-        found = _prompts(prompts, loaded, tokenizer, options)
+        found = load_prompts_of(prompts, loaded, tokenizer, data=options.data, sampling=options.sampling)
         asked = make_requests(found, group_size=options.group_size, seed=options.seed)
         return Engine(loaded, tokenizer, budget=options.budget).generate(asked, sampling=options.sampling)
 
@@ -124,25 +98,13 @@ def evaluate(policy: Policy, reference: Policy, prompts: Any, rewards: Any, **ar
     with named_as_arguments(list(options_of(SampleOptions)), {"reward": "rewards"}, again=""):
         model, tokenizer = policy_of(policy, tokenizer, options.device)
         other, own = policy_of(reference, tokenizer, options.device, argument="reference")
-        if own.get_vocab() != tokenizer.get_vocab():
-            raise ConfigError("its tokenizer is not the policy's, so there is no KL between them", where="reference")
-        found = _prompts(prompts, model, tokenizer, options)
+        require_one_vocabulary(tokenizer, own, where="reference")
+        found = load_prompts_of(prompts, model, tokenizer, data=options.data, sampling=options.sampling)
         limit = options.sampling.max_new_tokens
         require_comparable(model, other, found, max_new_tokens=limit, where="reference")
         scorer = prepared(_scorer(rewards, tokenizer, model), {"prompts": found}, max_new_tokens=limit)
-        groups, against = (
-            sample_and_score(
-                Engine(one, tokenizer, budget=options.budget),
-                scorer,
-                found,
-                group_size=options.group_size,
-                sampling=options.sampling,
-                seed=derive_seed(options.seed, EVAL_SEED),
-            )
-            for one in (model, other)
-        )
-        temperature = options.sampling.temperature or 1.0
-        kl = policy_kl(groups, policy=model, reference=FrozenCopy(other), temperature=temperature)
+        groups, against = (evaluation_samples(one, tokenizer, scorer, found, options) for one in (model, other))
+        kl = evaluation_kl(groups, model, other, options.sampling)
         return _compared(groups, against, kl)
 
 
@@ -238,27 +200,8 @@ def policy_of(
     name = str(given.model_path) if isinstance(given, Run) else given
     if not isinstance(name, str | os.PathLike):
         raise ConfigError(f"found {type(given).__name__}", where=argument, hint="give a directory, a hub id or a model")
-    model, own = load_policy(os.fspath(name), dtype=pick_dtype(device.dtype), device=pick_device(device.device))
-    set_matmul_dtype(device.matmul_dtype, model)
+    model, own, _ = load_model(os.fspath(name), device)
     return model, own
-
-
-def _prompts(
-    given: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, options: SampleOptions
-) -> list[Prompt]:
-    require_room(model, options.sampling)
-    report = DataReport()
-    found = load_prompts(
-        given,
-        tokenizer,
-        context=context_length(model),
-        max_new_tokens=options.sampling.max_new_tokens,
-        overlong=options.data.overlong,
-        on_bad_rows=options.data.on_bad_rows,
-        report=report,
-    )
-    report.tell()
-    return found
 
 
 def _options(arguments: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase | None, SampleOptions]:

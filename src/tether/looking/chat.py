@@ -9,18 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tether.config import DeviceOptions
+from tether.config import DeviceOptions, unrounded
 from tether.data.tokenise import encode_prompt, write_prompt
 from tether.errors import ConfigError, RunError, TetherError
 from tether.flags import POSITIONAL
 from tether.generation.engine import Engine
-from tether.looking.generate import unrounded
 from tether.looking.terminal import show
-from tether.models.loading import context_length, load_policy
-from tether.runtime.device import pick_device, pick_dtype
+from tether.models.loading import context_length
 from tether.seeds import derive_seed
-from tether.training.common import set_matmul_dtype
 from tether.training.inputs import naming_the_model_of_a_run
+from tether.training.loading import load_model
 from tether.types import Message, Prompt, Request, Sampling
 from tether.untrusted import one_line, printable
 
@@ -66,8 +64,7 @@ class Conversation:
     @staticmethod
     def of(name: str, device: DeviceOptions) -> Conversation:
         """A new conversation with the model called ``name``."""
-        model, tokenizer = load_policy(name, dtype=pick_dtype(device.dtype), device=pick_device(device.device))
-        set_matmul_dtype(device.matmul_dtype, model)
+        model, tokenizer, _ = load_model(name, device)
         return Conversation(name=name, model=model, tokenizer=tokenizer, engine=Engine(model, tokenizer))
 
     def reset(self) -> None:

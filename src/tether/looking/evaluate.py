@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.algorithms import reward_model
-from tether.config import DataOptions, DeviceOptions
+from tether.config import SampleOptions
 from tether.data.checks import DataReport
-from tether.data.records import load_pairs, load_prompts
+from tether.data.records import load_pairs
 from tether.errors import ConfigError
 from tether.evaluation import evaluate_policy, policy_kl, require_comparable, sample_and_score
 from tether.generation.engine import Engine
-from tether.looking.generate import unrounded
 from tether.looking.terminal import show
-from tether.models.loading import context_length, embedding_rows, load_policy, unembedded
 from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
 from tether.rewards.checks import prepared
@@ -23,9 +22,10 @@ from tether.rewards.resolve import resolve_scorer
 from tether.runtime.device import pick_device, pick_dtype
 from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
-from tether.training.common import EVAL_SEED, require_room, set_matmul_dtype
+from tether.training.common import EVAL_SEED
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.types import Budget, Sampling
+from tether.training.loading import load_model, load_prompts_of, reader, set_matmul_dtype
+from tether.types import Prompt, Sampling, ScoredGroup, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +44,7 @@ class Eval:
     """Reward model to measure, instead of a policy."""
     pairs: str | None = None
     """Rows with chosen and rejected, for a reward model."""
-    group_size: int = 1
-    """Completions per prompt."""
-    seed: int = 0
-    """Seed of every completion."""
-    data: DataOptions = field(default_factory=DataOptions)
-    device: DeviceOptions = field(default_factory=unrounded)
-    sampling: Sampling = field(default_factory=Sampling)
-    budget: Budget = field(default_factory=Budget)
+    samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
         policy = (self.model, self.prompts, self.reward, self.reference)
@@ -64,96 +57,79 @@ class Eval:
                     all(policy[:3]) and not any(judge)
                 )
                 or (all(judge) and not any(policy)),
-                "group_size must be at least 1": self.group_size >= 1,
             },
         )
 
 
 @naming_the_model_of_a_run()
 def evaluate(command: Eval) -> None:
-    device, dtype = pick_device(command.device.device), pick_dtype(command.device.dtype)
     if command.reward_model is not None and command.pairs is not None:
-        found = measured_judge(command, command.reward_model, command.pairs, device=device, dtype=dtype)
+        found = measured_judge(command.reward_model, command.pairs, command.samples)
     else:
         assert command.model is not None
         assert command.prompts is not None
-        found = measured_policy(command, command.model, command.prompts, device=device, dtype=dtype)
+        found = measured_policy(command, command.model, command.prompts)
     show(to_json(found, indent=2, ascii_only=True))
 
 
-def measured_judge(
-    command: Eval, model: str, source: str, *, device: torch.device, dtype: torch.dtype
-) -> dict[str, object]:
+def measured_judge(name: str, source: str, options: SampleOptions) -> dict[str, object]:
     """What ``tether eval`` says of a reward model."""
-    report = DataReport()
-    judge, tokenizer = load_reward_model(model, dtype=dtype, device=device)
-    set_matmul_dtype(command.device.matmul_dtype, judge)
-    pairs = load_pairs(
-        source,
-        tokenizer,
-        context=context_length(judge),
-        overlong=command.data.overlong,
-        on_bad_rows=command.data.on_bad_rows,
-        report=report,
-        unembedded=unembedded(tokenizer, embedding_rows(judge)),
-    )
+    device, report = options.device, DataReport()
+    judge, tokenizer = load_reward_model(name, dtype=pick_dtype(device.dtype), device=pick_device(device.device))
+    set_matmul_dtype(device.matmul_dtype, judge)
+    pairs = reader(load_pairs, judge, tokenizer, options.data, report)(source)
     report.tell()
-    return {"reward_model": model, **vars(reward_model.evaluate(judge, pairs, token_budget=16384))}
+    return {"reward_model": name, **vars(reward_model.evaluate(judge, pairs, token_budget=16384))}
 
 
-def measured_policy(
-    command: Eval, name: str, source: str, *, device: torch.device, dtype: torch.dtype
-) -> dict[str, object]:
+def measured_policy(command: Eval, name: str, source: str) -> dict[str, object]:
     """What ``tether eval`` says of a policy."""
-    report = DataReport()
-    model, tokenizer = load_policy(name, dtype=dtype, device=device)
-    matmul_dtype = set_matmul_dtype(command.device.matmul_dtype, model)
-    score = resolve_scorer(command.reward, tokenizer, dtype=dtype, device=device, rounded=matmul_dtype == "bfloat16")
-    require_room(model, command.sampling)
-    prompts = load_prompts(
-        source,
-        tokenizer,
-        context=context_length(model),
-        max_new_tokens=command.sampling.max_new_tokens,
-        overlong=command.data.overlong,
-        on_bad_rows=command.data.on_bad_rows,
-        report=report,
-        unembedded=unembedded(tokenizer, embedding_rows(model)),
-    )
-    score = prepared(score, {source: prompts}, max_new_tokens=command.sampling.max_new_tokens)
-    report.tell()
-    reference, own = (
-        load_policy(command.reference, dtype=dtype, device=device) if command.reference else (model, tokenizer)
-    )
-    if own.get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(
-            "its tokenizer is not the model's, so there is no KL between them", where=f"--reference {command.reference}"
-        )
-    if command.reference:
-        require_comparable(
-            model,
-            reference,
-            prompts,
-            max_new_tokens=command.sampling.max_new_tokens,
-            where=f"--reference {command.reference}",
-        )
-    set_matmul_dtype(matmul_dtype, reference)
-    groups, against = (
-        sample_and_score(
-            Engine(one, tokenizer, budget=command.budget),
-            score,
-            prompts,
-            group_size=command.group_size,
-            sampling=command.sampling,
-            seed=derive_seed(command.seed, EVAL_SEED),
-        )
-        for one in (model, reference)
-    )
+    options, limit = command.samples, command.samples.sampling.max_new_tokens
+    model, tokenizer, matmul_dtype = load_model(name, options.device)
+    rounded = matmul_dtype == "bfloat16"
+    score = resolve_scorer(command.reward, tokenizer, dtype=model.dtype, device=model.device, rounded=rounded)
+    prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)
+    score = prepared(score, {source: prompts}, max_new_tokens=limit)
     if command.reference is None:
-        found = evaluate_policy(groups, against, kl=0.0).as_dict()
+        groups = evaluation_samples(model, tokenizer, score, prompts, options)
+        found = evaluate_policy(groups, groups, kl=0.0).as_dict()
         found = {key: value for key, value in found.items() if key not in ("kl", "win_rate")}
-    else:
-        temperature = command.sampling.temperature or 1.0
-        kl = policy_kl(groups, policy=model, reference=FrozenCopy(reference), temperature=temperature)
-        found = evaluate_policy(groups, against, kl=kl).as_dict()
-    return {"model": name, "reference": command.reference, **found}
+        return {"model": name, "reference": None, **found}
+    device, where = replace(options.device, matmul_dtype=matmul_dtype), f"--reference {command.reference}"
+    reference, own, _ = load_model(command.reference, device)
+    require_one_vocabulary(tokenizer, own, where=where)
+    require_comparable(model, reference, prompts, max_new_tokens=limit, where=where)
+    groups, against = (evaluation_samples(one, tokenizer, score, prompts, options) for one in (model, reference))
+    kl = evaluation_kl(groups, model, reference, options.sampling)
+    return {"model": name, "reference": command.reference, **evaluate_policy(groups, against, kl=kl).as_dict()}
+
+
+def require_one_vocabulary(tokenizer: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, *, where: str) -> None:
+    """Raise :class:`ConfigError` unless ``own``, the tokenizer of the reference at ``where``, is the policy's."""
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ConfigError("its tokenizer is not the policy's, so there is no KL between them", where=where)
+
+
+def evaluation_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    score: Scorer,
+    prompts: Sequence[Prompt],
+    options: SampleOptions,
+) -> list[ScoredGroup]:
+    """What a model writes to ``prompts``, scored: with the seeds of every evaluation with these ``options``."""
+    return sample_and_score(
+        Engine(model, tokenizer, budget=options.budget),
+        score,
+        prompts,
+        group_size=options.group_size,
+        sampling=options.sampling,
+        seed=derive_seed(options.seed, EVAL_SEED),
+    )
+
+
+def evaluation_kl(
+    groups: Sequence[ScoredGroup], policy: PreTrainedModel, reference: PreTrainedModel, sampling: Sampling
+) -> float:
+    """KL(policy || reference) of the policy's ``groups``, nats per completion; of greedy ones, at temperature 1."""
+    return policy_kl(groups, policy=policy, reference=FrozenCopy(reference), temperature=sampling.temperature or 1.0)

@@ -21,15 +21,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.config import DataOptions, RunOptions
 from tether.data.checks import DataReport
-from tether.errors import ConfigError, GuardError, MemoryShortError, RewardError
+from tether.errors import GuardError, MemoryShortError, RewardError
 from tether.flags import flatten
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.fingerprint import weights_fingerprint
-from tether.models.linear import round_matmuls
-from tether.models.loading import context_length, embedding_rows, save_model, unembedded
+from tether.models.loading import save_model
 from tether.observers import Hook, Tracker
 from tether.runtime.checkpoint import Checkpoints, Kept
-from tether.runtime.device import Dtype, MatmulDtype, matrix_rate, pick_device, pick_dtype, pick_matmul_dtype
+from tether.runtime.device import Dtype, matrix_rate, pick_device, pick_dtype
 from tether.runtime.directory import RunDirectory, begun_with, refuse_if_taken
 from tether.runtime.files import atomic_write
 from tether.runtime.journal import Journal
@@ -48,7 +47,8 @@ from tether.training.inputs import (
     here,
     naming_the_model_of_a_run,
 )
-from tether.types import Sampling, StepResult
+from tether.training.loading import reader, set_matmul_dtype
+from tether.types import StepResult
 from tether.untrusted import one_line
 
 EVAL_SEED = "evaluation"
@@ -95,13 +95,10 @@ class Loaded:
     given: Given = NOTHING
     """What the options only name."""
 
-
-def set_matmul_dtype(name: MatmulDtype, model: PreTrainedModel) -> Dtype:
-    """Choose the precision that the model multiplies in, and apply it."""
-    matmul_dtype = pick_matmul_dtype(name, model)
-    if matmul_dtype == "bfloat16":
-        round_matmuls(model)
-    return matmul_dtype
+    def reader(self, read: Callable[..., Any], data: DataOptions) -> Callable[..., Any]:
+        """:func:`reader` for the model of the run; a source that was given in Python is read from memory."""
+        known = reader(read, self.model, self.tokenizer, data, self.report)
+        return lambda source, **more: known(self.given.rows.get(source, source), **more)
 
 
 def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> Loaded:
@@ -139,31 +136,6 @@ def keep_the_date(loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> None:
     if asks_for_the_date(tokenizer):
         loaded.fingerprints[DATE] = loaded.date
         fix_the_date(tokenizer, loaded.date)
-
-
-def reader(read: Callable[..., Any], loaded: Loaded, data: DataOptions) -> Callable[..., Any]:
-    """``read``, one of the loaders of :mod:`tether.data.records`, for the model and the options of a run."""
-    known = partial(
-        read,
-        tokenizer=loaded.tokenizer,
-        context=context_length(loaded.model),
-        overlong=data.overlong,
-        on_bad_rows=data.on_bad_rows,
-        report=loaded.report,
-        unembedded=unembedded(loaded.tokenizer, embedding_rows(loaded.model)),
-    )
-    return lambda source, **more: known(loaded.given.rows.get(source, source), **more)
-
-
-def require_room(model: PreTrainedModel, sampling: Sampling) -> None:
-    """Raise :class:`ConfigError` where completions alone can fill the context, so that no prompt fits."""
-    context = context_length(model)
-    if sampling.max_new_tokens >= context:
-        raise ConfigError(
-            f"max_new_tokens is {sampling.max_new_tokens}, and the model's context of {context} tokens holds the "
-            "prompt too",
-            hint=f"give --max-new-tokens less than {context}",
-        )
 
 
 def open_run(

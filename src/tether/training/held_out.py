@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -181,27 +181,25 @@ def summed_up(found: PolicyEvaluation) -> dict[str, float]:
     return {"reward": found.reward, "reward_ci95": found.reward_ci95, "win_rate": found.win_rate}
 
 
-def held_out_of(
-    options: EvaluationOptions,
-    loaded: Loaded,
-    task: Task,
-    *,
-    reference: Reference,
-    sampling: Sampling,
-    seed: int,
-    recorder: Recorder,
-) -> HeldOut:
+class Tethered(Protocol):
+    """What is read of an algorithm's state: what its policy is compared with, and the seed of the run."""
+
+    reference: Reference
+    seed: int
+
+
+def held_out_of(task: Task, loaded: Loaded, state: Tethered, sampling: Sampling, recorder: Recorder) -> HeldOut:
     """The held-out prompts of a run."""
     return HeldOut(
         policy=loaded.model,
-        reference=reference,
+        reference=state.reference,
         tokenizer=loaded.tokenizer,
         budget=task.engine.budget,
         prompts=task.eval_prompts,
         score=Judged(task.score, task.judge),
         judges=tuple(reward.name for reward, _ in task.judge.rewards) if task.judge else (),
         sampling=sampling,
-        options=options,
-        seed=derive_seed(seed, EVAL_SEED),
+        options=task.evaluation,
+        seed=derive_seed(state.seed, EVAL_SEED),
         journal=recorder.journal if recorder.world.size == 1 else None,
     )

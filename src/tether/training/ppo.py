@@ -58,15 +58,7 @@ def train(command: PPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
         rollouts_every=command.task.rollouts_every,
         hooks=hooks,
     )
-    held_out = held_out_of(
-        command.task.evaluation,
-        loaded,
-        task,
-        reference=state.reference,
-        sampling=config.sampling,
-        seed=run.seed,
-        recorder=recorder,
-    )
+    held_out = held_out_of(task, loaded, state, config.sampling, recorder)
     step = partial(ppo.step, state, config=config)
     with recorder.session(stop_after=run.stop_after_seconds):
         run_policy(state, step, task, length=command.length, recorder=recorder, held_out=held_out)

@@ -61,15 +61,7 @@ def train(
         rollouts_every=command.task.rollouts_every,
         hooks=hooks,
     )
-    held_out = held_out_of(
-        command.task.evaluation,
-        loaded,
-        task,
-        reference=state.reference,
-        sampling=config.sampling,
-        seed=run.seed,
-        recorder=recorder,
-    )
+    held_out = held_out_of(task, loaded, state, config.sampling, recorder)
     with recorder.session(stop_after=run.stop_after_seconds):
         run_rounds(state, task, config=config, recorder=recorder, held_out=held_out)
         conclude(loaded, held_out, counted="rounds", run=run, recorder=recorder)

@@ -23,7 +23,7 @@ from tether.models.reward import new_reward_model, save_reward_model
 from tether.observers import Hook, Monitor
 from tether.runtime.judged_pairs import JudgedPair, write_judged
 from tether.runtime.state import RunState
-from tether.training.common import NEW, Loaded, Start, finish, load, open_run, reader, save, until_ended
+from tether.training.common import NEW, Loaded, Start, finish, load, open_run, save, until_ended
 from tether.training.preference_splits import Splits, split, tell_small
 from tether.types import PreferencePair
 from tether.untrusted import one_line
@@ -112,7 +112,7 @@ def train(command: Reward, start: Start = NEW, *, monitors: Sequence[Monitor] = 
 
 def load_splits(command: Reward, loaded: Loaded) -> Splits:
     """The pairs to learn from, to stop by, and to judge by."""
-    read = reader(load_pairs, loaded, command.data_options)
+    read = loaded.reader(load_pairs, command.data_options)
     splits = split(
         read(command.pairs),
         stopping=read(command.eval_pairs) if command.eval_pairs else None,

@@ -14,7 +14,7 @@ from tether.data.records import load_demonstrations
 from tether.models.loading import load_policy
 from tether.observers import Hook, Monitor
 from tether.runtime.state import RunState
-from tether.training.common import NEW, Start, finish, load, located, open_run, reader, save_policy, until_ended
+from tether.training.common import NEW, Start, finish, load, located, open_run, save_policy, until_ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ def train(command: SFT, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
     """Load, train, save, and sum up."""
     run = command.run
     loaded = load(run, start, partial(load_policy, command.model))
-    read = reader(load_demonstrations, loaded, command.data_options)
+    read = loaded.reader(load_demonstrations, command.data_options)
     data, held_out = read(command.data), read(command.eval_data) if command.eval_data else []
     data = keep_apart(data, held_out, report=loaded.report, on_bad_rows=command.data_options.on_bad_rows)
     loaded.fingerprints.update(data=fingerprint(data), eval_data=fingerprint(held_out))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tether.config import PromptOptions
+from tether.config import EvaluationOptions, PromptOptions
 from tether.data.checks import keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_prompts
@@ -21,8 +21,9 @@ from tether.rewards.resolve import resolve_scorer
 from tether.runtime.journal import JournaledGenerator, JournaledScorer
 from tether.runtime.metric_names import evaluation_names, reward_names
 from tether.runtime.recorder import Recorder
-from tether.training.common import Loaded, keep_the_date, reader, require_room
+from tether.training.common import Loaded, keep_the_date
 from tether.training.inputs import absolute_rewards, naming_the_model_of_a_run
+from tether.training.loading import require_room
 from tether.types import Generator, Prompt, Sampling, Scorer
 
 
@@ -32,6 +33,7 @@ class Task:
 
     prompts: list[Prompt]
     eval_prompts: list[Prompt]
+    evaluation: EvaluationOptions
     score: WeightedSum
     engine: Engine
     judge: WeightedSum | None = None
@@ -55,12 +57,12 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
     if options.evaluation.eval_every:
         loaded.sometimes.update(evaluation_names(trained, judges))
     engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget)
-    return Task(training, held_out, score, engine, judge)
+    return Task(training, held_out, options.evaluation, score, engine, judge)
 
 
 def load_both(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to train on and those held out."""
-    read, unseen = reader(load_prompts, loaded, options.data), options.evaluation.eval_prompts
+    read, unseen = loaded.reader(load_prompts, options.data), options.evaluation.eval_prompts
     training = read(options.prompts, max_new_tokens=sampling.max_new_tokens)
     held_out = read(unseen, max_new_tokens=sampling.max_new_tokens) if unseen is not None else []
     training = keep_apart(training, held_out, report=loaded.report, on_bad_rows=options.data.on_bad_rows)

@@ -1,0 +1,75 @@
+"""Models and rows of data as the options say, for training and for what looks at models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from tether.config import DataOptions, DeviceOptions
+from tether.data.checks import DataReport
+from tether.data.records import load_prompts
+from tether.errors import ConfigError
+from tether.models.linear import round_matmuls
+from tether.models.loading import context_length, embedding_rows, load_policy, unembedded
+from tether.runtime.device import Dtype, MatmulDtype, pick_device, pick_dtype, pick_matmul_dtype
+from tether.types import Prompt, Sampling
+
+
+def set_matmul_dtype(name: MatmulDtype, model: PreTrainedModel) -> Dtype:
+    """Choose the precision that the model multiplies in, and apply it."""
+    matmul_dtype = pick_matmul_dtype(name, model)
+    if matmul_dtype == "bfloat16":
+        round_matmuls(model)
+    return matmul_dtype
+
+
+def load_model(name: str, device: DeviceOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Dtype]:
+    """A policy that is not trained, with its tokenizer and the precision that it multiplies in."""
+    model, tokenizer = load_policy(name, dtype=pick_dtype(device.dtype), device=pick_device(device.device))
+    return model, tokenizer, set_matmul_dtype(device.matmul_dtype, model)
+
+
+def load_prompts_of(
+    source: Any, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, data: DataOptions, sampling: Sampling
+) -> list[Prompt]:
+    """The prompts that a model is to continue outside of training; what was left out is reported."""
+    require_room(model, sampling)
+    report = DataReport()
+    prompts: list[Prompt] = reader(load_prompts, model, tokenizer, data, report)(
+        source, max_new_tokens=sampling.max_new_tokens
+    )
+    report.tell()
+    return prompts
+
+
+def reader(
+    read: Callable[..., Any],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: DataOptions,
+    report: DataReport,
+) -> Callable[..., Any]:
+    """``read``, one of the loaders of :mod:`tether.data.records`, for a model and what to do with its rows."""
+    return partial(
+        read,
+        tokenizer=tokenizer,
+        context=context_length(model),
+        overlong=data.overlong,
+        on_bad_rows=data.on_bad_rows,
+        report=report,
+        unembedded=unembedded(tokenizer, embedding_rows(model)),
+    )
+
+
+def require_room(model: PreTrainedModel, sampling: Sampling) -> None:
+    """Raise :class:`ConfigError` where completions alone can fill the context, so that no prompt fits."""
+    context = context_length(model)
+    if sampling.max_new_tokens >= context:
+        raise ConfigError(
+            f"max_new_tokens is {sampling.max_new_tokens}, and the model's context of {context} tokens holds the "
+            "prompt too",
+            hint=f"give --max-new-tokens less than {context}",
+        )
