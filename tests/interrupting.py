@@ -117,7 +117,7 @@ class Setting:
             self.engine = engine.Engine(model, tokenizer)
         self.evaluations = 0
 
-    def step(self, prompts, points: Points | None = None, *, generator=None):
+    def step(self, prompts, points: Points | None = None, *, generator=None, **more):
         """One step whose points are those of ``points``."""
         points = points or Points()
         watched = Watched(self.engine, points)
@@ -145,6 +145,7 @@ class Setting:
                 scorer=watched,
                 config=self.config,
                 evaluate=evaluate,
+                **more,
             )
 
     def held(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

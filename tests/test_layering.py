@@ -15,7 +15,7 @@ LAYERS = (
     ("errors", "seeds", "hub", "world", "commands", "names"),
     ("stop_requests", "durations", "untrusted"),
     ("types",),
-    ("observers",),
+    ("observers", "digests"),
     ("figures", "statistics", "data", "monitor", "annotator"),
     ("models",),
     ("generation",),

@@ -17,7 +17,7 @@ from tether.report.page import samples, table, whole_page
 from tether.report.panels import panels_of
 from tether.report.plots import COLOURS, Panel, Series, figure, series_of, svg
 from tether.report.several import frontier, last_figures
-from tether.report.view import EVALUATED, RunView, read_runs
+from tether.report.view import EVALUATED, RunView, run_names
 
 TASK = "--prompts p.jsonl --reward r.py:fn --reward length:3=0.5 --max-new-tokens 4 --quiet"
 TRAINING = {
@@ -156,6 +156,10 @@ def three_runs(tmp_path: Path) -> list[Path]:
     ]
 
 
+def read_runs(paths):
+    return [RunView.read(path, name=name) for path, name in zip(paths, run_names(paths), strict=True)]
+
+
 def test_several_runs_have_a_panel_per_metric_with_a_curve_per_run(tmp_path):
     panels = {panel.title: panel for panel in panels_of(read_runs(three_runs(tmp_path)))}
     assert list(panels) == ["Reward", "KL to the reference, nats per completion", "loss", "loss/value"]
@@ -258,10 +262,10 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     a_run(Path("x/ppo"))
     a_run(Path("y/ppo"))
-    assert [view.name for view in read_runs([Path("x/ppo"), Path("y/ppo")])] == ["x/ppo", "y/ppo"]
-    assert [view.name for view in read_runs([Path("x/ppo")])] == ["ppo"]
+    assert run_names([Path("x/ppo"), Path("y/ppo")]) == ["x/ppo", "y/ppo"]
+    assert run_names([Path("x/ppo")]) == ["ppo"]
     with pytest.raises(ConfigError, match="x/ppo: given twice"):
-        read_runs([Path("x/ppo"), Path("./x/ppo")])
+        run_names([Path("x/ppo"), Path("./x/ppo")])
 
 
 def test_a_series_can_run_over_another_metric():

@@ -9,7 +9,6 @@ import torch
 
 from tether.statistics import (
     Estimate,
-    detectable,
     mean_interval,
     normal_quantile,
     prompts_needed,
@@ -60,7 +59,6 @@ def test_one_prompt_has_no_interval():
     assert mean_interval([2.0]) == Estimate(value=2.0, low=-math.inf, high=math.inf, prompts=1, std=0.0)
     assert share_interval([1.0]) == Estimate(value=1.0, low=0.0, high=1.0, prompts=1, std=0.0)
     assert prompts_needed(mean_interval([2.0])) is None
-    assert detectable(mean_interval([2.0])) == math.inf
     with pytest.raises(ValueError, match="no prompt"):
         mean_interval([])
 
@@ -131,11 +129,6 @@ def test_as_many_prompts_tell_a_difference_in_four_cases_of_five():
     needed = prompts_needed(given)
     assert needed is not None
     assert share_told(0.3, prompts=needed, std=1.0, seed=0) == pytest.approx(0.8, abs=0.03)
-
-
-def test_a_detectable_difference_is_told_in_four_cases_of_five():
-    given = Estimate(value=0.0, low=-1, high=1, prompts=24, std=0.7)
-    assert share_told(detectable(given), prompts=24, std=0.7, seed=1) == pytest.approx(0.8, abs=0.03)
 
 
 SKEW = {"normal": 0.0, "skewed": 1.5}

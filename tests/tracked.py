@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
 
 from runs import LINES
 from tether.flags import parse
-from tether.observers import StepRecord
+from tether.observers import Hook, StepRecord
 from tether.trackers.rows import Ending, Row, TrackedRun
 from tether.training.grpo import GRPO, train
 
@@ -69,6 +69,12 @@ def hanging(when: str, until: threading.Event) -> Callable[[str], None]:
     return before
 
 
+def run(model: str, *more: str, hooks: Sequence[Hook] = ()) -> None:
+    """A run of GRPO into ``out/``."""
+    arguments = [*LINES["grpo"].split()[1:], "--model", model, "--out", "out", *more]
+    train(parse("grpo", GRPO, arguments), hooks=hooks)
+
+
 def dies_after(step: int, model: str, *more: str) -> None:
     """A run of GRPO into ``out/`` that dies when step ``step`` has been recorded and logged."""
 
@@ -76,6 +82,5 @@ def dies_after(step: int, model: str, *more: str) -> None:
         if record.step == step:
             raise DiedError
 
-    arguments = [*LINES["grpo"].split()[1:], "--model", model, "--out", "out", *more]
     with pytest.raises(DiedError):
-        train(parse("grpo", GRPO, arguments), hooks=(die,))
+        run(model, *more, hooks=(die,))

@@ -8,6 +8,7 @@ from tether.data.checks import OnBadRows
 from tether.data.records import Overlong
 from tether.durations import seconds
 from tether.errors import ConfigError
+from tether.names import metric_and_sign
 from tether.runtime.device import Dtype, MatmulDtype
 from tether.trackers.names import TrackerName
 from tether.types import Budget, Sampling
@@ -217,7 +218,7 @@ def require_evaluations(run: RunOptions, evaluation: EvaluationOptions) -> None:
         "patience": (run.keep_best or EVALUATED_REWARD) if evaluation.patience else None,
     }
     for option, metric in watched.items():
-        if metric and metric.removeprefix("-").startswith("eval/") and not evaluation.eval_every:
+        if metric and metric_and_sign(metric)[0].startswith("eval/") and not evaluation.eval_every:
             raise ConfigError(
                 f"{option} watches {metric}, which the run does not measure",
                 hint="give --eval-every N and --eval-prompts",

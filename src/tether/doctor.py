@@ -17,19 +17,17 @@ from tether.generation.engine import Engine
 from tether.generation.naive import NaiveGenerator
 from tether.models.loading import BASE, load_policy
 from tether.runtime.device import WORTH_ROUNDING, matrix_rate, pick_device
+from tether.trackers.names import NEEDED
 from tether.types import Prompt, Sampling, make_requests
 
-EXTRAS = {
-    "hub": "datasets",
-    "report": "matplotlib",
-    "sentiment": "vaderSentiment",
-    "notebook": "ipykernel",
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "trackio": "trackio",
-    "mlflow": "mlflow",
+EXTRAS: Mapping[str, tuple[str, ...]] = {
+    "hub": ("datasets",),
+    "report": ("matplotlib",),
+    "sentiment": ("vaderSentiment",),
+    "notebook": ("ipykernel", "ipywidgets"),
+    **NEEDED,
 }
-"""A module of each extra."""
+"""The modules that each extra installs for tether."""
 INDENT = 16
 """Columns of the names."""
 READINGS, STEADY = 3, 0.7
@@ -69,7 +67,7 @@ def main(_: Doctor) -> None:
         **{name: importlib.metadata.version(name) for name in ("torch", "transformers")},
         "device": describe(device),
         **speeds([matrix_rate(torch.float32, device) for _ in range(READINGS)], matrix_rate(torch.bfloat16, device)),
-        "extras": extras({extra: importlib.util.find_spec(module) is not None for extra, module in EXTRAS.items()}),
+        "extras": extras({extra: all(map(importlib.util.find_spec, modules)) for extra, modules in EXTRAS.items()}),
         "rollout engine": check_engine(device),
     }
     for name, value in rows.items():

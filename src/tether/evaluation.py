@@ -20,7 +20,7 @@ from tether.ops.advantages import group_mean
 from tether.ops.divergence import k3
 from tether.ops.masked import masked_sum
 from tether.rewards.rules import distinct
-from tether.runtime.files import atomic_write
+from tether.runtime.files import write_table
 from tether.statistics import mean_interval
 from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer, make_requests
 
@@ -156,11 +156,7 @@ def write_evaluation(
     seed: int,
 ) -> None:
     """Write :data:`EVALUATION` into a run directory, or replace it: :func:`evaluation_table` of the arguments."""
-    import pyarrow.parquet
-
-    table = evaluation_table(policy, reference, kl, seed=seed)
-    with atomic_write(directory / EVALUATION) as partial, partial.open("wb") as out:
-        pyarrow.parquet.write_table(table, out, compression="zstd")  # pyarrow would take some names for URLs
+    write_table(directory / EVALUATION, evaluation_table(policy, reference, kl, seed=seed))
 
 
 def evaluation_table(

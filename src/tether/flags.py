@@ -19,7 +19,7 @@ import shutil
 import textwrap
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
@@ -253,7 +253,7 @@ def parser(name: str, cls: type, options: Sequence[Option], first: Sequence[str]
     for owner, members in itertools.groupby(options, key=lambda option: option.owner):
         others = [option for option in members if option.name not in first]
         own = "other options" if first else "options"
-        title = own if owner is cls else (inspect.getdoc(owner) or "").splitlines()[0].rstrip(".")
+        title = own if owner is cls else group_title(owner)
         _add(made.add_argument_group(title), others)  # a group of none is not shown
     about = made.add_argument_group("help and files")
     if len(options) > 1:
@@ -262,10 +262,15 @@ def parser(name: str, cls: type, options: Sequence[Option], first: Sequence[str]
     return made
 
 
+def group_title(owner: type) -> str:
+    """What the options of a dataclass stand under: the first line of its docstring."""
+    return (inspect.getdoc(owner) or "").splitlines()[0].rstrip(".")
+
+
 def _add(group: argparse._ArgumentGroup, options: Sequence[Option]) -> None:
     """The flags of ``options``, in this order."""
     for option in options:
-        described = f"{documented(option.owner)[option.name]}{_default(option)}".replace("%", "%%")
+        described = f"{documented(option.owner)[option.name]}{shown_default(option.default)}".replace("%", "%%")
         if option.positional:
             optional = {} if option.default is MISSING else {"nargs": "?"}
             count: Any = {"nargs": "+"} if option.repeatable else optional
@@ -303,11 +308,11 @@ def _metavar(hint: Any) -> str:
     return {int: "INT", float: "FLOAT", str: "TEXT"}[hint]
 
 
-def _default(option: Option) -> str:
-    if option.default is MISSING:
+def shown_default(default: Any, *, write: Callable[[Any], str] = str) -> str:
+    """The end of an option's help: its ``default`` as ``write`` gives it; "" where it is off or nothing."""
+    if default is MISSING:
         return " (required)"
-    silent = option.default is None or option.default is False or option.default == ()
-    return "" if silent else f" (default {option.default})"
+    return "" if default is None or default is False or default == () else f" (default {write(default)})"
 
 
 def _usage(name: str, options: Sequence[Option], width: int) -> str:

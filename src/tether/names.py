@@ -18,6 +18,16 @@ def closest(name: str, known: Sequence[str]) -> list[str]:
     return longer[:3] or difflib.get_close_matches(name, known, n=1, cutoff=CLOSE)
 
 
+def metric_and_sign(option: str) -> tuple[str, float]:
+    """The metric that an option such as ``--keep-best`` names, and 1 where its highest value is the best one, -1 where
+    a minus before the name asks for the lowest.
+
+    >>> metric_and_sign("reward"), metric_and_sign("-eval/loss")
+    (('reward', 1.0), ('eval/loss', -1.0))
+    """
+    return (option.removeprefix("-"), -1.0) if option.startswith("-") else (option, 1.0)
+
+
 def did_you_mean(names: Sequence[str]) -> str:
     """``did you mean A or B?``; "" for no names."""
     return f"did you mean {' or '.join(names)}?" if names else ""

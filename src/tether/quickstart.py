@@ -34,7 +34,8 @@ from tether.generation.engine import Engine
 from tether.models.loading import BASE, context_length, load_policy
 from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
-from tether.report.quickstart import SAMPLES, print_summary, quickstart_report
+from tether.report.quickstart import SAMPLES, TITLES, print_summary
+from tether.report.run import write_report
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
@@ -51,7 +52,7 @@ from tether.training.reward import Reward
 from tether.training.reward import train as train_reward
 from tether.types import Prompt, Sampling, ScoredGroup
 
-METHODS = ("base", "rejection_sampling", "ppo", "grpo")
+METHODS = tuple(TITLES)
 GOLD, PROXY = "gold", "proxy"
 SAMPLING = Sampling(max_new_tokens=28, temperature=0.8)
 
@@ -126,7 +127,7 @@ def quickstart(out: Path, settings: Settings, *, overwrite: bool = False) -> dic
         "seconds": time.monotonic() - started,
     }
     directory.summary(summary)
-    quickstart_report(out, out / "report.html")
+    write_report([out])
     print_summary(summary)
     return summary
 

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 LEVEL = 0.95
 """Coverage of the intervals."""
 POWER = 0.8
-"""Chance of telling two apart that :func:`prompts_needed` and :func:`detectable` ask for."""
+"""Chance of telling two apart that :func:`prompts_needed` asks for."""
 MOST = 10**7
 """Prompts beyond which :func:`prompts_needed` gives up."""
 
@@ -125,14 +125,14 @@ def simultaneous(level: float, comparisons: int) -> float:
     return 1 - (1 - level) / max(1, comparisons)
 
 
-def prompts_needed(difference: Estimate, *, level: float = LEVEL, power: float = POWER) -> int | None:
+def prompts_needed(difference: Estimate, *, level: float = LEVEL) -> int | None:
     """How many prompts would tell a difference from 0, if it and its spread between prompts are really as estimated:
-    the smallest P with (t + z) * std / sqrt(P) <= |difference|, t the quantile of the interval and z that of ``power``.
-    None where even :data:`MOST` would not, or the spread is not known."""
+    the smallest P with (t + z) * std / sqrt(P) <= |difference|, t the quantile of the interval and z that of
+    :data:`POWER`. None where even :data:`MOST` would not, or the spread is not known."""
     if difference.prompts < 2 or difference.value == 0:
         return None
     ratio = difference.std / abs(difference.value)
-    z, p = normal_quantile(power), (1 + level) / 2
+    z, p = normal_quantile(POWER), (1 + level) / 2
     count = max(2, math.ceil(((normal_quantile(p) + z) * ratio) ** 2))  # the normal quantile is the smaller one
     if count > MOST:
         return None
@@ -141,13 +141,21 @@ def prompts_needed(difference: Estimate, *, level: float = LEVEL, power: float =
     return count
 
 
-def detectable(difference: Estimate, *, level: float = LEVEL, power: float = POWER) -> float:
-    """The smallest true difference that as many prompts with this spread would tell from 0 with ``power``:
-    (t + z) * std / sqrt(P); inf for one prompt."""
-    if difference.prompts < 2:
-        return math.inf
-    t = t_quantile((1 + level) / 2, difference.prompts - 1)
-    return (t + normal_quantile(power)) * difference.std / math.sqrt(difference.prompts)
+def known(figures: Iterable[float | None]) -> list[float]:
+    """The figures that are there, of prompts or of completions."""
+    return [figure for figure in figures if figure is not None]
+
+
+def mean_score(scores: Sequence[float | None]) -> float | None:
+    """The mean over the completions of one prompt that have a score; None without any."""
+    there = known(scores)
+    return math.fsum(there) / len(there) if there else None
+
+
+def mean_difference(own: Sequence[float | None], rival: Sequence[float | None]) -> float | None:
+    """:func:`mean_score` of ``own`` minus that of ``rival`` for one prompt; None where either has none."""
+    mine, theirs = mean_score(own), mean_score(rival)
+    return None if mine is None or theirs is None else mine - theirs
 
 
 def win_share(own: Sequence[float | None], rival: Sequence[float | None], *, same_seeds: bool) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import threading
@@ -13,6 +14,7 @@ import torch
 from interrupting import CONFIGS, OTHERS, PROMPTS, Points, Setting, Watched, interrupt, load, reported, same
 from tether.algorithms import rejection_sampling as rs
 from tether.algorithms import sft
+from tether.data.batching import Cursor
 from tether.errors import ConfigError
 from tether.runtime.state import RunState, Snapshot, restore
 from tether.stop_requests import anywhere, at_safe_points, check, heeded
@@ -145,6 +147,37 @@ def test_a_checkpoint_within_a_step_belongs_to_its_prompts_too(name, loaded, mon
         assert same(restored.held(), before)
         assert reported(restored.step(PROMPTS, generator=Replaying(restored.engine, result))) == expected
         assert same(restored.held(), whole.held())
+
+
+def test_the_prompts_that_dynamic_sampling_drew_are_not_given_to_the_next_step(loaded, monkeypatch):
+    """An interrupted step puts its cursor back; resumed in memory, it samples nothing and has drawn as much."""
+    monkeypatch.setitem(CONFIGS, "grpo", replace(CONFIGS["grpo"], dynamic_sampling=2))
+    prompts = [replace(prompt, ids=(*prompt.ids, last)) for prompt in PROMPTS for last in range(80, 84)]
+
+    def run(at: int) -> Setting:
+        setting = Setting("grpo", loaded, monkeypatch)
+        cursor = setting.state.cursor = Cursor(len(prompts), seed=0)
+        points = [Points(at, interrupt), Points()] if at else [Points()]
+        drawn.clear()
+
+        def fresh(count):
+            drawn.append(count)
+            return cursor.take(prompts, count)
+
+        for one in points:
+            with contextlib.suppress(KeyboardInterrupt), cursor.rollback_on_error():
+                setting.step(cursor.take(prompts, 2), one, fresh=fresh)
+        assert number(setting.state) == 1
+        return setting
+
+    drawn: list[int] = []
+    whole = run(0)
+    assert drawn
+    assert whole.state.cursor.position == 2 + sum(drawn)
+    count = Points()
+    Setting("grpo", loaded, monkeypatch).step(PROMPTS, count)
+    for at in (len(count.passed), len(count.passed) - 3):
+        assert run(at).state.cursor == whole.state.cursor
 
 
 # -- signals ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from tether.data import shortening
 from tether.data.checks import DataReport
 from tether.data.encoding import splits_at_spaces
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
-from tether.data.shortening import common, without_middle
+from tether.data.shortening import without_middle
+from tether.data.texts import common
 from tether.data.tokenise import cut_left, encode
 from tether.errors import DataError
 from tether.models.loading import load_tokenizer

@@ -6,12 +6,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from encoded import encode_continuation, encode_whole
 from tether.data.conversations import is_conversation
 from tether.data.tokenise import (
     encode,
-    encode_continuation,
     encode_prompt,
-    encode_whole,
     end_with_eos,
     eos_id,
     render,

@@ -102,8 +102,7 @@ def test_a_reference_may_share_the_policys_module(tiny, algorithm):
         held_out = HeldOut(
             policy=policy,
             reference=state.reference,
-            tokenizer=tokenizer,
-            budget=engine.budget,
+            engine=engine,
             prompts=prompts,
             score=scorer,
             judges=(),

@@ -9,9 +9,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedTokenizerFast
 
+from encoded import encode_continuation
 from helpers import completion, rows_of
 from tether.data.records import load_pairs
-from tether.data.tokenise import encode_continuation
 from tether.errors import DataError, MemoryShortError, ModelError, RewardError
 from tether.generation.engine import Engine
 from tether.models.loading import embedding_rows, load_policy

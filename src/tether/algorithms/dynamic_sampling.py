@@ -18,15 +18,16 @@ def dynamically(
     *,
     replacements: int,
     fresh: Callable[[int], Sequence[Prompt]] | None,
-) -> tuple[tuple[ScoredGroup, ...], Figures]:
+) -> tuple[tuple[ScoredGroup, ...], Figures, tuple[int, ...]]:
     """As many groups as ``prompts``. Those of zero variance are replaced by groups of the prompts that ``fresh(n)``
     gives, up to ``replacements`` times; what is missing then is filled with them.
 
     ``roll(prompts, n)`` gives the scored groups of attempt n, from 0. The figures are ``sampling/groups_drawn`` and
-    ``sampling/frac_zero_std_drawn``, over all sampled groups.
+    ``sampling/frac_zero_std_drawn``, over all sampled groups. The numbers are those that ``fresh`` was called with.
     """
     kept: list[ScoredGroup] = []
     flat: list[ScoredGroup] = []
+    asked: list[int] = []
     wanted, host = list(prompts), torch.device("cpu")
     for attempt in range(replacements + 1):
         scored = roll(wanted, attempt)
@@ -36,10 +37,11 @@ def dynamically(
         missing = len(prompts) - len(kept)
         if missing == 0 or fresh is None or attempt == replacements:
             break
+        asked.append(missing)
         wanted = list(fresh(missing))
     drawn = len(kept) + len(flat)
     figures: Figures = {
         "sampling/groups_drawn": Sum(float(drawn)),
         "sampling/frac_zero_std_drawn": Mean(len(flat) / drawn, drawn),
     }
-    return tuple((kept + flat)[: len(prompts)]), figures
+    return tuple((kept + flat)[: len(prompts)]), figures, tuple(asked)

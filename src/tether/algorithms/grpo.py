@@ -223,7 +223,11 @@ def step(
             state, prompts, generator=generator, scorer=scorer, config=config, world=world, fresh=fresh
         )
 
+    in_memory = state.update is not None and state.update.rollouts is not None
     rollouts = rollouts_of(state.update, prompts, roll, where=where, world=world)
+    if in_memory and fresh is not None:
+        for missing in rollouts.drawn:
+            fresh(missing)
     groups, clock = rollouts.groups, rollouts.clock
     update = state.update or collect(state, rollouts, prompts, config=config, where=where, world=world)
     state.update = update
@@ -316,8 +320,8 @@ def roll_out_groups(
             clock=clock,
         )
 
-    groups, figures = dynamically(prompts, attempt, replacements=config.dynamic_sampling, fresh=fresh)
-    return Rollouts(groups=groups, figures=figures | generator_figures(generator), clock=clock)
+    groups, figures, drawn = dynamically(prompts, attempt, replacements=config.dynamic_sampling, fresh=fresh)
+    return Rollouts(groups=groups, figures=figures | generator_figures(generator), clock=clock, drawn=drawn)
 
 
 def advantages_of(scores: Tensor, config: Config, world: World, applies: Tensor | None = None) -> Tensor:

@@ -6,15 +6,14 @@ prompts alone, and reports the rollouts that it learns from.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedModel
 
 from tether.algorithms.phases import PhaseClock
+from tether.digests import completions_digest, prompts_digest
 from tether.errors import ConfigError
 from tether.figures import Figures
 from tether.models.trainable import trainable
@@ -32,6 +31,14 @@ class Rollouts:
     """Figures of the sampling."""
     clock: PhaseClock
     """The seconds of the step's phases so far."""
+    drawn: tuple[int, ...] = ()
+    """How many new prompts dynamic sampling took, each time. They are taken again where the step is called again, so
+    that a cursor which was put back does not give them to the next step."""
+
+    @property
+    def completions(self) -> str:
+        """Digest of the completions."""
+        return completions_digest([group.rollouts for group in self.groups])
 
 
 class Pending(Protocol):
@@ -64,7 +71,7 @@ def rollouts_of(
         )
     if pending.rollouts is None:
         rollouts = roll()
-        if world.any(pending.completions != completions_digest(rollouts.groups)):
+        if world.any(pending.completions != rollouts.completions):
             raise ConfigError(
                 "an update that was interrupted is pending, and the generator gave other completions than those that "
                 "it learns from",
@@ -87,15 +94,3 @@ def evaluated(evaluate: Callable[[], Metrics] | None, clock: PhaseClock) -> Metr
         return {}
     with clock.phase("eval"), anywhere():
         return evaluate()
-
-
-def prompts_digest(prompts: Sequence[Prompt]) -> str:
-    return digest([[list(prompt.ids), prompt.text] for prompt in prompts])
-
-
-def completions_digest(groups: Sequence[ScoredGroup]) -> str:
-    return digest([[list(completion.ids) for completion in group.rollouts.completions] for group in groups])
-
-
-def digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()

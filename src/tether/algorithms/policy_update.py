@@ -15,8 +15,9 @@ from torch import Tensor
 
 from tether.algorithms.experience import Experience
 from tether.algorithms.optimise import Accumulated, Guard, Optim, accumulate, apply, lr_scale, mean_of
-from tether.algorithms.pending import Rollouts, completions_digest, prompts_digest
+from tether.algorithms.pending import Rollouts
 from tether.data.batching import micro_batches, minibatches
+from tether.digests import prompts_digest
 from tether.figures import Figures, Max, Mean, Sum, reduce
 from tether.ops.divergence import k2
 from tether.ops.losses import LossInputs, LossTerms
@@ -79,7 +80,7 @@ class Update(Generic[E]):
         return Update(
             experience=experience,
             prompts=prompts_digest(prompts),
-            completions=completions_digest(rollouts.groups),
+            completions=rollouts.completions,
             rollouts=rollouts,
             left_out=left_out,
             kl=metrics["kl"],

@@ -34,6 +34,7 @@ from tether.algorithms.pending import Rollouts, evaluated, publish, rollouts_of
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
     CUTS_SUPPORT,
+    applies_of,
     batch_of,
     kl_figures,
     lengths_of,
@@ -357,11 +358,10 @@ def collect(
         old_logp, ref_logp, values = state.guard.fit(passes, world)
     with clock.phase("advantage"):
         metrics = reduce(kl_figures(old_logp, ref_logp, batch.mask, where=where), world)
-        applies = torch.tensor([score.total is not None for group in groups for score in group.scores])
-        left_out = None
-        if not applies.all():
-            left_out = ref_logp[~applies]
-            rows = applies.nonzero().squeeze(1)
+        applies, left_out = applies_of(groups, torch.device("cpu")), None
+        if applies is not None:
+            left_out = ref_logp[~applies.flatten()]
+            rows = applies.flatten().nonzero().squeeze(1)
             batch = batch.rows(rows)
             old_logp, ref_logp, values = (x[rows, : batch.mask.size(1)] for x in (old_logp, ref_logp, values))
         mask = batch.mask

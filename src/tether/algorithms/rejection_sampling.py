@@ -21,9 +21,7 @@ from tether.algorithms.experience import completion_figures
 from tether.algorithms.optimise import OptimizerFactory, mean_of
 from tether.algorithms.pending import (
     Rollouts,
-    completions_digest,
     evaluated,
-    prompts_digest,
     publish,
     rollouts_of,
 )
@@ -39,6 +37,7 @@ from tether.algorithms.rollouts import (
     roll_out_all,
     rollout_figures,
 )
+from tether.digests import prompts_digest
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of
@@ -286,7 +285,7 @@ def begin(
     state.bounded = bounded
     state.update = Round(
         prompts=prompts_digest(prompts),
-        completions=completions_digest(rollouts.groups),
+        completions=rollouts.completions,
         metrics=metrics,
         ref_logp=ref_logp,
         rollouts=rollouts,

@@ -13,7 +13,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any, TypeVar
 
 from tether.errors import ConfigError, TetherError
-from tether.flags import Option, build, coerce, documented, instead_of
+from tether.flags import Option, build, coerce, documented, group_title, instead_of, shown_default
 
 Command = TypeVar("Command")
 
@@ -34,11 +34,8 @@ class Parameter:
 
     @property
     def shown_default(self) -> str:
-        """As the command line shows it."""
-        if self.default is inspect.Parameter.empty:
-            return " (required)"
-        silent = self.default is None or self.default is False or self.default == ()
-        return "" if silent else f" (default {self.default!r})"
+        """As the command line shows it, but with the value as Python writes it."""
+        return shown_default(MISSING if self.default is inspect.Parameter.empty else self.default, write=repr)
 
 
 def parameters_of(options: Sequence[Option], cls: type, *, title: str) -> list[Parameter]:
@@ -49,7 +46,7 @@ def parameters_of(options: Sequence[Option], cls: type, *, title: str) -> list[P
             annotation=option.type,
             default=inspect.Parameter.empty if option.default is MISSING else option.default,
             help=documented(option.owner)[option.name],
-            title=title if option.owner is cls else (inspect.getdoc(option.owner) or "").splitlines()[0].rstrip("."),
+            title=title if option.owner is cls else group_title(option.owner),
         )
         for option in options
     ]
@@ -117,6 +114,11 @@ def as_argument(flag: str) -> str:
     return flag.removeprefix("--").replace("-", "_")
 
 
+def resumed_by(again: str, text: str) -> str:
+    """``text`` with ``again`` in the place of ``'tether resume DIR'``."""
+    return re.sub(r"'tether resume [^']*'", lambda _: again, text)
+
+
 @contextlib.contextmanager
 def named_as_arguments(options: Sequence[Option], renamed: Mapping[str, str], *, again: str) -> Iterator[None]:
     """Errors name arguments where they would name flags of the command line: ``kl_coef`` and not ``--kl-coef``.
@@ -129,7 +131,7 @@ def named_as_arguments(options: Sequence[Option], renamed: Mapping[str, str], *,
 
     def translated(text: str) -> str:
         text = re.sub(r"--[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), text)
-        return re.sub(r"'tether resume [^']*'", lambda _: again, text)
+        return resumed_by(again, text)
 
     try:
         yield

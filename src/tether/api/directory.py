@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tether.api.arguments import resumed_by
 from tether.api.result import Run
 from tether.errors import ConfigError
 from tether.runtime.directory import CONFIG
@@ -52,7 +52,7 @@ class CallDirectory:
         elif self.temporary:
             shutil.rmtree(self.path, ignore_errors=True)
         if isinstance(error, Interrupted):
-            raise Interrupted(re.sub(r"'tether resume [^']*'", lambda _: self.again, str(error))) from None
+            raise Interrupted(resumed_by(self.again, str(error))) from None
         if isinstance(error, KeyboardInterrupt):
             way = f"resume from its last checkpoint with {self.again}" if resumable else "nothing was saved yet"
             raise Interrupted(f"stopped at once; {way}") from None

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.api.arguments import Parameter, describe, filled, named_as_arguments, parameters_of, require_known
-from tether.api.parameters import IN_MEMORY, OBJECTS
-from tether.api.result import Run
+from tether.api.parameters import IN_MEMORY, OBJECTS, Model, located
 from tether.api.rewards import rewards_of
 from tether.config import DeviceOptions, SampleOptions
 from tether.data.records import load_demonstrations, load_prompts
-from tether.errors import ConfigError, DataError
-from tether.evaluation import (
-    PolicyEvaluation,
-    evaluate_policy,
-    require_comparable,
-    totals_of,
-)
+from tether.errors import DataError
+from tether.evaluation import PolicyEvaluation, evaluate_policy, require_comparable
 from tether.flags import options_of
 from tether.generation.engine import Engine
 from tether.looking.evaluate import evaluation_kl, evaluation_samples, require_one_vocabulary
 from tether.models.checks import check_policy
+from tether.models.linear import has_rounded_matmuls
 from tether.models.loading import check_tokenizer, load_tokenizer
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum
 from tether.rewards.resolve import resolve_scorer
-from tether.statistics import Estimate, mean_interval, share_interval
+from tether.statistics import Estimate, known, mean_difference, mean_interval, mean_score, share_interval, win_share
 from tether.training.loading import load_model, load_prompts_of
 from tether.types import (
     Completion,
@@ -43,11 +36,6 @@ from tether.types import (
     ScoredGroup,
     make_requests,
 )
-
-T = TypeVar("T")
-
-Policy = str | os.PathLike[str] | PreTrainedModel | Run
-"""A directory, a hub id or 'base'; a model in memory, which is set to evaluation mode; or a run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +70,7 @@ class Evaluation:
         return f"<table>{''.join(rows)}</table>"
 
 
-def generate(model: Policy, prompts: Any, **arguments: Any) -> list[RolloutGroup]:
+def generate(model: Model, prompts: Any, **arguments: Any) -> list[RolloutGroup]:
     """Sample completions of ``prompts``: one group per prompt, in their order."""
     tokenizer, options = _options(arguments)
     with named_as_arguments(list(options_of(SampleOptions)), {}, again=""):
@@ -92,7 +80,7 @@ def generate(model: Policy, prompts: Any, **arguments: Any) -> list[RolloutGroup
         return Engine(loaded, tokenizer, budget=options.budget).generate(asked, sampling=options.sampling)
 
 
-def evaluate(policy: Policy, reference: Policy, prompts: Any, rewards: Any, **arguments: Any) -> Evaluation:
+def evaluate(policy: Model, reference: Model, prompts: Any, rewards: Any, **arguments: Any) -> Evaluation:
     """Compare a policy with its reference on ``prompts``: reward, difference, win rate and KL, with intervals."""
     tokenizer, options = _options(arguments)
     with named_as_arguments(list(options_of(SampleOptions)), {"reward": "rewards"}, again=""):
@@ -110,25 +98,19 @@ def evaluate(policy: Policy, reference: Policy, prompts: Any, rewards: Any, **ar
 
 def _compared(groups: list[ScoredGroup], against: list[ScoredGroup], kl: float) -> Evaluation:
     """The figures of both, and what lies between them."""
-    (own, applies), (rival, rival_applies) = totals_of(groups), totals_of(against)
-    both = applies & rival_applies
     policy, reference = evaluate_policy(groups, against, kl=kl), evaluate_policy(against, against, kl=0.0)
-    wins = torch.where(own == rival, 0.5, (own > rival).double())
+    own, rivals = ([[score.total for score in group.scores] for group in one] for one in (groups, against))
+    pairs = list(zip(own, rivals, strict=True))
     return Evaluation(
         policy=policy,
         reference=reference,
-        reward=mean_interval(_per_prompt(own, applies)),
-        difference=mean_interval(_per_prompt(own - rival, both)),
-        win_rate=share_interval(_per_prompt(wins, both)),
+        reward=mean_interval(known(mean_score(row) for row in own)),
+        difference=mean_interval(known(mean_difference(row, rival) for row, rival in pairs)),
+        win_rate=share_interval(known(win_share(row, rival, same_seeds=True) for row, rival in pairs)),
         kl=kl,
         groups=tuple(groups),
         reference_groups=tuple(against),
     )
-
-
-def _per_prompt(values: torch.Tensor, applies: torch.Tensor) -> list[float]:
-    """The mean of ``values``, [P, G], over the completions that count, of each prompt that has one."""
-    return [float(row[there].mean()) for row, there in zip(values, applies, strict=True) if there.any()]
 
 
 def score(
@@ -180,27 +162,28 @@ def _turn(prompt: Prompt, text: str) -> Any:
 
 
 def _scorer(rewards: Any, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | None) -> WeightedSum:
-    """The rewards as one scorer; reward models are where ``model`` is, in its precision."""
+    """The rewards as one scorer; reward models are where ``model`` is, in its precision, with products rounded as its
+    are."""
     found = rewards_of(rewards)
-    place: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "device": model.device}
+    place: dict[str, Any] = {}
+    if model is not None:
+        place = {"dtype": model.dtype, "device": model.device, "rounded": has_rounded_matmuls(model)}
     return resolve_scorer(found.specs, tokenizer, objects=found.objects, **place)
 
 
 def policy_of(
-    given: Policy, tokenizer: PreTrainedTokenizerBase | None, device: DeviceOptions, *, argument: str = "model"
+    given: Model, tokenizer: PreTrainedTokenizerBase | None, device: DeviceOptions, *, argument: str = "model"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and its tokenizer. One in memory stays where it is and in its precision; the ``tokenizer`` is its."""
-    if isinstance(given, PreTrainedModel):
-        if tokenizer is None:
-            raise ConfigError("a model in memory needs its tokenizer", where=argument, hint="give tokenizer=")
-        model = given.train(False)
-        check_tokenizer(argument, tokenizer, model)
-        check_policy(argument, model)
-        return model, tokenizer
-    name = str(given.model_path) if isinstance(given, Run) else given
-    if not isinstance(name, str | os.PathLike):
-        raise ConfigError(f"found {type(given).__name__}", where=argument, hint="give a directory, a hub id or a model")
-    model, own, _ = load_model(os.fspath(name), device)
+    """The model and its tokenizer. One in memory stays where it is and in its precision, and is set to evaluation mode;
+    the ``tokenizer`` is its."""
+    found = located(given, tokenizer, argument=argument)
+    if isinstance(found, str):
+        model, own, _ = load_model(found, device)
+        return model, own
+    model, own = found
+    model.train(False)
+    check_tokenizer(argument, own, model)
+    check_policy(argument, model)
     return model, own
 
 

@@ -14,12 +14,14 @@ from tether.algorithms.optimise import OptimizerFactory
 from tether.api.arguments import Parameter, parameters_of
 from tether.api.result import Run
 from tether.api.rewards import RewardLike
+from tether.errors import ConfigError
 from tether.flags import options_of
 from tether.observers import Hook, Monitor
 
 Source = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Sequence[Any]]
 """A file, a directory or a hub id; or rows in memory (:func:`tether.data.memory.source_of`)."""
 Model = str | os.PathLike[str] | PreTrainedModel | Run
+"""A directory, a hub id or 'base'; a model in memory; or a run."""
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "prompts": ("prompt", "prompt"),
@@ -85,6 +87,21 @@ EXTRAS: Sequence[Parameter] = (
     ),
 )
 """What only Python has."""
+
+
+def located(
+    given: Model, tokenizer: PreTrainedTokenizerBase | None, *, argument: str
+) -> str | tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The directory or the name of a model, or one in memory with its ``tokenizer``. Raises :class:`ConfigError` where
+    that has none, or ``given`` is no model."""
+    if isinstance(given, PreTrainedModel):
+        if tokenizer is None:
+            raise ConfigError("a model in memory needs its tokenizer", where=argument, hint="give tokenizer=")
+        return given, tokenizer
+    name = given.model_path if isinstance(given, Run) else given
+    if not isinstance(name, str | os.PathLike):
+        raise ConfigError(f"found {type(given).__name__}", where=argument, hint="give a directory, a hub id or a model")
+    return os.fspath(name)
 
 
 def parameters(cls: type) -> list[Parameter]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import shutil
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from tether.errors import ConfigError, RunError
 from tether.models.loading import load_policy
 from tether.models.reward import load_reward_model
 from tether.report.panels import panels_of
-from tether.report.plots import Panel, series_of
+from tether.report.plots import COLOURS, STEP, Panel, figure, series_of
 from tether.report.view import RunView
 from tether.runtime.device import pick_device, pick_dtype
 from tether.runtime.notebook import show_figures
@@ -119,11 +119,14 @@ class Run:
         """A ``matplotlib.figure.Figure`` of these metrics over the steps, or of the first four of the report."""
         if unknown := [name for name in metrics if not any(name in row for row in self.metrics)]:
             raise ConfigError(f"the run has no metric {unknown[0]!r}", hint="run.metrics[-1] has the names")
-        return figure_of([self._panel(name) for name in metrics] or panels_of([self._view])[:4])
+        panels = [self._panel(name) for name in metrics] or panels_of([self._view])[:4]
+        columns = 2 if len(panels) > 1 else 1
+        show_figures()
+        return figure(panels, columns=columns, width=4.5 * columns, height=2.9)
 
     def _panel(self, metric: str) -> Panel:
-        series = series_of(self.metrics, metric, label=metric, colour="#0072b2")
-        return Panel(title=metric, x_label="step", y_label="", series=[series])
+        series = series_of(self.metrics, metric, label=metric, colour=COLOURS[0])
+        return Panel(title=metric, x_label=STEP, y_label="", series=[series])
 
     def save(self, directory: str | Path) -> Run:
         """Copy the run directory, ``model/`` included; to keep one that was made without ``out=``."""
@@ -135,31 +138,6 @@ class Run:
 
     def _repr_html_(self) -> str:
         return table_of(self)
-
-
-def figure_of(panels: Sequence[Panel]) -> Any:
-    """The panels, two in a row, in a figure that belongs to no window and changes no setting of matplotlib."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError:
-        raise ConfigError("a figure needs the extra: pip install 'tether-rlhf[report]'") from None
-    show_figures()
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // max(1, columns))
-    figure = Figure(figsize=(4.5 * columns, 2.9 * rows), layout="constrained")
-    for i, panel in enumerate(panels, 1):
-        axes = figure.add_subplot(rows, columns, i)
-        for one in panel.series:
-            marker = "o" if len(one.x) == 1 else None
-            axes.plot(one.x, one.y, color=one.colour, marker=marker, label=printable(one.label), linewidth=1.6)
-        axes.set_title(printable(panel.title), fontsize=10)
-        axes.set_xlabel(panel.x_label)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        if len(panel.series) > 1:
-            axes.legend(fontsize=8, frameon=False)
-    return figure
 
 
 def table_of(run: Run) -> str:

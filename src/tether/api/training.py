@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,12 +11,10 @@ from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from tether.api.arguments import describe, filled, named_as_arguments, require_known
 from tether.api.directory import CallDirectory
 from tether.api.optimizers import factory_of
-from tether.api.parameters import COLUMNS, EXTRAS, REWARDS, parameters
+from tether.api.parameters import COLUMNS, EXTRAS, REWARDS, located, parameters
 from tether.api.result import Run
 from tether.api.rewards import rewards_of
 from tether.commands import TABLE, Command, find
@@ -96,22 +93,13 @@ class Call:
         """Where the model is: one in memory is written down, so that it is checked and loaded like any other, and the
         one that was given stays as it is."""
         tokenizer = self.arguments.get("tokenizer")
-        if isinstance(value, Run):
-            return str(value.model_path)
-        if not isinstance(value, PreTrainedModel):
-            if tokenizer is not None:
+        found = located(value, tokenizer, argument="model")
+        if isinstance(found, str):
+            if tokenizer is not None and not isinstance(value, Run):
                 raise ConfigError("is for a model in memory", where="tokenizer", hint="leave it out")
-            if isinstance(value, str | os.PathLike):
-                return os.fspath(value)
-            raise ConfigError(
-                f"found {type(value).__name__}",
-                where="model",
-                hint="give a directory, a hub id, 'base', or a model of transformers",
-            )
-        if tokenizer is None:
-            raise ConfigError("a model in memory needs its tokenizer", where="model", hint="give tokenizer=")
+            return found
         directory = self.scratch / "model"
-        save_model(value, tokenizer, directory)
+        save_model(*found, directory)
         self.shown["model"] = described("model")
         return str(directory)
 

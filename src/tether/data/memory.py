@@ -53,10 +53,11 @@ def source_of(given: Any, *, name: str, text_column: str = "", turns_column: str
         return given
     columns = {str: text_column, list: turns_column, tuple: turns_column}
     rows = []
-    for item in _items(given, name):
+    for number, item in enumerate(_items(given, name), 1):
         column = next((column for kind, column in columns.items() if isinstance(item, kind)), None)
         if column == "":
-            raise DataError(f"a row is a dict of columns here, found {type(item).__name__}", where=f"{name}:row 1")
+            found = type(item).__name__
+            raise DataError(f"a row is a dict of columns here, found {found}", where=f"{name}:row {number}")
         rows.append(item if column is None else {column: list(item) if isinstance(item, tuple) else item})
     return Rows(name, tuple(rows))
 

@@ -27,6 +27,7 @@ from tether.data.loading import NONE, Draft, Kind, Overlong, load_records
 from tether.data.memory import source_of
 from tether.data.reading import Row, RowError
 from tether.data.shortening import Shorten, shortening, shorter_front, shorter_prompt
+from tether.data.texts import REPEATED
 from tether.data.tokenise import (
     Continuation,
     Text,
@@ -42,8 +43,6 @@ from tether.types import Demonstration, PreferencePair, Prompt
 
 __all__ = ["Overlong", "load_demonstrations", "load_pairs", "load_prompts"]
 
-REPEATED = 20
-"""Characters from which a prompt that all texts of its row begin with is taken to be repeated, not met by chance."""
 WRITTEN_OUT, CHANGED = "conversation stored as text: used as text", "completion changed by the chat template"
 TWICE, BEGINS = "prompt repeated: removed", "begins with its short prompt: used as it is"
 """Kinds of findings in rows that are used."""

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tether.data.encoding import BOUNDARY, FEW, LEAST, Written, encode_batch
 from tether.data.loading import Overlong
+from tether.data.texts import common
 from tether.data.tokenise import Continuation
 
 AT_LEAST = 4
@@ -77,12 +78,3 @@ def shorter_front(wholes: tuple[Written, Written], shorten: Shorten) -> tuple[tu
     if len(front) == same:
         return wholes, rests
     return (wholes[0]._replace(text=front + rests[0]), wholes[1]._replace(text=front + rests[1])), rests
-
-
-def common(a: str, b: str) -> int:
-    """Characters that both texts begin with."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:  # by halves, because a loop over the characters of a large text takes seconds
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
-    return low

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple
 
 from tether.data.batching import epoch_order
 from tether.data.conversations import is_conversation
+from tether.data.texts import REPEATED, common
 from tether.types import PreferencePair
 
-SHORTEST = 20
-"""Characters from which a beginning that both texts of a row share is taken to be its prompt, not chance."""
 _TURN = re.compile(r"\n\n(?=(?:Human|User|Assistant):)")
 """Where a turn begins in a conversation that is written as one text."""
 
@@ -41,7 +40,7 @@ class PromptKey(NamedTuple):
 
 def prompt_key(pair: PreferencePair, values: Mapping[str, Any], *, front: int) -> PromptKey:
     """The prompt of a row: its column ``prompt``; the turns that both sides begin with, in lists or written as one text
-    ("Human: ... Assistant: ..."); the characters that both texts begin with, if they are :data:`SHORTEST` or more; else
+    ("Human: ... Assistant: ..."); the characters that both texts begin with, if they are :data:`REPEATED` or more; else
     the tokens, of which ``front`` are the tokenizer's own.
 
     A row without a prompt has its two sides as the key, so that equal rows stay together.
@@ -54,9 +53,8 @@ def prompt_key(pair: PreferencePair, values: Mapping[str, Any], *, front: int) -
     if turns := tuple(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], both)):
         return PromptKey("turns", turns)
     if isinstance(chosen, str) and isinstance(rejected, str):
-        same = takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))
-        beginning = "".join(character for character, _ in same)
-        if len(beginning.strip()) >= SHORTEST:
+        beginning = chosen[: common(chosen, rejected)]
+        if len(beginning.strip()) >= REPEATED:
             return PromptKey("beginning", beginning)
     if len(pair.prompt_ids) > front:
         return PromptKey("tokens", pair.prompt_ids)

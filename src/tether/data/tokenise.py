@@ -59,21 +59,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     return Encoder(tokenizer)(Written(text, True))
 
 
-def encode_whole(tokenizer: PreTrainedTokenizerBase, text: Text) -> list[int]:
-    """Ids of a text that holds prompt and completion, ending with EOS."""
-    return whole_ids(Encoder(tokenizer), write_whole(tokenizer, text))
-
-
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Text) -> list[int]:
     """Ids of a prompt that a completion will follow."""
     return Encoder(tokenizer)(write_prompt(tokenizer, prompt))
-
-
-def encode_continuation(
-    tokenizer: PreTrainedTokenizerBase, prompt: Text, completion: Text
-) -> tuple[list[int], list[int]]:
-    """``(prompt ids, completion ids)``; the completion ends with EOS. Both are text, or both are conversations."""
-    return continuation_ids(Encoder(tokenizer), write_continuation(tokenizer, prompt, completion))
 
 
 # ------------------------------------------------------------------------------------------------------- text to write

@@ -14,7 +14,7 @@ from tether.data.tokenise import encode_prompt, write_prompt
 from tether.errors import ConfigError, RunError, TetherError
 from tether.flags import POSITIONAL
 from tether.generation.engine import Engine
-from tether.looking.terminal import show
+from tether.looking.terminal import lines_printable, show
 from tether.models.loading import context_length
 from tether.seeds import derive_seed
 from tether.training.inputs import naming_the_model_of_a_run
@@ -145,7 +145,7 @@ def answer_all(found: Sequence[Conversation], said: str, *, sampling: Sampling, 
     the reply, not the conversation."""
     for one in found:
         try:
-            answer = "\n".join(map(printable, one.reply(said, sampling=sampling, seed=seed).split("\n")))
+            answer = lines_printable(one.reply(said, sampling=sampling, seed=seed))
         except TetherError as error:
             tell(str(error))
         except KeyboardInterrupt:

@@ -116,7 +116,6 @@ def listed(path: Path, top: Path) -> Listed:
             path=name, command="?", state=f"unreadable: {error.message}", step=0, total=None, figures={}, age=age,
             size=size, view=None,
         )  # fmt: skip
-    total = view.config.get("steps", view.config.get("rounds"))
     found = {metric: value for metric in FIGURES if (value := view.last(metric)) is not None}
     if not found and (loss := view.last("loss")) is not None:
         found = {"loss": loss}
@@ -124,8 +123,8 @@ def listed(path: Path, top: Path) -> Listed:
         path=name,
         command=view.command,
         state=state,
-        step=round(view.last("step") or 0),
-        total=total if isinstance(total, int) else None,
+        step=view.step,
+        total=view.total,
         figures=found,
         age=age,
         size=size,

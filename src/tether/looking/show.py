@@ -25,7 +25,7 @@ from tether.looking.completions import (
     tokenizer_of,
     tokens_of,
 )
-from tether.looking.terminal import grid, rendered, show
+from tether.looking.terminal import grid, lines_printable, rendered, show
 from tether.untrusted import printable
 
 Key = Literal["reward", "kl", "length"]
@@ -145,11 +145,6 @@ def figures_line(one: Shown) -> str:
 def figure(value: float | None) -> str:
     """Three digits, or a dash where no reward applies."""
     return "–" if value is None else f"{value:.3g}"
-
-
-def lines_printable(text: str) -> str:
-    """``text`` made printable, with its line breaks."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def figure_of(token: Token, shade: Shade) -> float | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -181,9 +183,13 @@ def place(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel
 def embedding_rows(model: PreTrainedModel) -> int:
     """The number of rows of the model's input embedding."""
     try:
-        return cast(nn.Embedding, model.get_input_embeddings()).num_embeddings
-    except (NotImplementedError, AttributeError) as error:
-        raise ModelError("has no embedding of tokens that tether knows", where=type(model).__name__) from error
+        found = model.get_input_embeddings()
+    except NotImplementedError:  # the library's answer for an architecture whose embedding it does not know
+        found = None
+    rows = getattr(found, "num_embeddings", None)
+    if not isinstance(rows, int):
+        raise ModelError("has no embedding of tokens that tether knows", where=type(model).__name__)
+    return rows
 
 
 def unembedded(tokenizer: PreTrainedTokenizerBase, rows: int) -> dict[int, str]:
@@ -313,11 +319,29 @@ def save_model(
         model.save_pretrained(path)
         save_tokenizer(tokenizer, path)
         return
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.saving-") as temporary:
-        candidate = Path(temporary) / "model"
+    with replacing(path) as candidate:
         save_model(model, tokenizer, candidate)
-        path.rename(Path(temporary) / "before")
-        candidate.rename(path)
+
+
+@contextlib.contextmanager
+def replacing(directory: Path) -> Iterator[Path]:
+    """A path to write a model into, which then takes the place of what ``directory`` holds. That stays as it is until
+    the block is done, and where anything raises. What a process that was killed left is removed."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{directory.name}.saving-"
+    for left in directory.parent.glob(f"{prefix}*"):
+        shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
+        candidate, before = Path(temporary) / "model", Path(temporary) / "before"
+        yield candidate
+        if directory.exists():
+            directory.rename(before)
+        try:
+            candidate.rename(directory)
+        except OSError:
+            if before.exists():
+                before.rename(directory)
+            raise
 
 
 def occupied(directory: Path) -> bool:

@@ -7,8 +7,6 @@ also holds ``score_mean`` and ``score_std``, the statistics that :func:`normalis
 from __future__ import annotations
 
 import math
-import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from tether.models.loading import (
     model_config,
     output_head_names,
     place,
+    replacing,
     require_vacant,
     resolve,
     save_model,
@@ -176,12 +175,7 @@ def save_reward_model(
     expected, _ = within_memory(lambda budget: score_sequences(model, probes, token_budget=budget), TOKEN_BUDGET)
     if not torch.isfinite(expected).all():
         raise ModelError("not saved: the model's scores are not finite", where=directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{directory.name}.saving-"
-    for left in directory.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left)  # left by a process that was killed
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
-        candidate = Path(temporary) / "model"
+    with replacing(directory) as candidate:
         save_model(model, tokenizer, candidate)
         reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
         reloaded = place(reloaded, model.device)
@@ -209,6 +203,3 @@ def save_reward_model(
                 where=directory,
                 hint=f"{type(model).__name__} does not survive the Hugging Face layout",
             )
-        if directory.exists():
-            shutil.rmtree(directory)
-        candidate.rename(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from tether.names import metric_and_sign
 from tether.observers import Stop
 from tether.types import Metrics, StepResult
 
@@ -59,7 +60,7 @@ class EarlyStopping:
 
     def _no_better(self, step: int, metrics: Metrics) -> str:
         """Why the metric ends the run, or ""."""
-        metric, sign = self.metric.removeprefix("-"), -1.0 if self.metric.startswith("-") else 1.0
+        metric, sign = metric_and_sign(self.metric)
         if metric not in metrics:
             return ""
         value, state = metrics[metric], self.state

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tether.errors import ConfigError
-from tether.report.held_out import SCORE, Candidate, HeldOut, differences, win_shares
+from tether.report.held_out import SCORE, Candidate, HeldOut, Scores, differences, means, win_shares
 from tether.report.view import RunView
-from tether.statistics import LEVEL, Estimate, detectable, mean_interval, prompts_needed, share_interval, simultaneous
+from tether.runtime.changes import OF_THE_PROCESS
+from tether.statistics import LEVEL, Estimate, mean_interval, prompts_needed, share_interval, simultaneous
 
 Source = Literal["held-out completions", "held-out summary", "training samples", "nothing"]
 TAIL = 0.2
@@ -56,8 +57,6 @@ class Pair:
     more_completions: int | None
     """Completions of each, on further prompts, with which such a difference would be told from 0; 0 where it is, None
     where no number in reach would do."""
-    detectable: float
-    """The smallest true difference that these prompts would tell from 0 in four cases of five."""
     seed_alone: bool
     """Whether the seed is the only option in which the two runs differ."""
 
@@ -196,31 +195,32 @@ def pair(a: Candidate, b: Candidate, figure: str, *, level: float) -> Pair:
         wins=share_interval(win_shares(a.policy, b.policy, figure), level=level),
         kl=kl_a - kl_b if kl_a is not None and kl_b is not None and a.base == b.base else None,
         more_completions=more,
-        detectable=detectable(found, level=level),
         seed_alone=[name for name, *_ in differing_options([v for v in (a.view, b.view) if v is not None])] == ["seed"],
     )
 
 
 def kl_of(one: Candidate) -> float | None:
     """Nats per completion on held-out prompts, or in the newest training steps; None where neither is known."""
-    if one.kl is not None:
-        return one.kl
-    if one.policy is not None and one.policy.kl:
-        return mean_interval(list(one.policy.means(one.policy.kl).values())).value
-    if one.view is not None and (found := one.view.evaluation.get("policy")):
-        return found["kl"]
-    return tail_mean(one.view, "kl")
+    held_out = one.policy.kl if one.policy is not None else {}
+    return known_figure(one, one.kl, held_out, evaluated="kl", metric="kl")
 
 
 def length_of(one: Candidate) -> float | None:
     """Tokens per completion, as :func:`kl_of`."""
-    if one.length is not None:
-        return one.length
-    if one.policy is not None and one.policy.length:
-        return mean_interval(list(one.policy.means(one.policy.length).values())).value
+    held_out = one.policy.length if one.policy is not None else {}
+    return known_figure(one, one.length, held_out, evaluated="mean_length", metric="completions/mean_length")
+
+
+def known_figure(one: Candidate, given: float | None, held_out: Scores, *, evaluated: str, metric: str) -> float | None:
+    """The first that is known: what is ``given``, the mean over the ``held_out`` completions, the figure ``evaluated``
+    of the summary, or the ``metric`` of the newest training steps."""
+    if given is not None:
+        return given
+    if held_out:
+        return mean_interval(means(held_out)).value
     if one.view is not None and (found := one.view.evaluation.get("policy")):
-        return found["mean_length"]
-    return tail_mean(one.view, "completions/mean_length")
+        return found[evaluated]
+    return tail_mean(one.view, metric)
 
 
 def tail_mean(view: RunView | None, metric: str) -> float | None:
@@ -268,17 +268,14 @@ def reward_of(one: Candidate, figure: str) -> tuple[Source, Estimate | None]:
 
 def held_out_mean(model: HeldOut, figure: str) -> Estimate | None:
     """The mean over prompts; None where the figure applies to no completion."""
-    means = list(model.means(model.scores[figure]).values())
-    return mean_interval(means) if means else None
-
-
-UNTOLD = ("out", "overwrite", "quiet", "stop_after")
-"""Options that say nothing about the result."""
+    found = means(model.scores[figure])
+    return mean_interval(found) if found else None
 
 
 def differing_options(views: Sequence[RunView]) -> list[list[str]]:
-    """One row per option that is not the same in all runs: its name, and its value in each, as a person writes it."""
-    names = dict.fromkeys(name for view in views for name in view.config if name not in UNTOLD)
+    """One row per option of the run that is not the same in all of them: its name, and its value in each, as a person
+    writes it. Options of the process (:data:`tether.runtime.changes.OF_THE_PROCESS`) say nothing about the result."""
+    names = dict.fromkeys(name for view in views for name in view.config if name not in OF_THE_PROCESS)
     rows = [
         [name, *(as_written(view.config[name]) if name in view.config else NONE for view in views)] for name in names
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from tether.report.quickstart import GOLD, PROXY, SAMPLES, TITLES, is_quickstart
 from tether.report.state import unfinished
 from tether.report.view import RunView, reading, run_names
 from tether.rewards.resolve import part_names, split_name, split_weight
-from tether.statistics import win_share
+from tether.statistics import known, mean_difference, mean_score, win_share
 
 SCORE = "score"
 """The figure that is the total reward; the others are ``rewards/NAME``."""
@@ -37,28 +36,27 @@ class HeldOut:
     seed: int | None
     """The seed of all completions; None where the seeds are the same as those of the other models of the file."""
 
-    def means(self, values: Scores) -> dict[str, float]:
-        """Prompt to the mean over its completions, for the prompts that have one."""
-        found = {prompt: [one for one in row if one is not None] for prompt, row in values.items()}
-        return {prompt: math.fsum(row) / len(row) for prompt, row in found.items() if row}
-
     @property
     def completions(self) -> int:
         return sum(map(len, next(iter(self.scores.values())).values()))
 
 
+def means(values: Scores) -> list[float]:
+    """The mean over its completions of each prompt that has one."""
+    return known(map(mean_score, values.values()))
+
+
 def differences(own: HeldOut, other: HeldOut, figure: str) -> list[float]:
-    """One difference of means per prompt that both have a figure for."""
-    mine, theirs = own.means(own.scores[figure]), other.means(other.scores[figure])
-    return [mine[prompt] - theirs[prompt] for prompt in mine if prompt in theirs]
+    """One difference of means per prompt that both have a figure for (:func:`tether.statistics.mean_difference`)."""
+    mine, theirs = own.scores[figure], other.scores[figure]
+    return known(mean_difference(mine[prompt], theirs[prompt]) for prompt in mine if prompt in theirs)
 
 
 def win_shares(own: HeldOut, other: HeldOut, figure: str) -> list[float]:
     """One share of comparisons won per prompt that both have (:func:`tether.statistics.win_share`)."""
     mine, theirs = own.scores[figure], other.scores[figure]
     same = own.seed == other.seed and all(len(row) == len(theirs.get(prompt, row)) for prompt, row in mine.items())
-    found = [win_share(mine[prompt], theirs[prompt], same_seeds=same) for prompt in mine if prompt in theirs]
-    return [share for share in found if share is not None]
+    return known(win_share(mine[prompt], theirs[prompt], same_seeds=same) for prompt in mine if prompt in theirs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,65 +44,66 @@ class Panel:
     y_from: float | None = None
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError("reports need the extra: pip install 'tether-rlhf[report]'") from None
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update(
-        {
-            "svg.hashsalt": "tether",  # the same figures give the same file
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "text.parse_math": False,  # the name of a reward may hold a $
-        }
-    )
-    return plt
+STYLE: Any = {
+    "svg.hashsalt": "tether",  # the same figures give the same file
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "text.parse_math": False,  # the name of a reward may hold a $
+}
+"""Settings of matplotlib for these figures alone."""
 
 
 def figure(
     panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, height: float = 3.1, one_legend: bool = False
 ) -> Any:
     """A matplotlib figure of panels side by side, ``columns`` in a row, ``width`` inches wide and ``height`` per row.
+    It belongs to no window, and no setting of matplotlib changes.
 
     Panels with several series have a legend each; ``one_legend`` puts one above all of them instead, where a label
-    has the same colour everywhere.
+    has the same colour everywhere. Raises :class:`ConfigError` where matplotlib is not installed.
     """
-    plt = _pyplot()
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ConfigError("a figure needs the extra: pip install 'tether-rlhf[report]'") from None
+    rows = max(1, -(-len(panels) // columns))
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=(width, height * rows), layout="constrained")
+        for place, panel in enumerate(panels, 1):
+            _draw(fig.add_subplot(rows, columns, place), panel, legend=not one_legend)
+        if one_legend:
+            named: dict[str, Any] = {}
+            for axis in fig.axes:
+                for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+                    named.setdefault(label, handle)
+            fig.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, fontsize=8)
+    return fig
+
+
+def _draw(axis: Any, panel: Panel, *, legend: bool) -> None:
+    """Draw ``panel`` into its axes, with a ``legend`` where there are several series."""
     from matplotlib.ticker import MaxNLocator
 
-    rows = -(-len(panels) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(width, height * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    for axis, panel in zip(axes.flat, panels, strict=False):
-        for one in panel.series:
-            style, label = "--" if one.dashed else "-", printable(one.label)
-            if one.points:
-                axis.errorbar(one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=label, capsize=3, zorder=3)
-            else:
-                marker = "o" if len(one.x) == 1 else None  # a line of one point is invisible
-                axis.plot(one.x, one.y, style, color=one.colour, label=label, linewidth=1.6, marker=marker)
-        _begin(axis, panel)
-        if panel.x_label == STEP:
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axis.set(title=printable(panel.title), xlabel=panel.x_label, ylabel=panel.y_label)
-        if len(panel.series) > 1 and not one_legend:
-            axis.legend(fontsize=8)
-    if one_legend:
-        named: dict[str, Any] = {}
-        for axis in fig.axes:
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-                named.setdefault(label, handle)
-        fig.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, fontsize=8)
-    return fig
+    for one in panel.series:
+        style, label = "--" if one.dashed else "-", printable(one.label)
+        if one.points:
+            axis.errorbar(one.x, one.y, yerr=one.error, fmt="o", color=one.colour, label=label, capsize=3, zorder=3)
+        else:
+            marker = "o" if len(one.x) == 1 else None  # a line of one point is invisible
+            axis.plot(one.x, one.y, style, color=one.colour, label=label, linewidth=1.6, marker=marker)
+    _begin(axis, panel)
+    if panel.x_label == STEP:
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    # ticks are made when the figure is rendered, which may be outside of STYLE
+    axis.tick_params(labelsize=STYLE["font.size"], grid_alpha=STYLE["grid.alpha"])
+    axis.set(title=printable(panel.title), xlabel=panel.x_label, ylabel=panel.y_label)
+    if len(panel.series) > 1 and legend:
+        axis.legend(fontsize=8)
 
 
 def _begin(axis: Any, panel: Panel) -> None:
@@ -116,10 +117,11 @@ def _begin(axis: Any, panel: Panel) -> None:
 
 def svg(panels: Sequence[Panel], **size: Any) -> str:
     """The figure as an ``<svg>`` element."""
-    fig = figure(panels, **size)
-    out = io.StringIO()
-    fig.savefig(out, format="svg", metadata={"Date": None})
-    _pyplot().close(fig)
+    fig, out = figure(panels, **size), io.StringIO()
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        fig.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     return text[text.index("<svg") :]
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tether.report.page import paragraph, plot, samples, section, table, whole_page, write_page
+from tether.report.page import paragraph, plot, samples, section, table, whole_page
 from tether.report.panels import against_kl, held_out_point, over_steps, paths_over_kl
 from tether.report.plots import COLOURS, STEP, Panel, Series, series_of, svg
 from tether.report.view import RunView, reading
@@ -183,8 +183,3 @@ def quickstart_page(path: Path) -> bytes:
         "A small language model through all of RLHF: an annotator's choices, a reward model, and three ways to use it.",
         *sections,
     )
-
-
-def quickstart_report(path: Path, out: Path) -> None:
-    """Write :func:`quickstart_page` to a file of the same directory."""
-    write_page(out, quickstart_page(path))

@@ -96,17 +96,9 @@ def length_verdict(pairs: Sequence[JudgedPair]) -> str:
     is not better than the rule.
     """
     found = evaluation_of_rows(pairs)
-    longer = found.longer_wins >= 0.5
-    rule, share = ("longer", found.longer_wins) if longer else ("shorter", 1 - found.longer_wins)
-    better = against_rule(pairs, longer=longer)
-    side, prefers = (
-        ("longer", found.prefers_longer)
-        if found.prefers_longer >= 0.5
-        else (
-            "shorter",
-            1 - found.prefers_longer,
-        )
-    )
+    rule, share = more_frequent_side(found.longer_wins)
+    side, prefers = more_frequent_side(found.prefers_longer)
+    better = against_rule(pairs, longer=rule == "longer")
     said = (
         f"The rule that the {rule} side wins is right on {share:.1%} of these pairs, the model on "
         f"{found.accuracy:.1%}: a difference of {100 * better.value:+.1f} ± {100 * better.half_width:.1f} points (95%)"
@@ -120,6 +112,11 @@ def length_verdict(pairs: Sequence[JudgedPair]) -> str:
         )
     worse = "worse than the rule" if better.high < 0 else "not shown to be better than the rule"
     return f"{said}. The model is {worse}; it prefers the {side} side in {prefers:.0%} of the pairs."
+
+
+def more_frequent_side(longer: float) -> tuple[str, float]:
+    """``longer`` or ``shorter``, whichever has the larger share, and its share, from that of the ``longer`` side."""
+    return ("longer", longer) if longer >= 0.5 else ("shorter", 1 - longer)
 
 
 def against_rule(pairs: Sequence[JudgedPair], *, longer: bool) -> Estimate:

@@ -13,7 +13,7 @@ from tether.report.panels import panels_of
 from tether.report.plots import svg
 from tether.report.quickstart import is_quickstart, quickstart_page
 from tether.report.reward_model import reward_model_sections
-from tether.report.several import SHOWN_PROMPTS, comparison_page, sample_table
+from tether.report.several import comparison_page, first_completions, sample_table
 from tether.report.verdict import called, headline, notes, percent, plus_minus, verdicts
 from tether.report.view import EVALUATED, RunView, reading
 from tether.runtime.directory import SUMMARY
@@ -79,8 +79,10 @@ def held_out_sections(one: Candidate, view: RunView) -> list[str]:
     sections = [section("On held-out prompts", *parts)] if parts else []
     if view.summary and view.command != "reward" and (parts or view.summary.get("best")):
         sections.append(section("Which weights were kept", paragraph(step_of_the_model(view))))
-    if rows := held_out_samples(one):
-        sections.append(section("The first completions of the first held-out prompts", samples(rows)))
+    if one.policy is not None and one.reference is not None:
+        models = [("policy", one.policy), ("reference", one.reference)]
+        if rows := first_completions(models, SCORE):
+            sections.append(section("The first completions of the first held-out prompts", samples(rows)))
     return sections
 
 
@@ -112,20 +114,6 @@ def step_of_the_model(view: RunView) -> str:
     with reading(Path(SUMMARY)):
         value, step = float(best["value"]), int(best["step"])
     return f"model/ has the weights of step {step}, chosen by the {which} {metric.removeprefix('-')} ({value:.3g})."
-
-
-def held_out_samples(one: Candidate) -> list[tuple[str, str, str]]:
-    """Label, prompt and first completion of both models, for the first held-out prompts."""
-    if one.policy is None or one.reference is None:
-        return []
-    rows = []
-    for prompt in list(one.policy.texts)[:SHOWN_PROMPTS]:
-        for label, model in (("policy", one.policy), ("reference", one.reference)):
-            if prompt in model.texts:
-                score = model.scores[SCORE][prompt][0]
-                shown = label if score is None else f"{label} ({score:+.2f})"
-                rows.append((shown, prompt, model.texts[prompt][0]))
-    return rows
 
 
 def evaluation_cells(view: RunView) -> list[list[str]]:

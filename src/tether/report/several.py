@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from tether.report.comparison import NONE, Comparison, differing_options, distinct_figures, kl_of, reward_of
-from tether.report.held_out import Candidate
+from tether.report.held_out import Candidate, HeldOut
 from tether.report.page import bullets, paragraph, plot, samples, section, table, whole_page
 from tether.report.panels import against_kl, colour_of, held_out_point, panels_of, paths_over_kl, shown_metrics
 from tether.report.plots import Panel, svg
@@ -121,7 +121,8 @@ def sample_sections(candidates: Sequence[Candidate], views: Sequence[RunView], f
     """What the policies write: the first completions of the first held-out prompts, and of each run the best and worst
     of its last rollouts."""
     sections = []
-    if rows := beside_each_other(candidates, found.figure):
+    models = [(one.name, one.policy) for one in candidates if one.policy is not None and one.has(found.figure)]
+    if rows := first_completions(models, found.figure):
         title = "The first completions of the first held-out prompts"
         sections.append(section(title, samples(rows)))
     for view in views:
@@ -131,18 +132,18 @@ def sample_sections(candidates: Sequence[Candidate], views: Sequence[RunView], f
     return sections
 
 
-def beside_each_other(candidates: Sequence[Candidate], figure: str) -> list[tuple[str, str, str]]:
-    """Label, prompt and first completion of each candidate, for the first prompts that all of them have."""
-    known = [(one, one.policy) for one in candidates if one.policy is not None and one.has(figure)]
-    shared = (
-        [prompt for prompt in known[0][1].texts if all(prompt in policy.texts for _, policy in known)] if known else []
-    )
+def first_completions(models: Sequence[tuple[str, HeldOut]], figure: str) -> list[tuple[str, str, str]]:
+    """Label with the score, prompt and first completion of each of the labelled ``models``, for the first prompts that
+    all of them have."""
+    if not models:
+        return []
+    shared = [prompt for prompt in models[0][1].texts if all(prompt in model.texts for _, model in models)]
     rows = []
     for prompt in shared[:SHOWN_PROMPTS]:
-        for one, policy in known:
-            score = policy.scores[figure][prompt][0]
-            label = one.name if score is None else f"{one.name} ({score:+.2f})"
-            rows.append((label, prompt, policy.texts[prompt][0]))
+        for label, model in models:
+            score = model.scores[figure][prompt][0]
+            shown = label if score is None else f"{label} ({score:+.2f})"
+            rows.append((shown, prompt, model.texts[prompt][0]))
     return rows
 
 

@@ -60,7 +60,7 @@ def unfinished(path: Path, view: RunView) -> str:
     DIR)``; "" of a finished one."""
     if view.summary:
         return ""
-    state, total = state_of(path, view), view.config.get("steps", view.config.get("rounds"))
-    of = f" of {total}" if isinstance(total, int) else ""
+    state = state_of(path, view)
+    of = "" if view.total is None else f" of {view.total}"
     resume = "" if state == "running" else f" (tether resume {path})"
-    return f"{state} at step {round(view.last('step') or 0)}{of}{resume}"
+    return f"{state} at step {view.step}{of}{resume}"

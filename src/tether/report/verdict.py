@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from tether.durations import in_words
 from tether.report.comparison import NONE, Comparison, Pair, Standing
@@ -123,9 +124,10 @@ def own_verdict(one: Standing, change: Estimate) -> str:
     kl = "" if one.kl is None else f" at {one.kl:.1f} nats from it"
     if not change.excludes(0.0):
         return f"{one.name} cannot be told from its reference (difference {plus_minus(change, sign=True)}{kl})."
-    better = "better" if change.value > 0 else "worse"
-    size = Estimate(value=abs(change.value), low=change.low, high=change.high, prompts=change.prompts, std=change.std)
-    return f"{one.name} is {better} than its reference by {plus_minus(size)}{kl}."
+    if change.value > 0:
+        return f"{one.name} is better than its reference by {plus_minus(change)}{kl}."
+    loss = replace(change, value=-change.value, low=-change.high, high=-change.low)
+    return f"{one.name} is worse than its reference by {plus_minus(loss)}{kl}."
 
 
 def notes(found: Comparison) -> list[str]:

@@ -93,6 +93,17 @@ class RunView:
         names = {name for row in self.rows for name in row}
         return sorted(name for name in names if name.startswith("rewards/") and name.endswith("/mean"))
 
+    @property
+    def step(self) -> int:
+        """The newest step in ``metrics.jsonl``; 0 before the first."""
+        return round(self.last("step") or 0)
+
+    @property
+    def total(self) -> int | None:
+        """Steps or rounds of the whole run; None where the data decide."""
+        found = self.config.get("steps", self.config.get("rounds"))
+        return found if isinstance(found, int) else None
+
     def last(self, metric: str) -> float | None:
         """The newest value of a metric; None where the run has none."""
         return next((row[metric] for row in reversed(self.rows) if metric in row), None)
@@ -114,11 +125,6 @@ def run_names(paths: Sequence[Path]) -> list[str]:
         if name in names[:i]:
             raise ConfigError("given twice", where=name)
     return names
-
-
-def read_runs(paths: Sequence[Path]) -> list[RunView]:
-    """Several runs under their :func:`run_names`."""
-    return [RunView.read(path, name=name) for path, name in zip(paths, run_names(paths), strict=True)]
 
 
 def _json_object(file: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tether.errors import RunError
 from tether.models.loading import save_tokenizer
+from tether.names import metric_and_sign
 from tether.runtime.files import atomic_write, remove, writing
 from tether.runtime.json_text import to_json
 from tether.runtime.state import MODEL, RunState, Snapshot
@@ -76,8 +77,8 @@ class Kept:
         """How good a step with these metrics is by :attr:`best`, higher being better; None where they lack it."""
         if self.best is None:
             return None
-        value = metrics.get(self.best.removeprefix("-"))
-        return -value if value is not None and self.best.startswith("-") else value
+        metric, sign = metric_and_sign(self.best)
+        return sign * metrics[metric] if metric in metrics else None
 
 
 class Checkpoints:

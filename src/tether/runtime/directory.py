@@ -20,7 +20,7 @@ import yaml
 
 from tether.errors import RunError
 from tether.runtime import lock
-from tether.runtime.files import atomic_write, remove, require_writable, sync_one, writing
+from tether.runtime.files import atomic_write, remove, require_writable, sync_one, write_table, writing
 from tether.runtime.json_text import to_json
 from tether.types import Completion, CompletionFigures, Metrics, ScoredGroup
 from tether.untrusted import read_flat_yaml
@@ -194,15 +194,12 @@ class RunDirectory:
     ) -> None:
         """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts, and the
         ``figures`` of its tokens where there are some."""
-        import pyarrow.parquet
-
         self.make()
         table = rollout_table(step, groups, figures)
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
         with writing(target):
             target.parent.mkdir(exist_ok=True)
-        with atomic_write(target) as partial, partial.open("wb") as out:  # pyarrow would take some names for URLs
-            pyarrow.parquet.write_table(table, out, compression="zstd")
+        write_table(target, table)
 
     def write_rows(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a jsonl file, or replace it as a whole."""

@@ -10,7 +10,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -128,6 +128,14 @@ def atomic_write(target: Path, *, durable: bool = False, named: Path | None = No
                 sync_one(target.parent)
         finally:
             remove(partial)
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a ``pyarrow.Table`` as Parquet, or replace it as a whole."""
+    import pyarrow.parquet
+
+    with atomic_write(path) as partial, partial.open("wb") as out:  # pyarrow would take some names for URLs
+        pyarrow.parquet.write_table(table, out, compression="zstd")
 
 
 def sync(path: Path) -> None:

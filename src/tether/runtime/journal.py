@@ -7,7 +7,6 @@ scores lie beside it.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import re
@@ -15,13 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tether.digests import completions_digest, digest
 from tether.runtime.directory import RunDirectory
 from tether.runtime.files import atomic_write, remove, writing
 from tether.types import (
@@ -174,14 +173,6 @@ class JournaledScorer:
 def requests_digest(requests: Sequence[Request], sampling: Sampling) -> str:
     """A digest of all that decides a rollout, but for the weights."""
     return digest([[[list(request.prompt.ids), list(request.seeds)] for request in requests], repr(sampling)])
-
-
-def completions_digest(groups: Sequence[RolloutGroup]) -> str:
-    return digest([[list(completion.ids) for completion in group.completions] for group in groups])
-
-
-def digest(value: Any) -> str:
-    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
 def write_rollouts(file: Path, groups: Sequence[RolloutGroup], asked: str, figures: Metrics) -> None:

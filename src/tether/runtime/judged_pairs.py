@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tether.runtime.files import atomic_write
+from tether.runtime.files import write_table
 
 TEST_PAIRS = "test_pairs.parquet"
 """The name of the file."""
@@ -35,11 +35,8 @@ class JudgedPair:
 def write_judged(directory: Path, pairs: Sequence[JudgedPair]) -> None:
     """Write :data:`TEST_PAIRS`, or replace it as a whole."""
     import pyarrow
-    import pyarrow.parquet
 
-    table = pyarrow.Table.from_pylist([dataclasses.asdict(pair) for pair in pairs])
-    with atomic_write(directory / TEST_PAIRS) as partial, partial.open("wb") as out:  # pyarrow takes names for URLs
-        pyarrow.parquet.write_table(table, out, compression="zstd")
+    write_table(directory / TEST_PAIRS, pyarrow.Table.from_pylist([dataclasses.asdict(pair) for pair in pairs]))
 
 
 def read_judged(directory: Path) -> list[JudgedPair]:

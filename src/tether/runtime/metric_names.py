@@ -5,10 +5,10 @@ A test compares them with the rows of short runs.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Set
 
 from tether.errors import ConfigError
+from tether.names import closest, did_you_mean, metric_and_sign
 
 EVERY_ROW = frozenset({"step", "step_time", "tokens_per_second", "mfu", "mfu/step", "memory/peak_gib", "num_tokens"})
 UPDATES = frozenset(
@@ -63,6 +63,13 @@ BY_COMMAND: Mapping[str, Set[str]] = {
 """By command; those of its rewards and of its evaluations come in addition."""
 
 
+EVALUATION = ("reward", "reward_ci95", "win_rate", "kl", "mean_length")
+"""Figures of a policy's evaluation that are metrics, as ``eval/NAME``; the parts of the reward are
+``eval/rewards/NAME``."""
+OF_JUDGES: Mapping[str, str] = {"rewards_ci95": "reward_ci95", "win_rates": "win_rate"}
+"""Of each evaluation reward, as ``eval/KEY/NAME``, and the figure that it is."""
+
+
 def reward_names(rewards: Iterable[str]) -> set[str]:
     """The metrics of a step's rewards with these names."""
     return {f"rewards/{name}/{figure}" for name in rewards for figure in ("mean", "std")}
@@ -71,9 +78,8 @@ def reward_names(rewards: Iterable[str]) -> set[str]:
 def evaluation_names(rewards: Iterable[str], judges: Iterable[str]) -> set[str]:
     """The metrics of a policy's evaluation by these rewards, and by these that it is not trained on."""
     judged = list(judges)
-    names = ["reward", "reward_ci95", "win_rate", "kl", "mean_length"]
-    names += [f"rewards/{name}" for name in [*rewards, *judged]]
-    names += [f"{figure}/{name}" for name in judged for figure in ("rewards_ci95", "win_rates")]
+    names = [*EVALUATION, *(f"rewards/{name}" for name in [*rewards, *judged])]
+    names += [f"{figure}/{name}" for name in judged for figure in OF_JUDGES]
     return {f"eval/{name}" for name in names}
 
 
@@ -81,7 +87,7 @@ def require_known(best: str | None, command: str, own: Set[str]) -> None:
     """Raise :class:`ConfigError` before a run begins where ``best``, the value of ``keep_best``, cannot be a metric of
     it. ``own`` holds those that depend on its options. Of a command that is not in :data:`BY_COMMAND` nothing is known.
     """
-    metric = (best or "").removeprefix("-")
+    metric, _ = metric_and_sign(best or "")
     if command not in BY_COMMAND or any(metric.startswith(f"{name.removesuffix('/mean')}/") for name in own):
         return  # perhaps a member of a reward, which is known when it has scored
     require_metric(best, BY_COMMAND[command] | own)
@@ -89,13 +95,13 @@ def require_known(best: str | None, command: str, own: Set[str]) -> None:
 
 def require_metric(best: str | None, known: Set[str]) -> None:
     """Raise :class:`ConfigError` unless ``best``, the value of ``keep_best``, names one of the ``known`` metrics."""
-    metric = (best or "").removeprefix("-")
+    metric, _ = metric_and_sign(best or "")
     if best is None or metric in known:
         return
-    close = difflib.get_close_matches(metric, sorted(known), n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]}? " if close else ""
+    names = sorted(known)
+    close = did_you_mean(closest(metric, names) or closest(metric.rpartition("/")[2], names))
     raise ConfigError(
         f"the run has no metric {metric!r}",
         where="--keep-best",
-        hint=f"{hint}metrics.jsonl and docs/metrics.md name them",
+        hint=f"{close} metrics.jsonl and docs/metrics.md name them".lstrip(),
     )

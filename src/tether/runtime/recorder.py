@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from tether.errors import GuardError, MemoryShortError, RewardError, RunError, TetherError
+from tether.names import metric_and_sign
 from tether.observers import Alarm, Hook, StepRecord, Stop, Tracker
 from tether.runtime.changes import HOW_LONG, changes, refuse_changes, refuse_other_inputs
 from tether.runtime.checkpoint import Checkpoints, RunPosition, remove_checkpoints, summed
@@ -143,14 +144,15 @@ class Recorder:
         if alarmed:
             raise GuardError("; ".join(alarm.message for alarm in alarms if alarm.stop), where=where)
         self.start()
-        if self.world.any(bool(asked())) and step < self.progress.total and not self.ended:
+        if self.world.any(bool(asked())) and not self.over:
             raise Interrupted(asked() or "a request to another rank")
 
     def _due(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step``: every so often, and where an evaluation is the best so far."""
         if self.save_every and step % self.save_every == 0:
             return True
-        evaluated = (self.checkpoints.kept.best or "").removeprefix("-").startswith("eval/")
+        best = self.checkpoints.kept.best
+        evaluated = best is not None and metric_and_sign(best)[0].startswith("eval/")
         return evaluated and self.checkpoints.would_be_best(self.row)
 
     def append(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -207,6 +209,11 @@ class Recorder:
         self.checkpoints.save(self.state, position, within_step=within_step)
 
     @property
+    def own_journal(self) -> Journal | None:
+        """The journal; None among several ranks, as it is one process's."""
+        return self.journal if self.world.size == 1 else None
+
+    @property
     def over(self) -> bool:
         """Whether the last step is recorded."""
         return bool(self.ended) or self.recorded >= self.progress.total
@@ -231,11 +238,10 @@ class Recorder:
         Nothing is saved from then on, so that a run which is interrupted here resumes from its last step.
         """
         self.checkpoints.wait()
-        metric = self.checkpoints.kept.best
-        if metric is None:
+        if self.checkpoints.kept.best is None:
             return self.recorded
         found, wrong = self.checkpoints.best()
-        step, name = self.recorded, metric.removeprefix("-")
+        step, (name, _) = self.recorded, metric_and_sign(self.checkpoints.kept.best)
         if found is None:
             wrong.append(f"no checkpoint has the metric {name}; model/ is that of the last step")
         if self.writes:

@@ -10,7 +10,7 @@ from tether.errors import ConfigError
 
 TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 
-NEEDED: Mapping[TrackerName, tuple[str, ...]] = {
+NEEDED: Mapping[str, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
     "wandb": ("wandb",),
     "trackio": ("trackio",),

@@ -32,7 +32,7 @@ from tether.runtime.device import Dtype, matrix_rate, pick_device, pick_dtype
 from tether.runtime.directory import RunDirectory, begun_with, refuse_if_taken
 from tether.runtime.files import atomic_write
 from tether.runtime.journal import Journal
-from tether.runtime.metric_names import EVALUATED, require_known
+from tether.runtime.metric_names import require_known
 from tether.runtime.progress import ProgressLine
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
@@ -154,9 +154,7 @@ def open_run(
     device = pick_device(run.device.device)
     options = {**inputs.located(flatten(command), loaded.base), **loaded.given.shown}
     config = {"command": title, **options, "matmul_dtype": loaded.matmul_dtype}
-    unevaluated = title == "sft" and config["eval_data"] is None
-    sometimes = loaded.sometimes.union(() if unevaluated else EVALUATED.get(title, ()))
-    require_known(run.keep_best, title, sometimes)
+    require_known(run.keep_best, title, loaded.sometimes)
     directory = RunDirectory(
         loaded.base / run.out,
         config,
@@ -190,7 +188,7 @@ def open_run(
         allowed=start.allowed,
         hooks=hooks,
         trackers=trackers_of(run, directory, total=total, rollouts_every=rollouts_every),
-        sometimes=frozenset(sometimes),
+        sometimes=frozenset(loaded.sometimes),
         started=loaded.started,
     )
 

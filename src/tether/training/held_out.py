@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from tether.config import EvaluationOptions
 from tether.errors import RewardError
@@ -21,16 +21,12 @@ from tether.generation.engine import Engine
 from tether.models.reference import Reference
 from tether.runtime.changes import placeless
 from tether.runtime.journal import Journal
+from tether.runtime.metric_names import EVALUATION, OF_JUDGES
 from tether.runtime.recorder import Recorder
 from tether.seeds import derive_seed
 from tether.training.common import EVAL_SEED, Loaded, located
 from tether.training.task import Task
-from tether.types import Budget, Metrics, Prompt, RolloutGroup, Sampling, Score, ScoredGroup, Scorer, make_requests
-
-FIGURES = ("reward", "reward_ci95", "win_rate", "kl", "mean_length")
-"""Figures of an evaluation that are metrics, as ``eval/NAME``; the parts of the reward are ``eval/rewards/NAME``."""
-JUDGED = ("rewards_ci95", "win_rates")
-"""Of each evaluation reward, as ``eval/JUDGED/NAME``."""
+from tether.types import Metrics, Prompt, RolloutGroup, Sampling, Score, ScoredGroup, Scorer, make_requests
 
 
 @dataclass(frozen=True)
@@ -75,10 +71,10 @@ class Evaluated:
 
     def metrics(self) -> Metrics:
         """The figures as metrics of a row, ``eval/...``."""
-        figures = {name: float(getattr(self.found, name)) for name in FIGURES}
+        figures = {name: float(getattr(self.found, name)) for name in EVALUATION}
         figures |= {f"rewards/{name}": value for name, value in self.found.rewards.items()}
         for name, found in self.judged.items():
-            figures |= {f"rewards_ci95/{name}": found.reward_ci95, f"win_rates/{name}": found.win_rate}
+            figures |= {f"{key}/{name}": float(getattr(found, figure)) for key, figure in OF_JUDGES.items()}
         return {f"eval/{name}": value for name, value in figures.items()}
 
 
@@ -88,8 +84,8 @@ class HeldOut:
 
     policy: PreTrainedModel
     reference: Reference
-    tokenizer: PreTrainedTokenizerBase
-    budget: Budget
+    engine: Engine
+    """The policy's, of the run."""
     prompts: Sequence[Prompt]
     score: Scorer
     judges: tuple[str, ...]
@@ -127,8 +123,9 @@ class HeldOut:
     def _evaluate(self) -> Evaluated:
         if not self.against:
             with self.reference.model() as frozen:
-                self.against = self._scored(self._sampled(frozen), once=True)
-        groups = self._scored(self._sampled(self.policy))
+                engine = Engine(frozen, self.engine.tokenizer, budget=self.engine.budget)
+                self.against = self._scored(self._sampled(engine), once=True)
+        groups = self._scored(self._sampled(self.engine))
         temperature = self.sampling.temperature or 1.0
         kl = completion_kl(groups, policy=self.policy, reference=self.reference, temperature=temperature)
         return self.assessed(groups, kl)
@@ -143,9 +140,9 @@ class HeldOut:
         self.journal.calls += 1
         return self.journal.scored(self.score, groups, by=by)
 
-    def _sampled(self, model: PreTrainedModel) -> list[RolloutGroup]:
+    def _sampled(self, engine: Engine) -> list[RolloutGroup]:
         asked = make_requests(self.prompts, group_size=self.options.eval_group_size, seed=self.seed)
-        return Engine(model, self.tokenizer, budget=self.budget).generate(asked, sampling=self.sampling)
+        return engine.generate(asked, sampling=self.sampling)
 
     def assessed(self, groups: list[ScoredGroup], kl: Tensor) -> Evaluated:
         """The figures of the policy's ``groups`` beside those of the reference."""
@@ -193,13 +190,12 @@ def held_out_of(task: Task, loaded: Loaded, state: Tethered, sampling: Sampling,
     return HeldOut(
         policy=loaded.model,
         reference=state.reference,
-        tokenizer=loaded.tokenizer,
-        budget=task.engine.budget,
+        engine=task.engine,
         prompts=task.eval_prompts,
         score=Judged(task.score, task.judge),
         judges=tuple(reward.name for reward, _ in task.judge.rewards) if task.judge else (),
         sampling=sampling,
         options=task.evaluation,
         seed=derive_seed(state.seed, EVAL_SEED),
-        journal=recorder.journal if recorder.world.size == 1 else None,
+        journal=recorder.own_journal,
     )

@@ -22,6 +22,7 @@ from tether.errors import ConfigError, DataError
 from tether.models.reward import new_reward_model, save_reward_model
 from tether.observers import Hook, Monitor
 from tether.runtime.judged_pairs import JudgedPair, write_judged
+from tether.runtime.metric_names import EVALUATED
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Loaded, Start, finish, load, open_run, save, until_ended
 from tether.training.preference_splits import Splits, split, tell_small
@@ -72,6 +73,7 @@ def train(command: Reward, start: Start = NEW, *, monitors: Sequence[Monitor] = 
         eval_pairs=fingerprint(splits.stopping),
         test_pairs=fingerprint(splits.test),
     )
+    loaded.sometimes.update(EVALUATED["reward"])
     state = reward_model.State.create(
         loaded.model, len(splits.training), config, seed=run.seed, optimizer=start.given.optimizer
     )

@@ -13,6 +13,7 @@ from tether.data.fingerprint import fingerprint
 from tether.data.records import load_demonstrations
 from tether.models.loading import load_policy
 from tether.observers import Hook, Monitor
+from tether.runtime.metric_names import EVALUATED
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Start, finish, load, located, open_run, save_policy, until_ended
 
@@ -40,6 +41,8 @@ def train(command: SFT, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
     data, held_out = read(command.data), read(command.eval_data) if command.eval_data else []
     data = keep_apart(data, held_out, report=loaded.report, on_bad_rows=command.data_options.on_bad_rows)
     loaded.fingerprints.update(data=fingerprint(data), eval_data=fingerprint(held_out))
+    if held_out:
+        loaded.sometimes.update(EVALUATED["sft"])
     state = sft.State.create(loaded.model, len(data), command.sft, seed=run.seed, optimizer=start.given.optimizer)
     recorder = open_run(
         command,

@@ -108,8 +108,9 @@ def naming_the_option(option: str) -> Iterator[None]:
 
 
 def journaled(task: Task, recorder: Recorder) -> tuple[Generator, Scorer]:
-    """The generator and the scorer of a run's steps; a step that is repeated after a kill gets what it had. The journal
-    is one process's: several ranks go without it."""
-    if recorder.world.size > 1:
+    """The generator and the scorer of a run's steps; a step that is repeated after a kill gets what it had, unless
+    several ranks share it."""
+    journal = recorder.own_journal
+    if journal is None:
         return task.engine, task.score
-    return JournaledGenerator(task.engine, recorder.journal), JournaledScorer(task.score, recorder.journal)
+    return JournaledGenerator(task.engine, journal), JournaledScorer(task.score, journal)
