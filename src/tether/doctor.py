@@ -22,6 +22,7 @@ from tether.types import Prompt, Sampling, make_requests
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "hub": ("datasets",),
+    "lora": ("peft",),
     "report": ("matplotlib",),
     "sentiment": ("vaderSentiment",),
     "notebook": ("ipykernel", "ipywidgets"),
