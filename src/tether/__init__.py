@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     )
     from tether.evaluation import PolicyEvaluation, evaluate_policy, policy_kl, sample_and_score
     from tether.generation.engine import Engine
-    from tether.models.loading import context_length, load_policy, save_model
+    from tether.models.loading import context_length, load_policy
     from tether.models.reference import FrozenCopy, Reference, reference_of
     from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
+    from tether.models.saving import save_model
     from tether.observers import Alarm, Monitor, StepRecord, Stop
     from tether.ops.losses import LossInputs, LossTerms
     from tether.rewards.combine import Judgement, Reward, WeightedSum

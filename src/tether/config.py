@@ -8,6 +8,7 @@ from tether.data.checks import OnBadRows
 from tether.data.records import Overlong
 from tether.durations import seconds
 from tether.errors import ConfigError
+from tether.models.adapters import Lora
 from tether.names import metric_and_sign
 from tether.runtime.device import Dtype, MatmulDtype
 from tether.trackers.names import TrackerName
@@ -89,6 +90,7 @@ class RunOptions:
     """Tracker that shows the run too: tensorboard, wandb, trackio or mlflow; repeatable. It sends what its own settings
     say, and where it fails the run continues without it."""
     device: DeviceOptions = field(default_factory=DeviceOptions)
+    lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         ConfigError.unless_typed(self)
@@ -208,6 +210,16 @@ def require_minibatches(minibatches: int, completions: int) -> None:
     if minibatches > completions:
         raise ConfigError(
             f"minibatches is {minibatches} and a step has {completions} completions (prompts_per_step * group_size)"
+        )
+
+
+def require_no_dropout(run: RunOptions) -> None:
+    """An update that compares log-probs with those of the sampler needs the sampler's model."""
+    if run.lora.lora_dropout:
+        raise ConfigError(
+            f"lora_dropout is {run.lora.lora_dropout:g}, and the update compares log-probs with those of the sampler, "
+            "which has none",
+            hint="leave --lora-dropout out",
         )
 
 

@@ -18,10 +18,11 @@ from helpers import gradient, relative_error
 from tether.algorithms.optimise import Optim, adamw
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.linear import RoundedConv1D, RoundedLinear, has_rounded_matmuls, round_matmuls
-from tether.models.loading import load_policy, save_model
+from tether.models.loading import load_policy
 from tether.models.policy import Critic, completion_logprobs, replace_weights
 from tether.models.reference import reference_of
 from tether.models.reward import new_reward_model
+from tether.models.saving import save_model
 from tether.models.trainable import trainable
 from tether.runtime import device
 from tether.types import Batch

@@ -17,10 +17,10 @@ from tether.models.loading import (
     load_tokenizer,
     model_config,
     resolve,
-    save_model,
 )
 from tether.models.policy import policy_logits
 from tether.models.reward import new_reward_model
+from tether.models.saving import save_model
 from tiny import ARCHITECTURES, byte_tokenizer, edit_config, refused
 
 IDS = torch.tensor([[0, 5, 9, 200, 31, 1]])

@@ -57,7 +57,7 @@ from tether.algorithms.rollouts import (
 from tether.data.batching import Cursor
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
-from tether.models.flops import forward_flops, shape_of
+from tether.models.flops import forward_flops, shape_of, training_factor
 from tether.models.policy import completion_logprobs
 from tether.models.reference import Reference, as_reference
 from tether.ops.advantages import (
@@ -290,7 +290,7 @@ def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config) -> F
     return {
         "flops/generate": Sum(forward),
         "flops/reference": Sum(forward * (1 + config.sampling.truncated)),
-        "flops/update": Sum(3 * forward * config.epochs_per_step),
+        "flops/update": Sum(training_factor(state.policy) * forward * config.epochs_per_step),
     }
 
 

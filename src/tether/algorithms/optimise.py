@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tether.errors import ConfigError, GuardError, MemoryShortError
+from tether.models.adapters import is_adapted
 from tether.models.masters import master_of, round_after_steps
 from tether.models.memory import within_memory
 from tether.stop_requests import stoppable
@@ -24,6 +25,9 @@ OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 """Makes an optimizer of parameter groups, as torch's classes do: ``functools.partial(torch.optim.SGD, lr=0.01)``."""
 REFERENCE_PARAMETERS = 7e9
 """The model size for which each algorithm states its usual learning rate."""
+ADAPTER_RATE = 10.0
+"""Rate of an adapter in units of that of all weights, about which the best ones differ whatever the model (Schulman and
+Thinking Machines 2025, "LoRA without regret")."""
 LARGEST_RATE = 1e-3
 """Upper bound of default learning rates, for small models: Adam's own default (Kingma and Ba 2015)."""
 
@@ -68,7 +72,8 @@ class Optim:
 
 
 def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -> float:
-    """The configured rate, or ``usual`` * (7e9 / parameters)^0.6, at most 1e-3; ``usual`` is for 7e9 parameters.
+    """The configured rate, or ``usual`` * (7e9 / parameters)^0.6, at most 1e-3; ``usual`` is for 7e9 parameters. An
+    adapter has ten times that rate.
 
     Small models need a larger rate. The exponent is a rule of thumb from two points: 1e-5, usual for reward models with
     7e9 parameters, and 8e-4, the best found for the embedded model with 5e6 (``docs/results.md``).
@@ -76,7 +81,8 @@ def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -
     if config.learning_rate is not None:
         return config.learning_rate
     parameters: int = model.num_parameters()
-    return float(min(LARGEST_RATE, usual * (REFERENCE_PARAMETERS / parameters) ** 0.6))
+    rate = min(LARGEST_RATE, usual * (REFERENCE_PARAMETERS / parameters) ** 0.6)
+    return float(rate * (ADAPTER_RATE if is_adapted(model) else 1.0))
 
 
 def lr_scale(config: Optim, step: int, total_steps: int) -> float:

@@ -49,7 +49,7 @@ from tether.algorithms.rollouts import (
 from tether.data.batching import Cursor
 from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
-from tether.models.flops import forward_flops, shape_of
+from tether.models.flops import forward_flops, shape_of, training_factor
 from tether.models.policy import Critic, completion_states, logprobs_of_states
 from tether.models.reference import Reference, as_reference
 from tether.ops.divergence import adapt_kl_coef, k1
@@ -309,7 +309,7 @@ def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config, *, p
     return {
         "flops/generate": Sum(policy),
         "flops/reference": Sum(policy * (1 + config.sampling.truncated) + critic),
-        "flops/update": Sum(3 * passes * (policy + critic * own_trunk)),
+        "flops/update": Sum(training_factor(state.policy) * passes * (policy + critic * own_trunk)),
     }
 
 

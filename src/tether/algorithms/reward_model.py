@@ -38,8 +38,10 @@ from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, epoch_steps, within_budget
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
-from tether.models.flops import forward_flops, shape_of
+from tether.models.adapters import adapter_dropout
+from tether.models.flops import forward_flops, shape_of, training_flops
 from tether.models.reward import score_batch, score_sequences
+from tether.models.trainable import changing
 from tether.ops.losses import bradley_terry
 from tether.stop_requests import at_safe_points
 from tether.types import Batch, Metrics, PreferencePair, PromptCompletion, StepResult
@@ -200,7 +202,7 @@ def step(state: State, pairs: Sequence[PreferencePair], *, config: Config, world
     clock = PhaseClock(state.device)
     with clock.phase("update"):
         figures, taken = update(state, pairs, config=config, world=world)
-    figures["flops/update"] = Sum(3 * forward_flops(shape_of(state.model), lengths_of(pairs)))
+    figures["flops/update"] = Sum(training_flops(state.model, lengths_of(pairs)))
     return StepResult(metrics=reduce(figures | clock.figures(), world) | taken | state.guard.metrics())
 
 
@@ -216,7 +218,8 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, wor
         margin = torch.tensor([pair.margin for pair in members], device=state.device)
         return bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / count
 
-    accumulated = accumulate(state.guard, state.optimizer, partial(pair_batches, pairs), loss_of, world=world)
+    with adapter_dropout(state.model, "dropout", state.cursor.seed, state.step):
+        accumulated = accumulate(state.guard, state.optimizer, partial(pair_batches, pairs), loss_of, world=world)
     taken = apply(
         state.guard,
         state.optimizer,
@@ -266,8 +269,7 @@ def evaluation_cost(
 ) -> float:
     """FLOPs of scoring the ``stopping`` pairs, as a multiple of those of training on all ``pairs`` once. They are
     counted, not timed, so that a run that is repeated or resumed has its evaluations after the same steps."""
-    shape = shape_of(model)
-    return forward_flops(shape, lengths_of(stopping)) / (3 * forward_flops(shape, lengths_of(pairs)))
+    return forward_flops(shape_of(model), lengths_of(stopping)) / training_flops(model, lengths_of(pairs))
 
 
 def lengths_of(pairs: Sequence[PreferencePair]) -> list[tuple[int, list[int]]]:
@@ -322,7 +324,7 @@ def restore_best(state: State, pairs: Sequence[PreferencePair]) -> None:
     The best weights are those with the highest accuracy on the stopping pairs or, within its standard error, those with
     the lower log loss (:func:`better`).
     """
-    state.model.load_state_dict(state.best_weights)
+    state.model.load_state_dict(state.best_weights, strict=False)  # without what is frozen
     state.guard.fit(lambda budget: normalise(state.model, pairs, token_budget=budget))
 
 
@@ -343,7 +345,7 @@ def choose(state: State, stopping: Sequence[PreferencePair], *, step: int) -> No
 
 def remember(state: State, evaluation: Evaluation, *, step: int) -> None:
     """Copy the weights, with their evaluation on the stopping pairs."""
-    state.best_weights = {name: tensor.detach().clone() for name, tensor in state.model.state_dict().items()}
+    state.best_weights = {name: tensor.detach().clone() for name, tensor in changing(state.model).items()}
     state.best_accuracy, state.best_loss, state.best_step = evaluation.accuracy, evaluation.log_loss, step
 
 

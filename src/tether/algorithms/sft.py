@@ -28,7 +28,8 @@ from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, epoch_steps, micro_batches
 from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
-from tether.models.flops import forward_flops, shape_of
+from tether.models.adapters import adapter_dropout
+from tether.models.flops import training_flops
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import negative_log_likelihood
 from tether.ops.reduce import token_mean
@@ -121,7 +122,7 @@ def step(state: State, demonstrations: Sequence[Demonstration], *, config: Confi
     with clock.phase("update"):
         figures, taken = update(state, demonstrations, config=config, world=world)
     lengths = [(len(d.prompt_ids), [len(d.completion_ids)]) for d in demonstrations]
-    figures["flops/update"] = Sum(3 * forward_flops(shape_of(state.policy), lengths))
+    figures["flops/update"] = Sum(training_flops(state.policy, lengths))
     return StepResult(metrics=reduce(figures | clock.figures(), world) | taken | state.guard.metrics())
 
 
@@ -137,7 +138,8 @@ def update(
         (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
         return token_mean(negative_log_likelihood(logp), micro.mask, tokens=tokens)
 
-    accumulated = accumulate(state.guard, state.optimizer, partial(micro_batches, batch), loss_of, world=world)
+    with adapter_dropout(state.policy, "dropout", state.cursor.seed, state.step):
+        accumulated = accumulate(state.guard, state.optimizer, partial(micro_batches, batch), loss_of, world=world)
     taken = apply(
         state.guard,
         state.optimizer,

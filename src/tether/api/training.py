@@ -21,7 +21,7 @@ from tether.commands import TABLE, Command, find
 from tether.data.memory import Rows, source_of
 from tether.errors import ConfigError, ModelError, RunError
 from tether.flags import Option, options_of, read_yaml
-from tether.models.loading import save_model
+from tether.models.saving import save_model
 from tether.observers import Hook, Monitor
 from tether.resume import at_its_place, given_in_python, saved_run, start_of
 from tether.runtime.changes import SAFE

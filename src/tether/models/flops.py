@@ -75,6 +75,19 @@ def forward_flops(shape: ModelShape, lengths: Lengths) -> float:
     return float(total)
 
 
+def training_factor(model: PreTrainedModel) -> float:
+    """Model FLOPs of a forward and a backward pass, in forward passes: 1, as much again for the gradient of the layers'
+    inputs, and for that of the weights the share of the linear ones that is trained; 3 without an adapter."""
+    weights = [cast(nn.Linear, part).weight for part in model.modules() if isinstance(part, nn.Linear | Conv1D)]
+    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
+    return 2.0 + trained / max(1, sum(weight.numel() for weight in weights))
+
+
+def training_flops(model: PreTrainedModel, lengths: Lengths) -> float:
+    """Model FLOPs of a forward and a backward pass."""
+    return training_factor(model) * forward_flops(shape_of(model), lengths)
+
+
 def attended(tokens: int, window: int | None) -> int:
     """Positions seen by tokens 1..n under causal attention: sum over i of min(i, window)."""
     full = tokens if window is None else min(tokens, window)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,8 +23,10 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from tether.errors import ConfigError, ModelError
+from tether.errors import ModelError
 from tether.hub import settle_for_the_cache_when_offline
+from tether.models.adapters import CLASSIFIER, adapter_config, adapter_file, load_adapter
+from tether.models.adapters import CONFIG as ADAPTER_CONFIG
 from tether.models.checks import check_policy, reason_of
 from tether.models.checks import context_length as context_length
 
@@ -38,7 +38,10 @@ OLD_BUFFERS = re.compile(r"\.masked_bias$|\.rotary_emb\.inv_freq$")
 OUTPUT_HEADS = ("lm_head.", "embed_out.")
 """What the names on disk of an output head begin with."""
 BASE = "base"
-"""The name of the embedded model."""
+"""The name of the embedded model,"""
+EMBEDDED = ("tether", "assets", "base")
+"""and how its path ends."""
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
 def resolve(name: str) -> str:
@@ -53,6 +56,8 @@ def resolve(name: str) -> str:
         raise ModelError("no such model", where=name, hint=f"give a directory, a hub id (owner/name) or '{BASE}'")
     if not path.is_dir():
         raise ModelError("a model is a directory in the Hugging Face layout, and this is a file", where=name)
+    if (path / ADAPTER_CONFIG).is_file():
+        return name
     if not (path / "config.json").is_file():
         raise ModelError("not a model directory: config.json is missing", where=name)
     if not any((path / f).is_file() for f in ("model.safetensors", "model.safetensors.index.json")):
@@ -63,15 +68,11 @@ def resolve(name: str) -> str:
 
 def refuse_code(name: str, source: str) -> None:
     """Raise :class:`ModelError` where a model asks for code from the hub, or for weights that would be unpickled or are
-    in another directory, or has an adapter, which transformers silently ignores where peft is not installed."""
+    in another directory."""
     config = model_config(name)
     for attention in {part._attn_implementation for part in (config, config.get_text_config())} - {None}:
         if "/" in attention:
             raise ModelError(f"config.json asks for {attention}: code from the hub, which is not run", where=name)
-    if cached_file(source, "adapter_config.json", _raise_exceptions_for_missing_entries=False):
-        raise ModelError(
-            "has an adapter (adapter_config.json), which is not loaded", where=name, hint="merge it into its model"
-        )
     index = cached_file(source, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     if index is None or (Path(index).parent / "model.safetensors").is_file():
         return
@@ -161,10 +162,42 @@ def output_head_names(name: str) -> list[str]:
     return [*own, *OUTPUT_HEADS]
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model, from the same directory or hub id."""
+def split_adapter(name: str) -> tuple[str, str | None]:
+    """The base of a ``--model`` value, and the directory or hub id of its adapter; for a whole model ``(name, None)``.
+
+    Raises :class:`ModelError` where the adapter is not LoRA's or its base is an adapter itself.
+    """
+    source = resolve(name)
+    found = adapter_config(source)
+    if found is None:
+        return name, None
+    base = found["base_model_name_or_path"]
+    if Path(base).parts[-3:] == EMBEDDED and not Path(base).is_dir():  # of another installation
+        base = BASE
+    with naming_the_adapter(name, base):
+        if adapter_config(resolve(base)) is not None:
+            raise ModelError("an adapter itself", where=base, hint="merge it with 'tether merge'")
+    return base, source
+
+
+@contextlib.contextmanager
+def naming_the_adapter(name: str, base: str) -> Iterator[None]:
+    """Errors about the base of an adapter say whose base it is."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=False)
+        yield
+    except ModelError as error:
+        error.at(f"{name}, an adapter of {base}")
+        raise
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model, from the same directory or hub id; of an adapter without one, its base's."""
+    source = resolve(name)
+    if adapter_config(source) and not any(adapter_file(source, file) for file in TOKENIZER_FILES):
+        source, _ = split_adapter(name)
+        source = resolve(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # the same as above
@@ -234,17 +267,20 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTra
 def load_policy(
     name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer, dropout off.
+    """A causal language model and its tokenizer, dropout off; of an adapter, its base with the adapter in place.
 
     Raises :class:`ModelError` where one cannot be loaded or fails :func:`tether.models.checks.check_policy`.
     """
-    if is_classifier(model_config(name)):  # with tied embeddings it would load, without its head
+    if is_reward_model(name):  # with tied embeddings it would load, without its head
         raise ModelError("a reward model where a language model is needed", where=name)
+    base, adapter = split_adapter(name)
     tokenizer = load_tokenizer(name)
-    model = load_pretrained(AutoModelForCausalLM, name, dtype=dtype)
+    model = load_pretrained(AutoModelForCausalLM, base, dtype=dtype)
     check_tokenizer(name, tokenizer, model)
     settle_generation(model, tokenizer)
-    check_policy(name, model)
+    check_policy(base, model)
+    if adapter is not None:
+        load_adapter(model, adapter)
     return place(model, device), tokenizer
 
 
@@ -305,83 +341,25 @@ def valid(config: GenerationConfig) -> bool:
     return True
 
 
-def save_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path | str, *, overwrite: bool = False
-) -> None:
-    """Write weights (safetensors), configuration and tokenizer, as ``from_pretrained`` reads them.
-
-    With ``overwrite``, they replace a model that is there, which stays until they are complete. Raises
-    :class:`ConfigError` where the ``directory`` holds anything that they would be mixed with or replace.
-    """
-    path = Path(directory)
-    require_vacant(path, overwrite=overwrite)
-    if not occupied(path):
-        model.save_pretrained(path)
-        save_tokenizer(tokenizer, path)
-        return
-    with replacing(path) as candidate:
-        save_model(model, tokenizer, candidate)
-
-
-@contextlib.contextmanager
-def replacing(directory: Path) -> Iterator[Path]:
-    """A path to write a model into, which then takes the place of what ``directory`` holds. That stays as it is until
-    the block is done, and where anything raises. What a process that was killed left is removed."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{directory.name}.saving-"
-    for left in directory.parent.glob(f"{prefix}*"):
-        shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=prefix) as temporary:
-        candidate, before = Path(temporary) / "model", Path(temporary) / "before"
-        yield candidate
-        if directory.exists():
-            directory.rename(before)
-        try:
-            candidate.rename(directory)
-        except OSError:
-            if before.exists():
-                before.rename(directory)
-            raise
-
-
-def occupied(directory: Path) -> bool:
-    """Whether there is a file of this name, or a directory that is not empty."""
-    return directory.exists() and not (directory.is_dir() and next(directory.iterdir(), None) is None)
-
-
-def require_vacant(directory: Path, *, overwrite: bool) -> None:
-    """Raise :class:`ConfigError` where a model would be written over what is there: a model only with ``overwrite``,
-    anything else never."""
-    if not occupied(directory):
-        return
-    if not (directory / "config.json").is_file():
-        raise ConfigError("is there already, and is no model", where=directory, hint="name a directory that is not")
-    if not overwrite:
-        raise ConfigError(
-            "holds a model already", where=directory, hint="name another directory, or replace it with overwrite=True"
-        )
-
-
-def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write the files of a tokenizer. Raises :class:`OSError` where they cannot be written."""
-    try:
-        tokenizer.save_pretrained(directory)
-    except OSError:
-        raise
-    except Exception as error:  # the tokenizers package raises a plain Exception for a full disk
-        raise OSError(str(error)) from error
-
-
 def is_classifier(config: Any) -> bool:
     """Whether a configuration is that of a sequence classifier, such as a reward model (OpenRLHF: ``RewardModel``)."""
     names = config.architectures or []
     return any("SequenceClassification" in name or name == "RewardModel" for name in names)
 
 
+def is_reward_model(name: str) -> bool:
+    """Whether the model of this name is a sequence classifier, or an adapter of one."""
+    adapter = adapter_config(resolve(name))
+    return is_classifier(model_config(name)) if adapter is None else adapter.get("task_type") == CLASSIFIER
+
+
 def model_config(name: str) -> Any:
-    """The configuration, without loading weights."""
+    """The configuration, without loading weights; of an adapter that has none, its base's."""
+    source = resolve(name)
+    if adapter_config(source) and adapter_file(source, "config.json") is None:
+        source = resolve(split_adapter(name)[0])
     try:
-        return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # the same as above

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.errors import ConfigError
+from tether.models.adapters import adapter_off, changes_nothing, is_adapted
 from tether.models.loading import embedding_rows
+from tether.models.trainable import trainable
 
 
 class Reference(Protocol):
@@ -34,8 +37,46 @@ class FrozenCopy:
         yield self.frozen
 
 
+@dataclass(frozen=True)
+class AdapterOff:
+    """A :class:`Reference` that is the policy without its adapter."""
+
+    policy: PreTrainedModel
+
+    def model(self) -> AbstractContextManager[PreTrainedModel]:
+        return adapter_off(self.policy)
+
+
+@dataclass(frozen=True)
+class FormerAdapter:
+    """A :class:`Reference` that is the policy with its adapter as it once was."""
+
+    policy: PreTrainedModel
+    former: Mapping[str, Tensor]
+    """By the names of :func:`tether.models.trainable.trainable`."""
+
+    @contextmanager
+    def model(self) -> Iterator[PreTrainedModel]:
+        own = trainable(self.policy)
+        now = {name: weight.data for name, weight in own.items()}
+        try:
+            for name, weight in own.items():
+                weight.requires_grad_(False)
+                weight.data = self.former[name]
+            yield self.policy
+        finally:
+            for name, weight in own.items():
+                weight.data = now[name]
+                weight.requires_grad_(True)
+
+
 def reference_of(policy: PreTrainedModel) -> Reference:
-    """A reference that is a frozen copy of the current policy."""
+    """A reference that is the current policy: a frozen copy, or for a policy with an adapter its own weights with the
+    adapter off, if that changes nothing yet, or as it is now."""
+    if is_adapted(policy):
+        if changes_nothing(policy):
+            return AdapterOff(policy)
+        return FormerAdapter(policy, {name: weight.detach().clone() for name, weight in trainable(policy).items()})
     return FrozenCopy(copy.deepcopy(policy).requires_grad_(False).eval())
 
 

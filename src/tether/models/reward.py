@@ -16,25 +16,25 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 
 from tether.data.batching import micro_batches
 from tether.errors import ModelError
+from tether.models.adapters import is_adapted, load_adapter
 from tether.models.checks import check_classifier
 from tether.models.linear import has_rounded_matmuls, round_matmuls
 from tether.models.loading import (
     OUTPUT_HEADS,
     check_tokenizer,
     embedding_rows,
-    is_classifier,
+    is_reward_model,
     load_pretrained,
     load_tokenizer,
     model_config,
     output_head_names,
     place,
-    replacing,
-    require_vacant,
     resolve,
-    save_model,
+    split_adapter,
 )
 from tether.models.memory import within_memory
 from tether.models.policy import final_states
+from tether.models.saving import replacing, require_vacant, save_model
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
 from tether.stop_requests import stoppable
@@ -56,17 +56,16 @@ def new_reward_model(
     The tokenizer gets its own padding token where it has none or pads with EOS: transformers pools the right-most token
     that is not padding, and would otherwise read the score before the EOS.
     """
-    if is_classifier(model_config(base)):
+    if is_reward_model(base):
         return load_reward_model(base, dtype=dtype, device=device)
+    if split_adapter(base)[1] is not None:
+        raise ModelError(
+            "an adapter of a language model; a reward model is trained on a whole one",
+            where=base,
+            hint="merge it with 'tether merge'",
+        )
     tokenizer = load_tokenizer(base)
-    model = load_pretrained(
-        AutoModelForSequenceClassification,
-        base,
-        dtype=dtype,
-        allow_missing="score.",
-        allow_unused=output_head_names(base),
-        num_labels=1,
-    )
+    model = classifier_on(base, dtype=dtype)
     check_tokenizer(base, tokenizer, model)
     head = head_of(model)
     scale = 1.0 / math.sqrt(head.weight.size(1) + 1)
@@ -74,12 +73,29 @@ def new_reward_model(
         head.weight.copy_(torch.randn(head.weight.shape, generator=generator(seed, "score head")) * scale)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
-        if len(tokenizer) > embedding_rows(model):
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        make_room(model, tokenizer)
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.score_mean, model.config.score_std = 0.0, 1.0
     check_classifier(base, model, head)
     return place(model, device), tokenizer
+
+
+def classifier_on(base: str, *, dtype: torch.dtype) -> PreTrainedModel:
+    """A sequence classifier with one label on the trunk of the causal language model ``base``; its head is not set."""
+    return load_pretrained(
+        AutoModelForSequenceClassification,
+        base,
+        dtype=dtype,
+        allow_missing="score.",
+        allow_unused=output_head_names(base),
+        num_labels=1,
+    )
+
+
+def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the padding token that was added to ``tokenizer`` a row in the embedding, where it has none."""
+    if len(tokenizer) > embedding_rows(model):
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
 
 
 def load_reward_model(
@@ -87,12 +103,13 @@ def load_reward_model(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A reward model of tether, TRL or OpenRLHF: a sequence classifier with one label and a head named ``score``."""
     config = model_config(name)
-    if not is_classifier(config):
+    if not is_reward_model(name):
         found = (config.architectures or ["not stated"])[0]
         raise ModelError(
             f"not a reward model: its architecture is {found}", where=name, hint="train one with 'tether reward'"
         )
-    stated = config.num_labels if states_labels(name) else None
+    base, adapter = split_adapter(name)
+    stated = config.num_labels if adapter is None and states_labels(name) else None
     if stated not in (None, 1):
         raise ModelError(f"a reward model has one label and this classifier has {stated}", where=name)
     mean, std = statistics(config)
@@ -101,9 +118,19 @@ def load_reward_model(
             f"scores cannot be normalised by the mean {mean} and std {std} of its configuration", where=name
         )
     tokenizer = load_tokenizer(name)
-    model = load_pretrained(
-        AutoModelForSequenceClassification, name, dtype=dtype, allow_unused=OUTPUT_HEADS, num_labels=1
-    )
+    if adapter is None or is_reward_model(base):
+        model = load_pretrained(
+            AutoModelForSequenceClassification, base, dtype=dtype, allow_unused=OUTPUT_HEADS, num_labels=1
+        )
+    else:
+        model = classifier_on(base, dtype=dtype)
+    if adapter is not None:
+        make_room(model, tokenizer)
+        load_adapter(model, adapter)
+        model.config.pad_token_id = tokenizer.pad_token_id
+        model.config.score_mean, model.config.score_std = mean, std
+        if not head_of(model).weight.requires_grad and not is_reward_model(base):
+            raise ModelError("the adapter lacks the head of a reward model (modules_to_save: score)", where=name)
     check_tokenizer(name, tokenizer, model)
     check_classifier(name, model, head_of(model))
     return place(model, device), tokenizer
@@ -177,8 +204,12 @@ def save_reward_model(
         raise ModelError("not saved: the model's scores are not finite", where=directory)
     with replacing(directory) as candidate:
         save_model(model, tokenizer, candidate)
-        reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
-        reloaded = place(reloaded, model.device)
+        if is_adapted(model):
+            model.config.save_pretrained(candidate)  # for the statistics of the scores
+            reloaded, _ = load_reward_model(str(candidate), dtype=model.dtype, device=model.device)
+        else:
+            reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
+            reloaded = place(reloaded, model.device)
         if has_rounded_matmuls(model):  # the file is tested here, not the rounding
             round_matmuls(reloaded)
         batch = Batch.collate(probes, model.device)

@@ -24,7 +24,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tether.errors import RunError
-from tether.models.loading import save_tokenizer
+from tether.models.saving import save_tokenizer
 from tether.names import metric_and_sign
 from tether.runtime.files import atomic_write, remove, writing
 from tether.runtime.json_text import to_json

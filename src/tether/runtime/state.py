@@ -1,6 +1,7 @@
 """What a checkpoint holds, in files and back: tensors as safetensors, everything else as JSON.
 
-Weights of the model that is trained are in the Hugging Face layout under ``model/``; other modules, optimizer tensors,
+Weights of the model that is trained are in the Hugging Face layout under ``model/``, of an adapter in peft's; of other
+modules what is not frozen, optimizer tensors,
 float32 masters of bfloat16 weights, best-so-far weights and the experience of an unfinished update are in
 ``tensors.safetensors``; the rest is in ``state.json``. What follows from the run's configuration is not saved: the
 reference, and how many steps there are; nor are fields marked :data:`tether.types.UNSAVED`.
@@ -23,8 +24,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tether.errors import RunError
+from tether.models.adapters import WEIGHTS, is_adapted, read_adapter
 from tether.models.loading import load_pretrained
 from tether.models.masters import masters
+from tether.models.saving import save_weights
+from tether.models.trainable import changing, trainable
 from tether.observers import Monitor
 from tether.runtime.json_text import exact_json, read_exact
 from tether.types import HOST, UNSAVED
@@ -90,7 +94,7 @@ class Snapshot:
     def write(self, directory: Path) -> None:
         """The files, into a directory that exists."""
         if self.model is not None:
-            self.model.save_pretrained(directory / MODEL, state_dict=dict(self.weights))
+            save_weights(self.model, directory / MODEL, self.weights)
         save_file(self.tensors, directory / TENSORS)
         (directory / PLAIN).write_text(exact_json(self.plain, indent=1), encoding="utf-8")
 
@@ -113,9 +117,10 @@ class Snapshot:
         self.tensors |= {f"{name}.master.{key}": tensor for key, tensor in masters(module).items()}
         if isinstance(module, PreTrainedModel):
             assert self.model is None, "a state trains one model"
-            self.model, self.weights = module, dict(module.state_dict())
+            weights = trainable(module) if is_adapted(module) else module.state_dict()
+            self.model, self.weights = module, dict(weights)
         else:
-            self.tensors |= {f"{name}.{key}": tensor for key, tensor in module.state_dict().items()}
+            self.tensors |= {f"{name}.{key}": tensor for key, tensor in changing(module).items()}
 
     def _value(self, value: Any, name: str) -> Any:
         if isinstance(value, Tensor):
@@ -183,7 +188,7 @@ class Saved:
             self.model = module
             load_weights(module, self.directory)
         else:
-            module.load_state_dict({key: tensors[key] for key in module.state_dict()})
+            module.load_state_dict({key: tensors[key] for key in changing(module)}, strict=False)
         with torch.no_grad():
             for key, master in masters(module).items():
                 master.copy_(tensors[f"master.{key}"])
@@ -223,8 +228,11 @@ class Saved:
 
 
 def load_weights(model: nn.Module, directory: Path) -> None:
-    """Give ``model`` the weights of the model that was saved in ``directory``."""
+    """Give ``model`` the weights of the model that was saved in ``directory``; one with an adapter, the adapter's."""
     assert isinstance(model, PreTrainedModel), "what a state trains is a model of transformers"
+    if is_adapted(model):
+        read_adapter(model, directory / MODEL / WEIGHTS)
+        return
     saved = load_pretrained(type(model), str(directory / MODEL), dtype=model.dtype)
     model.load_state_dict(saved.state_dict())
 

@@ -21,11 +21,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.config import DataOptions, RunOptions
 from tether.data.checks import DataReport
-from tether.errors import GuardError, MemoryShortError, RewardError
+from tether.errors import ConfigError, GuardError, MemoryShortError, RewardError
 from tether.flags import flatten
+from tether.models.adapters import add_adapter, is_adapted
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.fingerprint import weights_fingerprint
-from tether.models.loading import save_model
+from tether.models.saving import save_model
 from tether.observers import Hook, Tracker
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import Dtype, matrix_rate, pick_device, pick_dtype
@@ -111,6 +112,7 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
     with naming_the_model_of_a_run():
         model, tokenizer = read(dtype=pick_dtype(run.device.dtype), device=pick_device(run.device.device))
     found = weights_fingerprint(model)
+    adapt(model, run)
     matmul_dtype = set_matmul_dtype(run.device.matmul_dtype, model)
     if run.checkpoint_activations:
         checkpoint_activations(model)
@@ -129,6 +131,19 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
     )
     keep_the_date(loaded, tokenizer)
     return loaded
+
+
+def adapt(model: PreTrainedModel, run: RunOptions) -> None:
+    """Put the adapter that the options ask for into the model, which may have one of its own instead."""
+    if not run.lora.lora_rank:
+        return
+    if is_adapted(model):
+        raise ConfigError(
+            "the model is an adapter already, and is trained as it is",
+            where="--lora-rank",
+            hint="leave --lora-rank out, or give the whole model: tether merge writes it",
+        )
+    add_adapter(model, run.lora, seed=run.seed)
 
 
 def keep_the_date(loaded: Loaded, tokenizer: PreTrainedTokenizerBase) -> None:

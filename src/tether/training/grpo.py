@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tether.algorithms import grpo
-from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches
+from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches, require_no_dropout
 from tether.models.loading import load_policy
 from tether.models.reference import reference_of
 from tether.monitor.flat_rewards import FlatRewards
@@ -32,6 +32,7 @@ class GRPO:
 
     def __post_init__(self) -> None:
         require_evaluations(self.run, self.task.evaluation)
+        require_no_dropout(self.run)
         require_minibatches(self.grpo.minibatches, self.length.prompts_per_step * self.grpo.group_size)
 
 

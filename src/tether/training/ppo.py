@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from tether.algorithms import ppo
-from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches
+from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches, require_no_dropout
 from tether.models.loading import load_policy
 from tether.models.reference import reference_of
 from tether.observers import Hook, Monitor
@@ -31,6 +31,7 @@ class PPO:
 
     def __post_init__(self) -> None:
         require_evaluations(self.run, self.task.evaluation)
+        require_no_dropout(self.run)
         require_minibatches(self.ppo.minibatches, self.length.prompts_per_step * self.ppo.group_size)
 
 
