@@ -158,3 +158,9 @@ def in_words(hint: Any) -> str:
         return f"a list, each item {in_words(inner[0])}"
     plain = {int: "an integer", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
     return plain.get(hint) or f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}"
+
+
+def reason_of(error: Exception) -> str:
+    """What an error of another library says, in one line: its first, and the next where that one is a heading."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.errors import ModelError, TetherError
+from tether.errors import ModelError, TetherError, reason_of
 from tether.models.linear import has_rounded_matmuls
 from tether.models.memory import out_of_memory
 from tether.models.packing import pack
@@ -103,12 +103,6 @@ def relative_gap(found: Tensor, known: Tensor) -> float:
 def tolerance_of(model: PreTrainedModel) -> float:
     """Of :data:`TOLERANCE`, the one for this model's arithmetic."""
     return TOLERANCE[model.dtype == torch.float32 and not has_rounded_matmuls(model)]
-
-
-def reason_of(error: Exception) -> str:
-    """What an error of another library says, in one line: its first, and the next where that one is a heading."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 @contextlib.contextmanager

@@ -18,16 +18,21 @@ from torch.autograd.graph import increment_version
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
+from tether.models.adapters import of_adapter
+
 
 def round_matmuls(module: nn.Module) -> None:
     """Make every linear layer in ``module``, output head included, multiply in bfloat16, forward and backward.
 
     Parameters, their dtype and the state dict are unchanged; deep copies are rounded too. Layers whose weights are not
     float32 are unchanged, and so are those with a single output, a reward or a value: their product costs nothing, and
-    it is the result. Each layer keeps a rounded copy of its weight, which takes half as many bytes again.
+    it is the result; adapters, whose products are small, stay exact. Each layer keeps a rounded copy of its weight,
+    which takes half as many bytes again.
     """
     count_optimizer_steps()
-    for layer in module.modules():
+    for name, layer in module.named_modules():
+        if of_adapter(f"{name}.weight"):
+            continue
         kind, weight = ROUNDED.get(type(layer)), getattr(layer, "weight", None)
         if kind and isinstance(weight, Tensor) and weight.dtype == torch.float32 and min(weight.shape) > 1:
             layer.__class__ = kind  # in place, so that references to the layer stay valid

@@ -23,11 +23,11 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from tether.errors import ModelError
+from tether.errors import ModelError, reason_of
 from tether.hub import settle_for_the_cache_when_offline
 from tether.models.adapters import CLASSIFIER, adapter_config, adapter_file, load_adapter
 from tether.models.adapters import CONFIG as ADAPTER_CONFIG
-from tether.models.checks import check_policy, reason_of
+from tether.models.checks import check_policy
 from tether.models.checks import context_length as context_length
 
 transformers.logging.set_verbosity_error()
