@@ -206,6 +206,13 @@ TABLE: Table = (
         ),
     ),
     Command(
+        name="merge",
+        group="look",
+        summary="write an adapter and its base as one whole model",
+        options="tether.looking.merge:Merge",
+        run="tether.looking.merge:main",
+    ),
+    Command(
         name="ls",
         group="look",
         summary="list the runs below a directory",

@@ -10,6 +10,7 @@ import torch
 from enumerable import PROMPT, Space, tiny_llama, total_variation
 from tether.algorithms import grpo, ppo
 from tether.generation.engine import Engine
+from tether.models.adapters import Lora, add_adapter
 from tether.models.reference import reference_of
 from tether.types import Prompt, Sampling
 from tiny import byte_tokenizer
@@ -19,6 +20,7 @@ BETA = 0.5
 TOLERANCE = 0.03
 VOCAB, LENGTH, SEED = 8, 2, 1
 STEPS, PROMPTS, GROUP, RATE = 300, 2, 128, 1e-3
+FULL_RANK = Lora(lora_rank=128)
 TWO_TURN_STEPS, TWO_TURN_GROUP = 150, 64
 """Enough for trajectories of two tokens of the policy: the distance is then below 0.005."""
 
@@ -40,9 +42,11 @@ def sampler(model):
     return Engine(model, byte_tokenizer())
 
 
-def train(algorithm, space, *, generator=sampler, length=LENGTH, steps=STEPS, group_size=GROUP, **options):
+def train(algorithm, space, *, generator=sampler, length=LENGTH, steps=STEPS, group_size=GROUP, lora=None, **options):
     """Train with the public step alone; returns the trained distribution over all completions."""
     model = tiny_llama(VOCAB, seed=SEED)
+    if lora:
+        add_adapter(model, lora, seed=SEED)
     defaults = algorithm.Config().optim
     config = algorithm.Config(
         group_size=group_size,
@@ -94,6 +98,19 @@ def test_lands_on_its_optimum_and_not_on_the_other(problem, algorithm, options, 
     other = {"reverse": "forward", "forward": "reverse"}[optimum]
     assert total_variation(found, optima[optimum]) < TOLERANCE
     assert total_variation(found, optima[other]) > 2 * TOLERANCE
+
+
+ADAPTED = {"ppo": (ppo, {}), "grpo": (grpo, {"advantage_scale": "group"})}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("algorithm", "options"), ADAPTED.values(), ids=ADAPTED.keys())
+def test_an_adapter_of_full_rank_lands_where_all_weights_land(problem, algorithm, options):
+    """The reference is the policy with its adapter off, which training must not move."""
+    space, optima = problem
+    found = train(algorithm, space, lora=FULL_RANK, **options)
+    assert total_variation(found, optima["reverse"]) < TOLERANCE
+    assert total_variation(found, optima["forward"]) > 2 * TOLERANCE
 
 
 @pytest.mark.slow

@@ -20,10 +20,10 @@ from tether.models.loading import (
     eos_ids,
     load_policy,
     load_tokenizer,
-    save_model,
     unembedded,
 )
 from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
+from tether.models.saving import save_model
 from tether.types import Prompt, Sampling, make_requests
 from tiny import byte_tokenizer, edit_config, refused
 

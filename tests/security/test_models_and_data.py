@@ -12,6 +12,9 @@ import pytest
 
 from commandline import tether, write_rows
 from hostile import GRPO, MARKER, RUNS, TASK, complaint
+from tether.models.adapters import Lora, add_adapter
+from tether.models.loading import load_policy
+from tether.models.saving import save_model
 
 AUTO = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForSequenceClassification")
 
@@ -55,12 +58,19 @@ def index_of(file: str) -> Callable[[Path], None]:
 
 
 def adapter(model: Path) -> None:
-    """A peft adapter, whose configuration can name a library to import."""
+    """A peft adapter of the model in its place, whose configuration names a library to import."""
+    base = model.rename(model.with_name("base"))
+    policy, tokenizer = load_policy(str(base))
+    add_adapter(policy, Lora(lora_rank=1), seed=0)
+    save_model(policy, tokenizer, model)
     mapping = {"base_model_class": "A", "parent_library": "evil"}
-    config = {"peft_type": "LORA", "base_model_name_or_path": str(model), "auto_mapping": mapping}
-    (model / "adapter_config.json").write_text(json.dumps(config))
+    settle("adapter_config.json", base_model_name_or_path=str(base), auto_mapping=mapping)(model)
+
+
+def pickled_adapter(model: Path) -> None:
+    adapter(model)
+    (model / "adapter_model.safetensors").unlink()
     (model / "adapter_model.bin").write_bytes(pickle.dumps(Touch()))
-    (model / "evil.py").write_text(RUNS)
 
 
 def own_generation(model: Path) -> None:
@@ -72,6 +82,7 @@ IGNORED = {
     "code for a known architecture": settle("config.json", auto_map=dict.fromkeys(AUTO, "evil.A")),
     "code for a known tokenizer": settle("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.A", "evil.A"]}),
     "code for generation": own_generation,
+    "code for an adapter": adapter,
 }
 REFUSED = {
     "code for an unknown architecture": (
@@ -88,7 +99,7 @@ REFUSED = {
     ),
     "pickled weights": (pickled_weights("pytorch_model.bin"), "weights in a pickle are not loaded"),
     "a pickle named safetensors": (pickled_weights("model.safetensors"), "cannot be loaded"),
-    "an adapter": (adapter, "has an adapter (adapter_config.json), which is not loaded"),
+    "a pickled adapter": (pickled_adapter, "adapter_model.safetensors is missing (a pickle is not loaded)"),
 }
 WITHHELD = {
     "a kernel from the hub": (settle("config.json", _attn_implementation="nobody/nothing:f"), "nobody/nothing:f"),

@@ -157,7 +157,7 @@ def inject(model: PreTrainedModel, config: Any) -> None:
         else:
             weight.requires_grad_(any(path_names(name, module) for module in whole))
     for layer in model.modules():
-        if type(layer) is peft_linear() and not layer.lora_variant and not layer.lora_bias[NAME]:
+        if type(layer) is peft_linear() and is_plain(layer):
             layer.__class__ = lean_linear()
     tied = {id(weight) for weight in tied_weights(model)}
     for name, weight in trainable(model).items():
@@ -173,13 +173,18 @@ def peft_linear() -> type[nn.Module]:
     return cast(type[nn.Module], Linear)
 
 
+def is_plain(layer: Any) -> bool:
+    """Whether the layer is plain LoRA: no variant of it, and no bias."""
+    return not layer.lora_variant and not layer.lora_bias[NAME]
+
+
 @functools.cache
 def lean_linear() -> type[nn.Module]:
     """peft's layer with another forward pass, of fewer operations and tensors: ``out + s low B^T`` is one product, and
     what is kept for the backward pass is ``x`` as it is. A decoding step of a small model is a quarter faster."""
     parent: Any = peft_linear()
 
-    class LeanLinear(parent):  # type: ignore[misc]
+    class LeanLinear(parent):
         def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             if self.disable_adapters or self.merged:
                 return cast(Tensor, super().forward(x, *args, **kwargs))
@@ -287,7 +292,7 @@ def load_adapter(model: PreTrainedModel, source: str) -> None:
         raise ModelError(f"no weights: {WEIGHTS} is missing (a pickle is not loaded)", where=source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on settings of newer versions, which change no weight
-        config = LoraConfig.from_pretrained(str(file.parent))
+        config: Any = LoraConfig.from_peft_type(**(adapter_config(source) or {}))
     config.inference_mode = False
     try:
         inject(model, config)

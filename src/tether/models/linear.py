@@ -36,7 +36,7 @@ def round_matmuls(module: nn.Module) -> None:
         kind, weight = ROUNDED.get(type(layer)), getattr(layer, "weight", None)
         if kind and isinstance(weight, Tensor) and weight.dtype == torch.float32 and min(weight.shape) > 1:
             layer.__class__ = kind  # in place, so that references to the layer stay valid
-            layer.rounded = RoundedWeight(weight)  # type: ignore[assignment]
+            layer.rounded = RoundedWeight(weight)
 
 
 @functools.cache
