@@ -57,5 +57,5 @@ def numbers(path: Path, *, without: tuple[str, ...] = ()) -> dict:
     for row in [*rows["metrics.jsonl"], *summary["last"]]:
         for name in without:
             row.pop(name, None)
-    binary = [*path.glob("rollouts/*.parquet"), path / "model" / "model.safetensors"]
+    binary = [*path.glob("rollouts/*.parquet"), *path.glob("model/*.safetensors")]
     return {"summary": summary, **rows, **{file.name: file.read_bytes() for file in binary}}

@@ -29,6 +29,7 @@ LONGER = {
     "grpo": f"{LINES['grpo']} --group-size 3 --dynamic-sampling 1",
 }
 """With all that a state may hold."""
+LONGER |= {f"{name}, an adapter": f"{line} --lora-rank 2" for name, line in LONGER.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +107,7 @@ def test_other_kinds_of_weights_and_updates_resume_too(options, here, tiny, stop
 
 @pytest.mark.parametrize("name", LONGER)
 def test_the_same_seed_gives_the_same_numbers_however_often_it_saves(name, here, tiny):
-    budget = "" if name in ("sft", "reward") else "--max-rows 3"
+    budget = "" if name.startswith(("sft", "reward")) else "--max-rows 3"
     assert tether(f"{LONGER[name]} --quiet --save-every 0 --model {tiny} --out one") == 0
     assert tether(f"{LONGER[name]} --quiet --save-every 1 --model {tiny} --out other {budget}") == 0
     slots = ("sampling/slot_occupancy", "sampling/cache_gib")  # of the engine, which --max-rows decides

@@ -29,8 +29,7 @@ class Merge:
     out: str
     """Directory to write the model to."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Dtype of its weights; auto is that of the base as it was saved. Where it is bfloat16, the sum W + s B A is rounded
-    to it."""
+    """Dtype of its weights; auto is that of the base as it was saved. In bfloat16 the sum W + s B A is rounded."""
     overwrite: bool = False
     """Replace a model in the directory. By default, a directory that is not empty is refused."""
 

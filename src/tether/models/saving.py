@@ -79,7 +79,7 @@ def require_vacant(directory: Path, *, overwrite: bool) -> None:
         raise ConfigError("is there already, and is no model", where=directory, hint="name a directory that is not")
     if not overwrite:
         raise ConfigError(
-            "holds a model already", where=directory, hint="name another directory, or replace it with overwrite=True"
+            "holds a model already", where=directory, hint="name another directory, or set overwrite"
         )
 
 
