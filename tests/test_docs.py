@@ -105,6 +105,7 @@ def test_options_of_the_algorithms(name, algorithm):
 def test_common_options():
     groups = {
         "The run": config.RunOptions,
+        "Adapters": config.Lora,
         "The device": config.DeviceOptions,
         "Prompts and rewards": config.PromptOptions,
         "Evaluation during training": config.EvaluationOptions,
@@ -118,7 +119,9 @@ def test_common_options():
         expected = {
             field.name.replace("_", "-"): "required" if field.default is dataclasses.MISSING else str(field.default)
             for field in dataclasses.fields(cls)
-            if not str(field.type).endswith(("Budget", "DataOptions", "DeviceOptions", "EvaluationOptions"))  # own
+            if not str(field.type).endswith(
+                ("Budget", "DataOptions", "DeviceOptions", "EvaluationOptions", "Lora")
+            )  # own
         }
         assert option_rows(section(page("options"), title)) == expected
 

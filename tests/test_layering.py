@@ -30,6 +30,7 @@ LAYERS = (
     ("api",),
     ("grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
     ("cli",),
+    ("__main__",),
 )
 """From the bottom up. A module imports from lower layers and from its own package, not from its neighbours. The table
 of commands names modules of higher layers as text, and imports none."""

@@ -9,6 +9,7 @@ from tether.data.records import Overlong
 from tether.durations import seconds
 from tether.errors import ConfigError
 from tether.models.adapters import Lora
+from tether.models.quantised import Quantise
 from tether.names import metric_and_sign
 from tether.runtime.device import Dtype, MatmulDtype
 from tether.trackers.names import TrackerName
@@ -25,6 +26,8 @@ class DeviceOptions:
     """Precision of the weights."""
     matmul_dtype: MatmulDtype = "auto"
     """Precision in which float32 weights are multiplied: bfloat16 rounds the operands only; auto takes the faster."""
+    quantise: Quantise = "none"
+    """Load the weights of linear layers in 4 or 8 bits (bitsandbytes); only an adapter can be trained on them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,6 +23,7 @@ from tether.types import Prompt, Sampling, make_requests
 EXTRAS: Mapping[str, tuple[str, ...]] = {
     "hub": ("datasets",),
     "lora": ("peft",),
+    "quantise": ("bitsandbytes", "accelerate"),
     "report": ("matplotlib",),
     "sentiment": ("vaderSentiment",),
     "notebook": ("ipykernel", "ipywidgets"),

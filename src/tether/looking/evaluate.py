@@ -19,12 +19,11 @@ from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
 from tether.rewards.checks import prepared
 from tether.rewards.resolve import resolve_scorer
-from tether.runtime.device import pick_device, pick_dtype
 from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
 from tether.training.common import EVAL_SEED
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.training.loading import load_model, load_prompts_of, reader, set_matmul_dtype
+from tether.training.loading import load_model, load_prompts_of, placing, reader, set_matmul_dtype
 from tether.types import Prompt, Sampling, ScoredGroup, Scorer
 
 
@@ -75,7 +74,7 @@ def evaluate(command: Eval) -> None:
 def measured_judge(name: str, source: str, options: SampleOptions) -> dict[str, object]:
     """What ``tether eval`` says of a reward model."""
     device, report = options.device, DataReport()
-    judge, tokenizer = load_reward_model(name, dtype=pick_dtype(device.dtype), device=pick_device(device.device))
+    judge, tokenizer = load_reward_model(name, **placing(device))
     set_matmul_dtype(device.matmul_dtype, judge)
     pairs = reader(load_pairs, judge, tokenizer, options.data, report)(source)
     report.tell()

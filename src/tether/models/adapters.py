@@ -68,8 +68,7 @@ class Lora:
                 "lora_alpha must be positive": self.lora_alpha is None or self.lora_alpha > 0,
                 "lora_dropout must be 0 or more and less than 1": 0 <= self.lora_dropout < 1,
                 "lora_targets must name layers": bool(self.target_names),
-                f"{' and '.join(alone) or 'lora_alpha'} needs a lora_rank": self.lora_rank > 0
-                or not alone,
+                f"{' and '.join(alone) or 'lora_alpha'} needs a lora_rank": self.lora_rank > 0 or not alone,
             },
         )
 

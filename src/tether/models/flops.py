@@ -43,15 +43,16 @@ def shape_of(model: PreTrainedModel) -> ModelShape:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     head = model.get_output_embeddings()
     return ModelShape(
-        trunk=sum(
-            cast(nn.Linear, part).weight.numel()
-            for part in model.base_model.modules()
-            if isinstance(part, nn.Linear | Conv1D)
-        ),
+        trunk=sum(weights_of(part) for part in model.base_model.modules() if isinstance(part, nn.Linear | Conv1D)),
         head=0 if head is None else cast(nn.Linear, head).weight.numel(),
         width=heads * (getattr(config, "head_dim", None) or config.hidden_size // heads),
         windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
     )
+
+
+def weights_of(layer: nn.Linear | Conv1D) -> int:
+    """The number of weights of a linear layer, packed into fewer numbers or not."""
+    return layer.in_features * layer.out_features if isinstance(layer, nn.Linear) else layer.weight.numel()
 
 
 def forward_flops(shape: ModelShape, lengths: Lengths) -> float:
@@ -78,9 +79,9 @@ def forward_flops(shape: ModelShape, lengths: Lengths) -> float:
 def training_factor(model: PreTrainedModel) -> float:
     """Model FLOPs of a forward and a backward pass, in forward passes: 1, as much again for the gradient of the layers'
     inputs, and for that of the weights the share of the linear ones that is trained; 3 without an adapter."""
-    weights = [cast(nn.Linear, part).weight for part in model.modules() if isinstance(part, nn.Linear | Conv1D)]
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    return 2.0 + trained / max(1, sum(weight.numel() for weight in weights))
+    layers = [part for part in model.modules() if isinstance(part, nn.Linear | Conv1D)]
+    trained = sum(weights_of(layer) for layer in layers if layer.weight.requires_grad)
+    return 2.0 + trained / max(1, sum(map(weights_of, layers)))
 
 
 def training_flops(model: PreTrainedModel, lengths: Lengths) -> float:

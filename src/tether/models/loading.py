@@ -23,12 +23,13 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
-from tether.errors import ModelError, reason_of
+from tether.errors import ModelError, TetherError, reason_of
 from tether.hub import settle_for_the_cache_when_offline
 from tether.models.adapters import CLASSIFIER, adapter_config, adapter_file, load_adapter
 from tether.models.adapters import CONFIG as ADAPTER_CONFIG
 from tether.models.checks import check_policy
 from tether.models.checks import context_length as context_length
+from tether.models.quantised import Quantise, check_blocks, is_quantised, quantisation, settle_products
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -90,9 +91,12 @@ def load_pretrained(
     dtype: torch.dtype,
     allow_missing: str = "",
     allow_unused: Sequence[str] = (),
+    quantise: Quantise = "none",
+    device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> PreTrainedModel:
-    """``auto_class.from_pretrained`` with safetensors only, no remote code and dropout off.
+    """``auto_class.from_pretrained`` with safetensors only, no remote code and dropout off, on the CPU;
+    weights that are quantised on ``device``.
 
     Raises :class:`ModelError` where the file lacks weights, except those whose name begins with ``allow_missing``;
     where it holds weights that the model has no place for, except those that ``allow_unused`` says are not needed and
@@ -108,9 +112,10 @@ def load_pretrained(
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with their names
+            **quantisation(quantise, dtype=dtype, device=device),
             **kwargs,
         )
-    except ModelError:
+    except TetherError:
         raise
     except Exception as error:  # config, network, safetensors and architecture errors share no base class
         raise ModelError(f"the model cannot be loaded ({reason_of(error)})", where=name) from error
@@ -137,6 +142,12 @@ def load_pretrained(
         raise ModelError(
             f"{len(broken)} tensors hold weights that are not finite, the first is {broken[0]}", where=name
         )
+    try:
+        check_blocks(model)
+    except ModelError as error:
+        error.at(name)
+        raise
+    settle_products(model)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # transformers before 5.23 uses sdpa, without the soft cap
     return model.eval()
@@ -209,8 +220,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def place(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
-    """``model``, moved to ``device``."""
-    return cast(PreTrainedModel, cast(nn.Module, model).to(device))
+    """``model``, moved to ``device``, where quantised weights are already."""
+    return model if is_quantised(model) else cast(PreTrainedModel, cast(nn.Module, model).to(device))
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
@@ -265,7 +276,11 @@ def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, model: PreTra
 
 
 def load_policy(
-    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantise: Quantise = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer, dropout off; of an adapter, its base with the adapter in place.
 
@@ -275,7 +290,7 @@ def load_policy(
         raise ModelError("a reward model where a language model is needed", where=name)
     base, adapter = split_adapter(name)
     tokenizer = load_tokenizer(name)
-    model = load_pretrained(AutoModelForCausalLM, base, dtype=dtype)
+    model = load_pretrained(AutoModelForCausalLM, base, dtype=dtype, quantise=quantise, device=device)
     check_tokenizer(name, tokenizer, model)
     settle_generation(model, tokenizer)
     check_policy(base, model)

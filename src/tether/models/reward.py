@@ -6,9 +6,11 @@ also holds ``score_mean`` and ``score_std``, the statistics that :func:`normalis
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,7 @@ from tether.models.loading import (
 )
 from tether.models.memory import within_memory
 from tether.models.policy import final_states
+from tether.models.quantised import Quantise, is_quantised, kind_of
 from tether.models.saving import replacing, require_vacant, save_model
 from tether.ops.reduce import length_mask
 from tether.seeds import generator
@@ -48,7 +51,12 @@ deviation, and what rounding does to a score of size 1 when rows are batched dif
 
 
 def new_reward_model(
-    base: str, *, seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    base: str,
+    *,
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantise: Quantise = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A reward model on the trunk of the causal language model ``base``, with a head drawn from N(0, 1 / (D + 1)); or
     ``base`` itself, head included, where it already is a reward model.
@@ -57,7 +65,7 @@ def new_reward_model(
     that is not padding, and would otherwise read the score before the EOS.
     """
     if is_reward_model(base):
-        return load_reward_model(base, dtype=dtype, device=device)
+        return load_reward_model(base, dtype=dtype, device=device, quantise=quantise)
     if split_adapter(base)[1] is not None:
         raise ModelError(
             "an adapter of a language model; a reward model is trained on a whole one",
@@ -65,7 +73,7 @@ def new_reward_model(
             hint="merge it with 'tether merge'",
         )
     tokenizer = load_tokenizer(base)
-    model = classifier_on(base, dtype=dtype)
+    model = classifier_on(base, dtype=dtype, quantise=quantise, device=device)
     check_tokenizer(base, tokenizer, model)
     head = head_of(model)
     scale = 1.0 / math.sqrt(head.weight.size(1) + 1)
@@ -80,7 +88,7 @@ def new_reward_model(
     return place(model, device), tokenizer
 
 
-def classifier_on(base: str, *, dtype: torch.dtype) -> PreTrainedModel:
+def classifier_on(base: str, *, dtype: torch.dtype, **where: Any) -> PreTrainedModel:
     """A sequence classifier with one label on the trunk of the causal language model ``base``; its head is not set."""
     return load_pretrained(
         AutoModelForSequenceClassification,
@@ -89,6 +97,7 @@ def classifier_on(base: str, *, dtype: torch.dtype) -> PreTrainedModel:
         allow_missing="score.",
         allow_unused=output_head_names(base),
         num_labels=1,
+        **where,
     )
 
 
@@ -99,7 +108,11 @@ def make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
 
 
 def load_reward_model(
-    name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantise: Quantise = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A reward model of tether, TRL or OpenRLHF: a sequence classifier with one label and a head named ``score``."""
     config = model_config(name)
@@ -120,10 +133,16 @@ def load_reward_model(
     tokenizer = load_tokenizer(name)
     if adapter is None or is_reward_model(base):
         model = load_pretrained(
-            AutoModelForSequenceClassification, base, dtype=dtype, allow_unused=OUTPUT_HEADS, num_labels=1
+            AutoModelForSequenceClassification,
+            base,
+            dtype=dtype,
+            allow_unused=OUTPUT_HEADS,
+            num_labels=1,
+            quantise=quantise,
+            device=device,
         )
     else:
-        model = classifier_on(base, dtype=dtype)
+        model = classifier_on(base, dtype=dtype, quantise=quantise, device=device)
     if adapter is not None:
         make_room(model, tokenizer)
         load_adapter(model, adapter)
@@ -184,6 +203,15 @@ def normalised_scores(model: PreTrainedModel, raw: Tensor) -> Tensor:
     return (raw - mean) / std
 
 
+def save_statistics(model: PreTrainedModel, directory: Path) -> None:
+    """Write the configuration of a model whose adapter is in ``directory``: the mean and std of its scores, its padding
+    token and number of labels."""
+    config = copy.deepcopy(model.config)
+    if is_quantised(model):
+        del config.quantization_config  # a choice of whoever loads it
+    config.save_pretrained(directory)
+
+
 def save_reward_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -205,8 +233,10 @@ def save_reward_model(
     with replacing(directory) as candidate:
         save_model(model, tokenizer, candidate)
         if is_adapted(model):
-            model.config.save_pretrained(candidate)  # for the statistics of the scores
-            reloaded, _ = load_reward_model(str(candidate), dtype=model.dtype, device=model.device)
+            save_statistics(model, candidate)
+            reloaded, _ = load_reward_model(
+                str(candidate), dtype=model.dtype, device=model.device, quantise=kind_of(model)
+            )
         else:
             reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
             reloaded = place(reloaded, model.device)

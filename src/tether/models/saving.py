@@ -78,9 +78,7 @@ def require_vacant(directory: Path, *, overwrite: bool) -> None:
     if not any((directory / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise ConfigError("is there already, and is no model", where=directory, hint="name a directory that is not")
     if not overwrite:
-        raise ConfigError(
-            "holds a model already", where=directory, hint="name another directory, or set overwrite"
-        )
+        raise ConfigError("holds a model already", where=directory, hint="name another directory, or set overwrite")
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:

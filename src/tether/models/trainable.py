@@ -11,6 +11,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def changing(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict without the parameters that are frozen: all that training can change."""
+    """The state dict without the parameters that are frozen, and what else belongs to modules of which all are (the
+    scales of quantised weights): all that training can change."""
     frozen = {name for name, weight in model.named_parameters(remove_duplicate=False) if not weight.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    modules = dict(model.named_modules())
+
+    def of_frozen(name: str) -> bool:
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        own = list(modules[name].parameters(recurse=False))
+        return bool(own) and not any(weight.requires_grad for weight in own)
+
+    return {name: t for name, t in model.state_dict().items() if name not in frozen and not of_frozen(name)}

@@ -47,7 +47,7 @@ def pick_matmul_dtype(name: MatmulDtype, model: nn.Module) -> Dtype:
     largest = max(
         (layer.weight for layer in model.modules() if isinstance(layer, nn.Linear | Conv1D)), key=Tensor.numel
     )
-    if largest.dtype == torch.bfloat16:
+    if largest.dtype != torch.float32:
         return "bfloat16"
     if largest.numel() < SMALL_MATRIX:
         return "float32"

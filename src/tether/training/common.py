@@ -26,6 +26,7 @@ from tether.flags import flatten
 from tether.models.adapters import add_adapter, is_adapted
 from tether.models.checkpointing import checkpoint_activations
 from tether.models.fingerprint import weights_fingerprint
+from tether.models.quantised import is_quantised
 from tether.models.saving import save_model
 from tether.observers import Hook, Tracker
 from tether.runtime.checkpoint import Checkpoints, Kept
@@ -48,7 +49,7 @@ from tether.training.inputs import (
     here,
     naming_the_model_of_a_run,
 )
-from tether.training.loading import reader, set_matmul_dtype
+from tether.training.loading import placing, reader, set_matmul_dtype
 from tether.types import StepResult
 from tether.untrusted import one_line
 
@@ -110,7 +111,7 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
     if not start.resumed:
         refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     with naming_the_model_of_a_run():
-        model, tokenizer = read(dtype=pick_dtype(run.device.dtype), device=pick_device(run.device.device))
+        model, tokenizer = read(**placing(run.device))
     found = weights_fingerprint(model)
     adapt(model, run)
     matmul_dtype = set_matmul_dtype(run.device.matmul_dtype, model)
@@ -136,6 +137,10 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
 def adapt(model: PreTrainedModel, run: RunOptions) -> None:
     """Put the adapter that the options ask for into the model, which may have one of its own instead."""
     if not run.lora.lora_rank:
+        if is_quantised(model) and not is_adapted(model):
+            raise ConfigError(
+                f"weights of {run.device.quantise} cannot be trained", where="--quantise", hint="give --lora-rank"
+            )
         return
     if is_adapted(model):
         raise ConfigError(

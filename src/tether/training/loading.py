@@ -26,9 +26,18 @@ def set_matmul_dtype(name: MatmulDtype, model: PreTrainedModel) -> Dtype:
     return matmul_dtype
 
 
+def placing(device: DeviceOptions) -> dict[str, Any]:
+    """What the functions that load a model are given."""
+    return {
+        "dtype": pick_dtype(device.dtype),
+        "device": pick_device(device.device),
+        "quantise": device.quantise,
+    }
+
+
 def load_model(name: str, device: DeviceOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Dtype]:
     """A policy that is not trained, with its tokenizer and the precision that it multiplies in."""
-    model, tokenizer = load_policy(name, dtype=pick_dtype(device.dtype), device=pick_device(device.device))
+    model, tokenizer = load_policy(name, **placing(device))
     return model, tokenizer, set_matmul_dtype(device.matmul_dtype, model)
 
 
