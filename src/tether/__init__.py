@@ -101,8 +101,8 @@ _HOMES = {
     "tether.models.loading": (
         "context_length",
         "load_policy",
-        "save_model",
     ),
+    "tether.models.saving": ("save_model",),
     "tether.models.reference": (
         "FrozenCopy",
         "Reference",

@@ -11,7 +11,7 @@ from tether.algorithms.experience import GroupExperience, TokenExperience
 from tether.algorithms.optimise import Guard
 from tether.algorithms.policy_update import accumulate_minibatch
 from tether.algorithms.rollouts import batch_of
-from tether.data.batching import minibatches
+from tether.data.batching import Cursor, minibatches
 from tether.models.loading import load_policy
 from tether.models.reference import FrozenCopy, reference_of
 from tether.models.reward import new_reward_model
@@ -62,7 +62,7 @@ def test_sft(policy):
     def run(order, budget):
         def step(optimizer):
             state = sft.State(
-                policy=policy, optimizer=optimizer, cursor=None, guard=Guard(token_budget=budget), total_steps=1
+                policy=policy, optimizer=optimizer, cursor=Cursor(8, 0), guard=Guard(token_budget=budget), total_steps=1
             )
             config = sft.Config(optim=sft.Optim(max_grad_norm=1e9))
             sft.step(state, [data[i] for i in order], config=config)
@@ -82,7 +82,7 @@ def test_reward_model(tiny):
     def run(order, budget):
         def step(optimizer):
             state = reward_model.State(
-                model=model, optimizer=optimizer, cursor=None, guard=Guard(token_budget=budget), total_steps=1
+                model=model, optimizer=optimizer, cursor=Cursor(8, 0), guard=Guard(token_budget=budget), total_steps=1
             )
             config = reward_model.Config(optim=sft.Optim(max_grad_norm=1e9))
             reward_model.step(state, [pairs[i] for i in order], config=config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast
@@ -119,6 +119,22 @@ def load_pretrained(
         raise
     except Exception as error:  # config, network, safetensors and architecture errors share no base class
         raise ModelError(f"the model cannot be loaded ({reason_of(error)})", where=name) from error
+    check_weights(name, model, info, allow_missing=allow_missing, allow_unused=allow_unused)
+    try:
+        check_blocks(model)
+    except ModelError as error:
+        error.at(name)
+        raise
+    settle_products(model)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers before 5.23 uses sdpa, without the soft cap
+    return model.eval()
+
+
+def check_weights(
+    name: str, model: PreTrainedModel, info: Mapping[str, Any], *, allow_missing: str, allow_unused: Sequence[str]
+) -> None:
+    """Raise :class:`ModelError` where the file and the model do not have the same weights, all of them finite."""
     missing = sorted(key for key in info["missing_keys"] if not (allow_missing and key.startswith(allow_missing)))
     if missing or info["mismatched_keys"]:
         wrong = missing or sorted(str(key[0]) for key in info["mismatched_keys"])
@@ -142,15 +158,6 @@ def load_pretrained(
         raise ModelError(
             f"{len(broken)} tensors hold weights that are not finite, the first is {broken[0]}", where=name
         )
-    try:
-        check_blocks(model)
-    except ModelError as error:
-        error.at(name)
-        raise
-    settle_products(model)
-    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
-        model.set_attn_implementation("eager")  # transformers before 5.23 uses sdpa, without the soft cap
-    return model.eval()
 
 
 def is_buffer(model: PreTrainedModel, key: str) -> bool:
