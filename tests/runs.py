@@ -10,6 +10,7 @@ STEPS = "--prompts-per-step 2 --group-size 2 --minibatches 2 --epochs-per-step 2
 LINES = {
     "sft": "sft --data texts.jsonl --batch-size 2 --epochs 4",
     "reward": "reward --pairs pairs.jsonl --batch-size 6 --epochs 3 --evals-per-epoch 1",
+    "dpo": "dpo --pairs pairs.jsonl --batch-size 6 --epochs 2",
     "rejection-sampling": f"rejection-sampling {SAMPLED} --group-size 3 --rounds 3 --batch-size 2 --max-new-tokens 5",
     "ppo": f"ppo {SAMPLED} {STEPS}",
     "grpo": f"grpo {SAMPLED} {STEPS}",
@@ -22,6 +23,7 @@ LONG_STEPS = "--max-new-tokens 8 --prompts-per-step 4 --keep-checkpoints"
 STRUCK = {
     "sft": f"{LINES['sft']} --eval-data held_texts.jsonl --epochs 8",
     "reward": f"{LINES['reward']} --batch-size 4 --epochs 7 --evals-per-epoch 2 --patience 0",
+    "dpo": f"{LINES['dpo']} {EVALUATED} --batch-size 4 --epochs 4 --evals-per-epoch 2 --max-new-tokens 4",
     "rejection-sampling": f"{LINES['rejection-sampling']} {EVALUATED} --max-new-tokens 8 --group-size 4 --top-k 2 "
     "--epochs 2 --keep-checkpoints",
     "ppo": f"{LINES['ppo']} {HELD_OUT} {LONG_STEPS} --group-size 1 --steps 16 --kl-coef 0.1 --adaptive-kl-target 0.5 "

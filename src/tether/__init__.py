@@ -10,7 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tether import grpo, ppo, rejection_sampling, reward_model, sft
+    from tether import dpo, grpo, ppo, rejection_sampling, reward_model, sft
     from tether.algorithms.optimise import Optim
     from tether.api.measuring import Evaluation, evaluate, generate, score
     from tether.api.result import Run
@@ -62,6 +62,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tether": (
+        "dpo",
         "grpo",
         "ppo",
         "rejection_sampling",
@@ -200,6 +201,7 @@ __all__ = [
     "World",
     "__version__",
     "context_length",
+    "dpo",
     "evaluate",
     "evaluate_policy",
     "generate",

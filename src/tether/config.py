@@ -151,6 +151,25 @@ class EvaluationOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardCalls:
+    """Calls of reward functions."""
+
+    reward_deadline: str = "30m"
+    """Time limit of a reward function for one step; a call that takes longer has failed."""
+    reward_retries: int = 0
+    """Number of times to retry a reward function that failed; use it only where repeated calls are harmless."""
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(self, {"reward_retries must be 0 or more": self.reward_retries >= 0})
+        self.reward_deadline_seconds  # noqa: B018 - a bad duration is an error now
+
+    @property
+    def reward_deadline_seconds(self) -> float:
+        return seconds(self.reward_deadline, name="reward_deadline")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PromptOptions:
     """Prompts and rewards."""
 
@@ -161,10 +180,7 @@ class PromptOptions:
     names it, =WEIGHT after it weights it (1 unless given); several add up."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
-    reward_deadline: str = "30m"
-    """Time limit of a reward function for one step; a call that takes longer has failed."""
-    reward_retries: int = 0
-    """Number of times to retry a reward function that failed; use it only where repeated calls are harmless."""
+    calls: RewardCalls = field(default_factory=RewardCalls)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     budget: Budget = field(default_factory=Budget)
@@ -178,14 +194,8 @@ class PromptOptions:
                     self.reward
                 ),
                 "rollouts_every must be 0 or more": self.rollouts_every >= 0,
-                "reward_retries must be 0 or more": self.reward_retries >= 0,
             },
         )
-        self.reward_deadline_seconds  # noqa: B018 - a bad duration is an error now
-
-    @property
-    def reward_deadline_seconds(self) -> float:
-        return seconds(self.reward_deadline, name="reward_deadline")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from commandline import numbers, read_rows, tether, workspace, write_rows
-from runs import LINES, SAMPLED
+from runs import HELD_OUT, LINES, SAMPLED
 from tether.algorithms import sft
 from tether.models.loading import load_policy
 from tether.runtime.checkpoint import Checkpoints, Kept, RunPosition
@@ -24,6 +24,7 @@ TASK = f"{SAMPLED} --prompts-per-step 2 --max-new-tokens 5"
 LONGER = {
     "sft": f"{LINES['sft']} --eval-data held_texts.jsonl",
     "reward": f"{LINES['reward']} --batch-size 4 --epochs 2 --evals-per-epoch 2 --patience 0",
+    "dpo": f"{LINES['dpo']} --batch-size 4 --evals-per-epoch 2 {HELD_OUT} --eval-reward length:3 --max-new-tokens 4",
     "rejection-sampling": f"{LINES['rejection-sampling']} --rounds 2 --epochs 2",
     "ppo": f"{LINES['ppo']} --adaptive-kl-target 0.1 --critic-trunk",
     "grpo": f"{LINES['grpo']} --group-size 3 --dynamic-sampling 1",
@@ -107,7 +108,7 @@ def test_other_kinds_of_weights_and_updates_resume_too(options, here, tiny, stop
 
 @pytest.mark.parametrize("name", LONGER)
 def test_the_same_seed_gives_the_same_numbers_however_often_it_saves(name, here, tiny):
-    budget = "" if name.startswith(("sft", "reward")) else "--max-rows 3"
+    budget = "" if name.startswith(("sft", "reward", "dpo")) else "--max-rows 3"
     assert tether(f"{LONGER[name]} --quiet --save-every 0 --model {tiny} --out one") == 0
     assert tether(f"{LONGER[name]} --quiet --save-every 1 --model {tiny} --out other {budget}") == 0
     slots = ("sampling/slot_occupancy", "sampling/cache_gib")  # of the engine, which --max-rows decides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -14,6 +15,18 @@ from tether.stop_requests import at_safe_points
 from tether.types import Metrics, StepResult
 
 R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """``count`` evaluations in every ``steps`` steps, evenly spread, the last after the last of them."""
+
+    count: int
+    steps: int
+
+    def due(self, step: int) -> bool:
+        """Whether one is due after ``step``, from 1."""
+        return step * self.count // self.steps > (step - 1) * self.count // self.steps
 
 
 class EpochState(Protocol):

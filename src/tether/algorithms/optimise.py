@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -83,6 +83,11 @@ def peak_learning_rate(config: Optim, model: PreTrainedModel, *, usual: float) -
     parameters: int = model.num_parameters()
     rate = min(LARGEST_RATE, usual * (REFERENCE_PARAMETERS / parameters) ** 0.6)
     return float(rate * (ADAPTER_RATE if is_adapted(model) else 1.0))
+
+
+def with_short_warmup(optim: Optim, total_steps: int) -> Optim:
+    """``optim`` with a warmup of at most a tenth of the run: a run on few pairs would otherwise be mostly warmup."""
+    return replace(optim, warmup_steps=min(optim.warmup_steps, total_steps // 10))
 
 
 def lr_scale(config: Optim, step: int, total_steps: int) -> float:

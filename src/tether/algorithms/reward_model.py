@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.algorithms.epochs import epochs, require_settled
+from tether.algorithms.epochs import Spread, epochs, require_settled
 from tether.algorithms.optimise import (
     Guard,
     Optim,
@@ -31,6 +31,7 @@ from tether.algorithms.optimise import (
     optimizer_for,
     peak_learning_rate,
     require_finite,
+    with_short_warmup,
 )
 from tether.algorithms.pair_evaluation import Evaluation as Evaluation
 from tether.algorithms.pair_evaluation import evaluation_of
@@ -106,18 +107,6 @@ class Config:
             return Spread(self.evals_per_epoch, epoch_steps(1, count=pairs, batch_size=self.batch_size))
         affordable = EVALUATION_SHARE * self.epochs / cost
         return Spread(max(1, int(min(affordable, USUAL_EVALUATIONS * self.epochs))), self.total_steps(pairs))
-
-
-@dataclass(frozen=True)
-class Spread:
-    """``count`` evaluations in every ``steps`` steps, evenly spread, the last after the last of them."""
-
-    count: int
-    steps: int
-
-    def due(self, step: int) -> bool:
-        """Whether one is due after ``step``, from 1."""
-        return step * self.count // self.steps > (step - 1) * self.count // self.steps
 
 
 @dataclass(kw_only=True)
@@ -235,11 +224,6 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, wor
     if taken is None:
         return figures, {}
     return figures | {"loss": Sum(accumulated.loss)} | score_figures(chosen, rejected), taken
-
-
-def with_short_warmup(optim: Optim, total_steps: int) -> Optim:
-    """``optim`` with a warmup of at most a tenth of the run: a run on few pairs would otherwise be mostly warmup."""
-    return replace(optim, warmup_steps=min(optim.warmup_steps, total_steps // 10))
 
 
 def score_figures(chosen: Tensor, rejected: Tensor) -> Figures:

@@ -128,18 +128,36 @@ def keep_apart(
 
     Raises :class:`DataError` that names the lines of both, for ``fail`` or where no training record is left.
     """
+    reasons = {
+        index: f"is held out too ({report.origin(held_out[other])[0].where})"
+        for index, other in leaks(training, held_out).items()
+    }
+    return leave_out(training, reasons, HELD_OUT, report=report, on_bad_rows=on_bad_rows)
+
+
+def leave_out(
+    records: Sequence[Record],
+    reasons: Mapping[int, str],
+    kind: str,
+    *,
+    report: DataReport,
+    on_bad_rows: OnBadRows = "fail",
+) -> list[Record]:
+    """The records, loaded with this ``report``, without those at the indices of ``reasons``, which cannot be used.
+
+    Raises :class:`DataError` that names the lines, for ``fail`` or where no record is left.
+    """
     found: list[BadRow] = []
-    leaked = leaks(training, held_out)
-    for index, other in leaked.items():
-        (row, source), (twin, _) = report.origin(training[index]), report.origin(held_out[other])
-        bad = BadRow(row.where, HELD_OUT, f"is held out too ({twin.where})", row.values)
+    for index, reason in reasons.items():
+        row, source = report.origin(records[index])
+        bad = BadRow(row.where, kind, reason, row.values)
         found.append(bad)
         if on_bad_rows == "skip":
             source.skip(bad)
             source.kept -= 1
-    if found and (on_bad_rows == "fail" or len(leaked) == len(training)):
-        raise refusal(found, len(training))
-    return [record for index, record in enumerate(training) if index not in leaked]
+    if found and (on_bad_rows == "fail" or len(reasons) == len(records)):
+        raise refusal(found, len(records))
+    return [record for index, record in enumerate(records) if index not in reasons]
 
 
 def refusal(bad: Sequence[BadRow], rows: int) -> DataError:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.utils import cached_file
 
 from tether.errors import ConfigError, ModelError, reason_of
+from tether.models.quantised import import_bitsandbytes
 from tether.models.trainable import trainable
 from tether.seeds import derive_seed
 
@@ -81,6 +82,8 @@ def require_peft(where: str) -> None:
     """Raise :class:`ConfigError` where peft is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("adapters need the package peft", where=where, hint="pip install 'tether-rlhf[lora]'")
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        import_bitsandbytes()  # peft imports it too, in its own way
 
 
 def is_adapted(model: nn.Module) -> bool:

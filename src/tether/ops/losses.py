@@ -36,6 +36,39 @@ def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0
     return -F.logsigmoid(chosen - rejected - margin) + centring * (chosen + rejected).square()
 
 
+PreferenceLoss = Literal["sigmoid", "ipo", "hinge"]
+
+
+def preference_loss(
+    log_ratio: Tensor,
+    margin: Tensor | float = 0.0,
+    *,
+    beta: float,
+    kind: PreferenceLoss = "sigmoid",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """The loss of DPO and of its kin, of the difference between two log-ratios to the reference.
+
+    With ``log_ratio`` d = log pi(y_w)/pi_ref(y_w) - log pi(y_l)/pi_ref(y_l) and h = beta d - margin:
+
+        sigmoid  -(1 - e) log sigmoid(h) - e log sigmoid(-h), e = ``label_smoothing``
+                 (Rafailov et al. 2023, arXiv 2305.18290; smoothed, Mitchell 2023; margin, Amini et al. 2024,
+                 arXiv 2402.10571)
+        ipo      (h / beta - 1 / (2 beta))^2 (Azar et al. 2023, arXiv 2310.12036)
+        hinge    max(0, 1 - h) (Zhao et al. 2023, arXiv 2305.10425)
+
+    Shapes: ``log_ratio`` and ``margin`` [B], nats and units of the reward; the result is [B], float32.
+    """
+    h = beta * log_ratio.float() - margin
+    match kind:
+        case "sigmoid":
+            return -(1.0 - label_smoothing) * F.logsigmoid(h) - label_smoothing * F.logsigmoid(-h)
+        case "ipo":
+            return (h / beta - 1.0 / (2.0 * beta)).square()
+        case "hinge":
+            return F.relu(1.0 - h)
+
+
 def clipped_surrogate(
     log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
 ) -> tuple[Tensor, Tensor]:

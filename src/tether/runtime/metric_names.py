@@ -27,9 +27,14 @@ SAMPLED = frozenset(
 POLICY_UPDATES = frozenset(
     {"entropy", "policy/approxkl", "sampling/logprob_gap_mean", "sampling/logprob_gap_max", "time/advantage"}
 )
+PREFERENCES = frozenset(
+    {"rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins", "logps/chosen", "logps/rejected"}
+)
+"""What DPO says of pairs, as TRL names it."""
 EVALUATED: Mapping[str, tuple[str, ...]] = {
     "sft": ("eval/loss",),
     "reward": ("eval/accuracy", "eval/loss", "eval/calibration_error", "eval/margin"),
+    "dpo": ("eval/loss", *(f"eval/{name}" for name in sorted(PREFERENCES))),
 }
 """Those of the rows with an evaluation, by command; those of a policy are in :func:`evaluation_names`."""
 BY_COMMAND: Mapping[str, Set[str]] = {
@@ -37,6 +42,7 @@ BY_COMMAND: Mapping[str, Set[str]] = {
     "reward": EVERY_ROW
     | UPDATES
     | {"accuracy", "margin", "mean_reward"},
+    "dpo": EVERY_ROW | UPDATES | PREFERENCES,
     "rejection-sampling": EVERY_ROW
     | SAMPLED
     | {

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tether.config import EvaluationOptions, PromptOptions
+from tether.config import EvaluationOptions, PromptOptions, RewardCalls
 from tether.data.checks import keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_prompts
@@ -44,12 +44,12 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
     """Prompts and rewards of a policy-training command."""
     require_room(loaded.model, sampling)
     training, held_out = load_both(options, loaded, sampling)
-    score = load_rewards("reward", options.reward, options, loaded)
+    score = load_rewards("reward", options.reward, options.calls, loaded)
     unseen = {options.evaluation.eval_prompts: held_out} if options.evaluation.eval_prompts else {}
     score = prepared(score, {options.prompts: training} | unseen, max_new_tokens=sampling.max_new_tokens)
     judge = None
     if options.evaluation.eval_reward:
-        judge = load_rewards("eval_reward", options.evaluation.eval_reward, options, loaded)
+        judge = load_rewards("eval_reward", options.evaluation.eval_reward, options.calls, loaded)
         require_distinct([reward.name for reward, _ in (*score.rewards, *judge.rewards)])
         judge = prepared(judge, unseen, max_new_tokens=sampling.max_new_tokens)
     trained, judges = ([reward.name for reward, _ in one.rewards] if one else [] for one in (score, judge))
@@ -70,7 +70,7 @@ def load_both(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> tup
     return training, held_out
 
 
-def load_rewards(option: str, values: Sequence[str], options: PromptOptions, loaded: Loaded) -> WeightedSum:
+def load_rewards(option: str, values: Sequence[str], calls: RewardCalls, loaded: Loaded) -> WeightedSum:
     """The rewards of ``option``, ``reward`` or ``eval_reward``, and the fingerprints of those that are models."""
     model = loaded.model
     with naming_the_model_of_a_run(), naming_the_option(option):
@@ -80,8 +80,8 @@ def load_rewards(option: str, values: Sequence[str], options: PromptOptions, loa
             dtype=model.dtype,
             device=model.device,
             rounded=loaded.matmul_dtype == "bfloat16",
-            deadline=options.reward_deadline_seconds,
-            retries=options.reward_retries,
+            deadline=calls.reward_deadline_seconds,
+            retries=calls.reward_retries,
             objects=loaded.given.rewards,
         )
     for reward, weight in score.rewards:
