@@ -10,7 +10,7 @@ STEPS = "--prompts-per-step 2 --group-size 2 --minibatches 2 --epochs-per-step 2
 LINES = {
     "sft": "sft --data texts.jsonl --batch-size 2 --epochs 4",
     "reward": "reward --pairs pairs.jsonl --batch-size 6 --epochs 3 --evals-per-epoch 1",
-    "dpo": "dpo --pairs pairs.jsonl --batch-size 6 --epochs 2",
+    "dpo": "dpo --pairs pairs.jsonl --batch-size 6 --epochs 3",
     "rejection-sampling": f"rejection-sampling {SAMPLED} --group-size 3 --rounds 3 --batch-size 2 --max-new-tokens 5",
     "ppo": f"ppo {SAMPLED} {STEPS}",
     "grpo": f"grpo {SAMPLED} {STEPS}",

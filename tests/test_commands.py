@@ -29,6 +29,7 @@ SAMPLED = ["generate", "score", "reference"]
 PHASES = {
     "sft": ["update"],
     "reward": ["update"],
+    "dpo": ["update"],
     "rejection-sampling": [*SAMPLED, "update", "eval"],
     "ppo": [*SAMPLED, "advantage", "update"],
     "grpo": [*SAMPLED, "advantage", "update"],

@@ -12,7 +12,7 @@ import torch
 
 from helpers import FunctionScorer
 from tether import config
-from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+from tether.algorithms import dpo, grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
 from tether.commands import TABLE, find
 from tether.evaluation import PolicyEvaluation
@@ -34,6 +34,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *s
 ALGORITHMS = {
     "sft": sft,
     "reward_model": reward_model,
+    "dpo": dpo,
     "rejection_sampling": rejection_sampling,
     "ppo": ppo,
     "grpo": grpo,
@@ -102,6 +103,10 @@ def test_options_of_the_algorithms(name, algorithm):
     assert option_rows(section(page(f"algorithms/{name}"), "Options")) == expected
 
 
+OWN_TABLES = ("Budget", "DataOptions", "DeviceOptions", "EvaluationOptions", "Lora", "RewardCalls")
+"""Groups within groups, each with a table of its own."""
+
+
 def test_common_options():
     groups = {
         "The run": config.RunOptions,
@@ -109,6 +114,7 @@ def test_common_options():
         "The device": config.DeviceOptions,
         "Prompts and rewards": config.PromptOptions,
         "Evaluation during training": config.EvaluationOptions,
+        "Calls of rewards": config.RewardCalls,
         "Rows of data": config.DataOptions,
         "Steps": config.Steps,
         "Sampling": Sampling,
@@ -119,9 +125,7 @@ def test_common_options():
         expected = {
             field.name.replace("_", "-"): "required" if field.default is dataclasses.MISSING else str(field.default)
             for field in dataclasses.fields(cls)
-            if not str(field.type).endswith(
-                ("Budget", "DataOptions", "DeviceOptions", "EvaluationOptions", "Lora")
-            )  # own
+            if not str(field.type).endswith(OWN_TABLES)
         }
         assert option_rows(section(page("options"), title)) == expected
 
@@ -134,6 +138,7 @@ def test_figures_of_an_evaluation():
 PHASES = {
     "sft": ("update",),
     "reward_model": ("update",),
+    "dpo": ("update",),
     "rejection_sampling": ("generate", "score", "reference", "update", "eval"),
     "ppo": ("generate", "score", "reference", "advantage", "update"),
     "grpo": ("generate", "score", "reference", "advantage", "update"),
@@ -216,6 +221,15 @@ def test_metrics_of_sft(tiny):
     state = sft.State.create(model, 1, sft.Config(), seed=0)
     found = sft.step(state, data, config=sft.Config()).metrics | sft.evaluate(model, data, token_budget=64)
     assert set(found) == documented("sft", UPDATES)
+
+
+def test_metrics_of_dpo(tiny):
+    model, _ = load_policy(tiny)
+    chosen = dpo.Config()
+    pairs = dpo.refer(model, [PreferencePair(prompt_ids=(0, 5), chosen_ids=(7, 1), rejected_ids=(8, 1))])
+    result = dpo.step(dpo.State.create(model, 1, chosen, seed=0), pairs, config=chosen)
+    held_out = dpo.evaluate(model, pairs, config=chosen, token_budget=64)
+    assert set(result.metrics | held_out) == documented("dpo", UPDATES)
 
 
 def test_metrics_of_reward_models(tiny):

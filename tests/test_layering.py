@@ -28,7 +28,7 @@ LAYERS = (
     ("training",),
     ("looking", "doctor", "quickstart", "resume"),
     ("api",),
-    ("grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
+    ("dpo", "grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
     ("cli",),
     ("__main__",),
 )

@@ -1,7 +1,8 @@
 """``tether quickstart``: all of RLHF on the embedded model, from a fixed seed, and what each method gains.
 
     prompts -> pairs of completions -> a noisy annotator's choices -> reward model
-            -> rejection sampling, PPO and GRPO against the learned reward -> evaluation on held-out prompts
+            -> rejection sampling, PPO and GRPO against the learned reward, and DPO on the choices themselves
+            -> evaluation on held-out prompts
 
 The annotator stands for the human. It holds VADER's lexicon (words rated by ten people each) and prefers the more
 positive of two completions by a Bradley-Terry draw (:mod:`tether.annotator`). Its scores are the *gold* reward: no
@@ -25,7 +26,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether import config
-from tether.algorithms import grpo, ppo, rejection_sampling, reward_model, sft
+from tether.algorithms import dpo, grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
 from tether.annotator import Annotator, ceiling
 from tether.data.records import load_pairs, load_prompts
@@ -42,6 +43,8 @@ from tether.rewards.learned import LearnedReward
 from tether.rewards.rules import sentiment
 from tether.runtime.directory import RunDirectory
 from tether.seeds import derive_seed
+from tether.training.dpo import DPO
+from tether.training.dpo import train as train_dpo
 from tether.training.grpo import GRPO
 from tether.training.grpo import train as train_grpo
 from tether.training.ppo import PPO
@@ -104,6 +107,9 @@ class Settings:
         default_factory=lambda: grpo.Config(
             group_size=4, kl_coef=0.04, sampling=SAMPLING, optim=Optim(learning_rate=3e-4, adam_beta2=0.95)
         )
+    )
+    dpo: dpo.Config = field(
+        default_factory=lambda: dpo.Config(beta=0.2, batch_size=16, optim=Optim(learning_rate=3e-4, warmup_steps=10))
     )
 
 
@@ -210,8 +216,12 @@ def train_methods(out: Path, settings: Settings) -> dict[str, float]:
     def grpo_run(run: config.RunOptions) -> None:
         train_grpo(GRPO(model=model, task=task, run=run, length=length, grpo=settings.grpo))
 
+    def dpo_run(run: config.RunOptions) -> None:
+        train_dpo(DPO(model=model, pairs=str(out / "pairs.jsonl"), run=run, dpo=settings.dpo))
+
     seconds = {"base": 0.0}
-    for name, train in (("rejection_sampling", rejection_sampling_run), ("ppo", ppo_run), ("grpo", grpo_run)):
+    runs = {"rejection_sampling": rejection_sampling_run, "ppo": ppo_run, "grpo": grpo_run, "dpo": dpo_run}
+    for name, train in runs.items():
         started = time.monotonic()
         train(_run(out, name, settings))
         seconds[name] = time.monotonic() - started

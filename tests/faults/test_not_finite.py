@@ -11,10 +11,17 @@ import torch
 from commandline import read_rows, tether
 from faulty import ALWAYS, assert_intact, assert_resumes, last_line
 from runs import LINES
-from tether.algorithms import grpo, policy_update, ppo, rejection_sampling, reward_model, sft
+from tether.algorithms import dpo, grpo, policy_update, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import apply
 
-ALGORITHMS = {"sft": sft, "reward": reward_model, "rejection-sampling": rejection_sampling, "ppo": ppo, "grpo": grpo}
+ALGORITHMS = {
+    "sft": sft,
+    "reward": reward_model,
+    "dpo": dpo,
+    "rejection-sampling": rejection_sampling,
+    "ppo": ppo,
+    "grpo": grpo,
+}
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def skipped(monkeypatch):
             if guard.skipped > skipped:
                 found.append(all(map(torch.equal, before, tensors(optimizer))))
 
-    for module in (policy_update, reward_model, sft):
+    for module in (policy_update, reward_model, sft, dpo):
         monkeypatch.setattr(module, "apply", watched)
     return found
 

@@ -22,6 +22,7 @@ from tether.runtime.metric_names import (
 MORE = {
     "sft": "--eval-data held_texts.jsonl",
     "reward": "",
+    "dpo": "",
     **dict.fromkeys(("rejection-sampling", "ppo", "grpo"), f"{HELD_OUT} --eval-every 1 --eval-reward length:3"),
 }
 

@@ -16,7 +16,7 @@ from tether.report.panels import against_kl, held_out_point, over_steps, paths_o
 from tether.report.plots import COLOURS, STEP, Panel, Series, series_of, svg
 from tether.report.view import RunView, reading
 
-TITLES = {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO"}
+TITLES = {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 """Method to what it is called; every method but the base model is a run in a directory of its name."""
 COLOUR = dict(zip(TITLES, ("#5f5f5f", *COLOURS), strict=False))
 GOLD, PROXY = "rewards/sentiment/mean", "rewards/reward/mean"
@@ -143,9 +143,9 @@ def sections_of(path: Path) -> list[str]:
             "What each method gained",
             table(COLUMNS, comparison_cells(methods)),
             paragraph(
-                "Gold is the annotator's own score, which no method sees; proxy is the reward model's, which all "
-                "optimise. A win is a higher gold score than the base model's for the same held-out prompt; ties count "
-                "half. KL is how far a method moved from the base model to get there."
+                "Gold is the annotator's own score, which no method sees; proxy is the reward model's, which all but "
+                "DPO optimise: it learns from the choices. A win is a higher gold score than the base model's for the "
+                "same held-out prompt; ties count half. KL is how far a method moved from the base model to get there."
             ),
             plot(
                 svg(frontier_panels(methods, views)),
@@ -180,6 +180,7 @@ def quickstart_page(path: Path) -> bytes:
         sections = sections_of(path)
     return whole_page(
         "tether quickstart",
-        "A small language model through all of RLHF: an annotator's choices, a reward model, and three ways to use it.",
+        "A small language model through all of RLHF: an annotator's choices, a reward model, three ways to use it, and "
+        "DPO, which uses the choices themselves.",
         *sections,
     )
