@@ -103,7 +103,7 @@ def test_options_of_the_algorithms(name, algorithm):
     assert option_rows(section(page(f"algorithms/{name}"), "Options")) == expected
 
 
-OWN_TABLES = ("Budget", "DataOptions", "DeviceOptions", "EvaluationOptions", "Lora", "RewardCalls")
+OWN_TABLES = ("Budget", "Chat", "DataOptions", "DeviceOptions", "EvaluationOptions", "Lora", "RewardCalls")
 """Groups within groups, each with a table of its own."""
 
 
@@ -116,6 +116,7 @@ def test_common_options():
         "Evaluation during training": config.EvaluationOptions,
         "Calls of rewards": config.RewardCalls,
         "Rows of data": config.DataOptions,
+        "Conversations": config.Chat,
         "Steps": config.Steps,
         "Sampling": Sampling,
         "The rollout's budget": Budget,

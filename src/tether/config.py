@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tether.data.chat import Chat
 from tether.data.checks import OnBadRows
 from tether.data.records import Overlong
 from tether.durations import seconds
@@ -39,6 +40,7 @@ class DataOptions:
     on the left."""
     on_bad_rows: OnBadRows = "fail"
     """Rows that cannot be used: fail stops the command, skip leaves them out and reports them."""
+    chat: Chat = field(default_factory=Chat)
 
 
 def unrounded() -> DeviceOptions:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tether.data.chat import NO_CHAT, Chat
 from tether.data.checks import DataReport, OnBadRows
 from tether.data.conversations import (
     PLAIN,
@@ -58,6 +59,7 @@ def load_prompts(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
     unembedded: Mapping[int, str] = NONE,
+    chat: Chat = NO_CHAT,
 ) -> list[Prompt]:
     """Rows with a ``prompt`` (text or conversation); the other columns go to the reward functions.
 
@@ -68,7 +70,8 @@ def load_prompts(
     its leading special token (BOS); its ``text`` is that of the kept tokens, its ``messages`` are not cut.
 
     A row that comes to an id of ``unembedded`` cannot be used: the tokens, by id, for which the model has no embedding
-    (:func:`tether.models.loading.unembedded`).
+    (:func:`tether.models.loading.unembedded`). ``chat`` gives conversations a system turn, and variables of the chat
+    template.
 
     Findings go to ``report``. Raises :class:`DataError` that names the first row that cannot be used and counts the
     others; for ``skip`` and ``drop``, only if no row is left.
@@ -106,7 +109,7 @@ def load_prompts(
         unembedded=unembedded,
     )
     rows = source_of(source, name="prompts", text_column="prompt", turns_column="prompt")
-    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, chat=chat)
 
 
 def load_pairs(
@@ -118,6 +121,7 @@ def load_pairs(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
     unembedded: Mapping[int, str] = NONE,
+    chat: Chat = NO_CHAT,
 ) -> list[PreferencePair]:
     """Rows with ``chosen`` and ``rejected``, and optionally ``prompt`` and ``margin``.
 
@@ -159,7 +163,8 @@ def load_pairs(
         overlong=overlong,
         unembedded=unembedded,
     )
-    return load_records(source_of(source, name="pairs"), tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
+    rows = source_of(source, name="pairs")
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, chat=chat)
 
 
 def load_demonstrations(
@@ -171,6 +176,7 @@ def load_demonstrations(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
     unembedded: Mapping[int, str] = NONE,
+    chat: Chat = NO_CHAT,
 ) -> list[Demonstration]:
     """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``.
 
@@ -217,7 +223,7 @@ def load_demonstrations(
         unembedded=unembedded,
     )
     rows = source_of(source, name="demonstrations", text_column="text", turns_column="messages")
-    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report)
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, chat=chat)
 
 
 # ------------------------------------------------------------------------------------------------ what a row holds

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tether.config import DeviceOptions, unrounded
-from tether.data.tokenise import encode_prompt, write_prompt
+from tether.data.chat import NO_CHAT, choose_template, with_system
+from tether.data.chat import Chat as ChatOptions
+from tether.data.conversations import Template
+from tether.data.encoding import Encoder
+from tether.data.tokenise import write_prompt
 from tether.errors import ConfigError, RunError, TetherError
 from tether.flags import POSITIONAL
 from tether.generation.engine import Engine
@@ -41,6 +45,7 @@ class Chat:
     """Another model, which is told the same and draws with the same seeds; each has a conversation of its own."""
     seed: int = 0
     """Seed of the replies: the same seed and the same words give the same replies."""
+    conversation: ChatOptions = field(default_factory=ChatOptions)
     device: DeviceOptions = field(default_factory=unrounded)
     sampling: Sampling = field(default_factory=long_replies)
 
@@ -56,16 +61,22 @@ class Conversation:
     model: Any
     tokenizer: Any
     engine: Engine
+    options: ChatOptions = NO_CHAT
     turns: list[Message] = field(default_factory=list)
     """In turns, for a model with a chat template."""
     text: str = ""
     """In one piece, for a model without."""
 
     @staticmethod
-    def of(name: str, device: DeviceOptions) -> Conversation:
+    def of(name: str, device: DeviceOptions, options: ChatOptions = NO_CHAT) -> Conversation:
         """A new conversation with the model called ``name``."""
         model, tokenizer, _ = load_model(name, device)
-        return Conversation(name=name, model=model, tokenizer=tokenizer, engine=Engine(model, tokenizer))
+        choose_template(tokenizer, options.chat_template)
+        if (options.system is not None or options.options) and not tokenizer.chat_template:
+            raise ConfigError("the model has no chat template", where=name, hint="give one by --chat-template")
+        return Conversation(
+            name=name, model=model, tokenizer=tokenizer, engine=Engine(model, tokenizer), options=options
+        )
 
     def reset(self) -> None:
         self.turns, self.text = [], ""
@@ -75,14 +86,16 @@ class Conversation:
         where there is no room for one or the chat template refuses it."""
         templated = bool(self.tokenizer.chat_template)
         turns: list[Message] = [*self.turns, {"role": "user", "content": said}]
-        asked: Any = turns if templated else self.text + said
-        ids = tuple(encode_prompt(self.tokenizer, asked))
+        told = turns if self.options.system is None else with_system(turns, self.options.system)
+        asked: Any = told if templated else self.text + said
+        written = write_prompt(self.tokenizer, asked, Template(options=self.options.options))
+        ids = tuple(Encoder(self.tokenizer)(written))
         context = context_length(self.model)
         room = context - len(ids)
         if not ids or room < 1:
             what = f"takes {len(ids)} tokens, and the model's context is {context}" if ids else "is empty"
             raise RunError(f"the conversation {what}", where=self.name, hint="begin a new one with /reset")
-        prompt = Prompt(ids=ids, text=write_prompt(self.tokenizer, asked).text)
+        prompt = Prompt(ids=ids, text=written.text)
         limits = replace(
             sampling,
             max_new_tokens=min(sampling.max_new_tokens, room),
@@ -100,7 +113,7 @@ class Conversation:
 @naming_the_model_of_a_run()
 def main(command: Chat) -> None:
     names = [command.model, *([command.against] if command.against is not None else [])]
-    found = [Conversation.of(name, command.device) for name in names]
+    found = [Conversation.of(name, command.device, command.conversation) for name in names]
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")  # bytes that are no text become U+FFFD, which a tokenizer takes
     if sys.stdin.isatty():

@@ -25,7 +25,7 @@ HOW_LONG = frozenset({"steps", "rounds", "epochs", "patience", "stop_kl"})
 """Those that decide when a run ends: a run that ended early continues where one of them changes."""
 
 CONTENT_DECIDES = frozenset(
-    {"model", "prompts", "eval_prompts", "pairs", "eval_pairs", "test_pairs", "data", "eval_data"}
+    {"model", "prompts", "eval_prompts", "pairs", "eval_pairs", "test_pairs", "data", "eval_data", "chat_template"}
 )
 """Options that name what a run reads. It may have moved: what it holds is compared, by its fingerprint."""
 

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.config import DataOptions, RunOptions
 from tether.data.checks import DataReport
+from tether.digests import digest
 from tether.errors import ConfigError, GuardError, MemoryShortError, RewardError
 from tether.flags import flatten
 from tether.models.adapters import add_adapter, is_adapted
@@ -100,6 +101,9 @@ class Loaded:
     def reader(self, read: Callable[..., Any], data: DataOptions) -> Callable[..., Any]:
         """:func:`reader` for the model of the run; a source that was given in Python is read from memory."""
         known = reader(read, self.model, self.tokenizer, data, self.report)
+        if data.chat.chat_template is not None:
+            self.fingerprints["chat_template"] = digest(self.tokenizer.chat_template)
+            keep_the_date(self, self.tokenizer)
         return lambda source, **more: known(self.given.rows.get(source, source), **more)
 
 

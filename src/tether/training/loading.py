@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.config import DataOptions, DeviceOptions
+from tether.data.chat import choose_template
 from tether.data.checks import DataReport
 from tether.data.records import load_prompts
 from tether.errors import ConfigError
@@ -61,7 +62,9 @@ def reader(
     data: DataOptions,
     report: DataReport,
 ) -> Callable[..., Any]:
-    """``read``, one of the loaders of :mod:`tether.data.records`, for a model and what to do with its rows."""
+    """``read``, one of the loaders of :mod:`tether.data.records`, for a model and what to do with its rows; its
+    tokenizer gets the chat template that is chosen for them."""
+    choose_template(tokenizer, data.chat.chat_template)
     return partial(
         read,
         tokenizer=tokenizer,
@@ -70,6 +73,7 @@ def reader(
         on_bad_rows=data.on_bad_rows,
         report=report,
         unembedded=unembedded(tokenizer, embedding_rows(model)),
+        chat=data.chat,
     )
 
 
