@@ -12,7 +12,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tether"
 
 LAYERS = (
     ("ops",),
-    ("errors", "seeds", "hub", "world", "commands", "names"),
+    ("errors", "seeds", "hub", "world", "commands", "names", "presets"),
     ("stop_requests", "durations", "untrusted"),
     ("types",),
     ("observers", "digests"),

@@ -60,6 +60,13 @@ TABLE: Table = (
         run="tether.doctor:main",
     ),
     Command(
+        name="presets",
+        group="start here",
+        summary="list the recipes that a training command can begin with",
+        options="tether.looking.presets:Presets",
+        run="tether.looking.presets:main",
+    ),
+    Command(
         name="sft",
         group="train",
         summary="fine-tune on texts or on prompts with completions",
@@ -252,6 +259,18 @@ TABLE: Table = (
         summary="talk to a model, or to two beside each other",
         options="tether.looking.chat:Chat",
         run="tether.looking.chat:main",
+        first=(
+            "model",
+            "against",
+            "system",
+            "chat_template",
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "stop",
+            "seed",
+            "device",
+        ),
     ),
     Command(
         name="compare",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tether.data.chat import Chat
+from tether.data.chat import Chat, as_turns
 from tether.data.checks import OnBadRows
+from tether.data.columns import parse_columns, renamed
+from tether.data.reading import Row
 from tether.data.records import Overlong
 from tether.durations import seconds
 from tether.errors import ConfigError
@@ -40,7 +42,21 @@ class DataOptions:
     on the left."""
     on_bad_rows: OnBadRows = "fail"
     """Rows that cannot be used: fail stops the command, skip leaves them out and reports them."""
+    columns: tuple[str, ...] = ()
+    """Columns under other names, NAME=COLUMN: prompt=question reads the column question as the prompt; repeatable."""
+    conversation: bool = False
+    """Read prompts of plain text as a user's turn, and the completions and sides that follow them as the model's."""
     chat: Chat = field(default_factory=Chat)
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        parse_columns(self.columns)
+
+    def applied(self, row: Row) -> Row:
+        """The row as a command reads it: its columns under their names, and what the options say of conversations."""
+        if names := parse_columns(self.columns):
+            row = renamed(row, names)
+        return self.chat.applied(as_turns(row) if self.conversation else row)
 
 
 def unrounded() -> DeviceOptions:

@@ -28,6 +28,7 @@ import pydantic
 
 from tether.errors import ConfigError
 from tether.names import ELSEWHERE, RENAMED, closest, did_you_mean
+from tether.presets import PRESETS, presets_of
 from tether.runtime.directory import FORMAT
 from tether.untrusted import read_flat_yaml, shown
 
@@ -195,6 +196,22 @@ def read_yaml(path: str, name: str, options: Sequence[Option]) -> dict[str, Any]
     }
 
 
+def preset_values(chosen: str, name: str, options: Sequence[Option]) -> dict[str, Any]:
+    """The options of a preset of the command ``name``. Raises :class:`ConfigError`."""
+    known, own = {option.name: option for option in options}, presets_of(name)
+    if chosen not in own:
+        other = PRESETS.get(chosen)
+        close = did_you_mean(closest(chosen, list(own)))
+        raise ConfigError(
+            f"{chosen!r} is a preset of 'tether {other.command}'" if other else f"there is no preset {chosen!r}",
+            where="--preset",
+            hint=f"{close} 'tether presets' lists them".strip(),
+        )
+    return {
+        key: coerce(known[key], value, where=f"preset {chosen}: {key}") for key, value in own[chosen].options.items()
+    }
+
+
 class Parser(argparse.ArgumentParser):
     """One whose errors are a :class:`ConfigError`."""
 
@@ -217,7 +234,9 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str], *, first: Seq
             [one.split("=")[0] for one in unknown if re.match("--?[A-Za-z]", one)] or unknown, options
         )
     texts = vars(given)
-    values = read_yaml(path, name, options) if (path := texts.pop("config", None)) else {}
+    chosen, path = texts.pop("preset", None), texts.pop("config", None)
+    values = preset_values(chosen, name, options) if chosen is not None else {}
+    values |= read_yaml(path, name, options) if path else {}
     for option in options:
         if option.name in texts:
             text = texts[option.name]
@@ -258,6 +277,12 @@ def parser(name: str, cls: type, options: Sequence[Option], first: Sequence[str]
     about = made.add_argument_group("help and files")
     if len(options) > 1:
         about.add_argument("--config", metavar="FILE.yaml", help="Read options from a file; flags override it.")
+    if presets_of(name):
+        about.add_argument(
+            "--preset",
+            metavar="NAME",
+            help="Begin with the options of a recipe, which a file and flags override; tether presets lists them.",
+        )
     about.add_argument("-h", "--help", action="help", help="Show this and exit.")
     return made
 

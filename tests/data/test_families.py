@@ -77,9 +77,9 @@ def test_a_system_turn_is_where_the_family_puts_it_or_refused(family, how):
     chat = Chat() if how == "row" else Chat(system="Be brief.")
     if family.system is None:
         with pytest.raises(DataError, match="System role not supported"):
-            prompt_ids(tokenizer, row, chat=chat)
+            prompt_ids(tokenizer, row, each=chat.applied)
     else:
-        assert prompt_ids(tokenizer, row, chat=chat) == golden(tokenizer, family.system.format(s="Be brief."))
+        assert prompt_ids(tokenizer, row, each=chat.applied) == golden(tokenizer, family.system.format(s="Be brief."))
 
 
 def test_an_answer_that_was_begun_is_continued(family):
@@ -98,9 +98,9 @@ def test_a_variable_of_the_template_comes_from_the_row_or_else_from_the_option()
     thinking, direct = (golden(tokenizer, THINKING["qwen 3"].opened + more) for more in ("", "<think>\n\n</think>\n\n"))
     off = Chat(chat_template_kwargs='{"enable_thinking": false}')
     assert prompt_ids(tokenizer, {"prompt": ASKED}) == thinking
-    assert prompt_ids(tokenizer, {"prompt": ASKED}, chat=off) == direct
+    assert prompt_ids(tokenizer, {"prompt": ASKED}, each=off.applied) == direct
     for own in ({"enable_thinking": True}, '{"enable_thinking": true}'):
-        assert prompt_ids(tokenizer, {"prompt": ASKED, "chat_template_kwargs": own}, chat=off) == thinking
+        assert prompt_ids(tokenizer, {"prompt": ASKED, "chat_template_kwargs": own}, each=off.applied) == thinking
 
 
 def test_reasoning_is_learned_and_that_of_earlier_turns_is_left_out_where_the_template_does_so():

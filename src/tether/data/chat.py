@@ -79,6 +79,20 @@ class Chat:
 NO_CHAT = Chat()
 
 
+def as_turns(row: Row) -> Row:
+    """A row with a prompt of plain text as turns of a conversation."""
+    values = row.values
+    if not isinstance(values.get("prompt"), str):
+        return row
+    roles = {"prompt": "user", **dict.fromkeys(("completion", "chosen", "rejected"), "assistant")}
+    turns = {
+        name: [{"role": role, "content": values[name]}]
+        for name, role in roles.items()
+        if isinstance(values.get(name), str)
+    }
+    return replace(row, values={**values, **turns})
+
+
 def with_system(turns: Any, text: str) -> list[Any]:
     """The conversation with a system turn in front, unless it has one."""
     return list(turns) if turns[0]["role"] in SYSTEM else [{"role": "system", "content": text}, *turns]

@@ -11,7 +11,6 @@ from typing import Generic, Literal, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from tether.data.chat import NO_CHAT, Chat
 from tether.data.checks import (
     DROPPED,
     OVERLONG,
@@ -59,6 +58,10 @@ class Draft(Generic[Record]):
     """Whether the texts are without a part of a prompt that does not fit (:mod:`tether.data.shortening`)."""
 
 
+def unchanged(row: Row) -> Row:
+    return row
+
+
 @dataclass(frozen=True)
 class Kind(Generic[Record]):
     """How rows of one kind become records that fit the context."""
@@ -83,7 +86,7 @@ def load_records(
     *,
     on_bad_rows: OnBadRows,
     report: DataReport | None,
-    chat: Chat = NO_CHAT,
+    each: Callable[[Row], Row] = unchanged,
 ) -> list[Record]:
     """Check every row, then raise or return."""
     rows = read_rows(source)
@@ -93,7 +96,7 @@ def load_records(
     encoder = Encoder(tokenizer, by_words=splits_at_spaces(tokenizer))
     kept: list[Record] = []
     refused: list[BadRow] = []
-    drafts = ((row, draft(row, kind, encoder, chat)) for row in rows)
+    drafts = ((row, draft(row, kind, encoder, each)) for row in rows)
     for part in in_parts(drafts, Progress(str(source), len(rows), quiet=report.quiet)):
         encoder.prepare(text for _, made in part if isinstance(made, Draft) for text in made.texts)
         for row, made in part:
@@ -109,12 +112,14 @@ def load_records(
     return _complete(kept, refused, found, kind.context)
 
 
-def draft(row: Row | BadRow, kind: Kind[Record], encoder: Encoder, chat: Chat) -> Draft[Record] | BadRow:
+def draft(
+    row: Row | BadRow, kind: Kind[Record], encoder: Encoder, each: Callable[[Row], Row]
+) -> Draft[Record] | BadRow:
     """The row with its texts, none of which is far too long."""
     if isinstance(row, BadRow):
         return row
     try:
-        made = kind.parse(chat.applied(row))
+        made = kind.parse(each(row))
     except RowError as error:
         return BadRow(row.where, error.kind, str(error), row.values)
     texts = made.never_cut if kind.overlong == "truncate" else [written.text for written in made.texts]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from tether.data.chat import NO_CHAT, Chat
 from tether.data.checks import DataReport, OnBadRows
 from tether.data.conversations import (
     PLAIN,
@@ -23,19 +22,17 @@ from tether.data.conversations import (
     require_model_turn,
     template_of,
 )
-from tether.data.encoding import Encoder, Written
-from tether.data.loading import NONE, Draft, Kind, Overlong, load_records
+from tether.data.drafts import learn_all, learn_completion, some, with_prompt, without_prompt
+from tether.data.encoding import Encoder
+from tether.data.loading import NONE, Draft, Kind, Overlong, load_records, unchanged
 from tether.data.memory import source_of
 from tether.data.reading import Row, RowError
-from tether.data.shortening import Shorten, shortening, shorter_front, shorter_prompt
+from tether.data.shortening import shortening, shorter_prompt
 from tether.data.texts import REPEATED
 from tether.data.tokenise import (
-    Continuation,
     Text,
-    continuation_ids,
     cut_left,
     special_front,
-    whole_ids,
     write_continuation,
     write_prompt,
     write_whole,
@@ -59,7 +56,7 @@ def load_prompts(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
     unembedded: Mapping[int, str] = NONE,
-    chat: Chat = NO_CHAT,
+    each: Callable[[Row], Row] = unchanged,
 ) -> list[Prompt]:
     """Rows with a ``prompt`` (text or conversation); the other columns go to the reward functions.
 
@@ -70,8 +67,7 @@ def load_prompts(
     its leading special token (BOS); its ``text`` is that of the kept tokens, its ``messages`` are not cut.
 
     A row that comes to an id of ``unembedded`` cannot be used: the tokens, by id, for which the model has no embedding
-    (:func:`tether.models.loading.unembedded`). ``chat`` gives conversations a system turn, and variables of the chat
-    template.
+    (:func:`tether.models.loading.unembedded`). ``each`` changes a row before it is read.
 
     Findings go to ``report``. Raises :class:`DataError` that names the first row that cannot be used and counts the
     others; for ``skip`` and ``drop``, only if no row is left.
@@ -87,7 +83,7 @@ def load_prompts(
         messages = None if isinstance(prompt, str) else tuple(prompt)
 
         def build(encoder: Encoder) -> Prompt:
-            ids = _some("prompt", encoder(written))
+            ids = some("prompt", encoder(written))
             return Prompt(ids=ids, text=written.text, messages=messages, columns=columns)
 
         return Draft((written,), build, _written_out(prompt), shortened=written != given)
@@ -109,7 +105,7 @@ def load_prompts(
         unembedded=unembedded,
     )
     rows = source_of(source, name="prompts", text_column="prompt", turns_column="prompt")
-    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, chat=chat)
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, each=each)
 
 
 def load_pairs(
@@ -121,7 +117,7 @@ def load_pairs(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
     unembedded: Mapping[int, str] = NONE,
-    chat: Chat = NO_CHAT,
+    each: Callable[[Row], Row] = unchanged,
 ) -> list[PreferencePair]:
     """Rows with ``chosen`` and ``rejected``, and optionally ``prompt`` and ``margin``.
 
@@ -142,10 +138,10 @@ def load_pairs(
             (chosen, rejected), found = _once(prompt, {"chosen": chosen, "rejected": rejected})
             given = [write_continuation(tokenizer, prompt, side, template) for side in (chosen, rejected)]
             notes += found + (_changed(chosen, given[0].tail) or _changed(rejected, given[1].tail))
-            return _with_prompt(given, shorten, margin, notes)
+            return with_prompt(given, shorten, margin, notes)
         first, second = (write_whole(tokenizer, side, template) for side in (chosen, rejected))
         notes += _changed(chosen, first.text) or _changed(rejected, second.text)
-        return _without_prompt((first, second), shorten, margin, notes)
+        return without_prompt((first, second), shorten, margin, notes)
 
     def sides(pair: PreferencePair) -> int:
         return max(len(pair.chosen_ids), len(pair.rejected_ids))
@@ -164,7 +160,7 @@ def load_pairs(
         unembedded=unembedded,
     )
     rows = source_of(source, name="pairs")
-    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, chat=chat)
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, each=each)
 
 
 def load_demonstrations(
@@ -176,7 +172,7 @@ def load_demonstrations(
     on_bad_rows: OnBadRows = "fail",
     report: DataReport | None = None,
     unembedded: Mapping[int, str] = NONE,
-    chat: Chat = NO_CHAT,
+    each: Callable[[Row], Row] = unchanged,
 ) -> list[Demonstration]:
     """Rows with ``prompt`` and ``completion``, ``messages`` (the last turn is the completion) or ``text``.
 
@@ -193,7 +189,7 @@ def load_demonstrations(
         else:
             text = _text(row, "text", instead="'text', or 'prompt' and 'completion'")
             whole = write_whole(tokenizer, text, _template(row, text))
-            return Draft((whole,), partial(_learn_all, whole), _written_out(text), never_cut=(whole.text,))
+            return Draft((whole,), partial(learn_all, whole), _written_out(text), never_cut=(whole.text,))
         notes = _written_out(completion)
         if _holds(completion, prompt):
             prompt, completion = _last_turn(completion)
@@ -203,7 +199,7 @@ def load_demonstrations(
         written = shorter_prompt(given, shorten)
         return Draft(
             tuple(written),
-            partial(_learn_completion, written),
+            partial(learn_completion, written),
             notes,
             never_cut=(written.tail,),
             shortened=written != given,
@@ -223,7 +219,7 @@ def load_demonstrations(
         unembedded=unembedded,
     )
     rows = source_of(source, name="demonstrations", text_column="text", turns_column="messages")
-    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, chat=chat)
+    return load_records(rows, tokenizer, kind, on_bad_rows=on_bad_rows, report=report, each=each)
 
 
 # ------------------------------------------------------------------------------------------------ what a row holds
@@ -314,77 +310,3 @@ def _written_out(text: Text) -> tuple[str, ...]:
 def _changed(completion: Text, rendered: str) -> tuple[str, ...]:
     """Whether the chat template left out or rewrote part of the last turn, such as its reasoning."""
     return () if isinstance(completion, str) or completion[-1]["content"].strip() in rendered else (CHANGED,)
-
-
-# --------------------------------------------------------------------------------------------- from texts to a record
-
-
-def _some(what: str, ids: Sequence[int]) -> tuple[int, ...]:
-    if not ids:
-        raise RowError("no token", f"the {what} comes to no token, so nothing can follow it")
-    return tuple(ids)
-
-
-def _learn_all(whole: Written, encoder: Encoder) -> Demonstration:
-    """All tokens of a text; the first is the prompt."""
-    ids = whole_ids(encoder, whole)
-    _some("text", ids[1:])
-    return Demonstration(prompt_ids=tuple(ids[:1]), completion_ids=tuple(ids[1:]))
-
-
-def _learn_completion(written: Continuation, encoder: Encoder) -> Demonstration:
-    prompt_ids, completion_ids = continuation_ids(encoder, written)
-    return Demonstration(prompt_ids=_some("prompt", prompt_ids), completion_ids=tuple(completion_ids))
-
-
-def _with_prompt(
-    given: Sequence[Continuation], shorten: Shorten, margin: float, notes: tuple[str, ...]
-) -> Draft[PreferencePair]:
-    """The draft of a pair whose sides continue a prompt."""
-    sides = [shorter_prompt(side, shorten) for side in given]
-    return Draft(
-        tuple(text for side in sides for text in side),
-        lambda encoder: _explicit_pair(encoder, sides, margin),
-        notes,
-        never_cut=tuple(side.tail for side in sides),
-        shortened=sides != given,
-    )
-
-
-def _without_prompt(
-    given: tuple[Written, Written], shorten: Shorten, margin: float, notes: tuple[str, ...]
-) -> Draft[PreferencePair]:
-    """The draft of a pair whose prompt is what both sides begin with."""
-    wholes, rests = shorter_front(given, shorten)
-    return Draft(
-        wholes,
-        lambda encoder: _implicit_pair(encoder, wholes, margin),
-        notes,
-        never_cut=rests,
-        shortened=wholes != given,
-    )
-
-
-def _explicit_pair(encoder: Encoder, sides: Sequence[Continuation], margin: float) -> PreferencePair:
-    (prompt_ids, chosen_ids), (_, rejected_ids) = (continuation_ids(encoder, side) for side in sides)
-    return _pair(prompt_ids, chosen_ids, rejected_ids, margin)
-
-
-def _implicit_pair(encoder: Encoder, wholes: Sequence[Written], margin: float) -> PreferencePair:
-    chosen, rejected = (whole_ids(encoder, whole) for whole in wholes)
-    return _pair(*_split_common_prefix(chosen, rejected), margin)
-
-
-def _pair(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], margin: float) -> PreferencePair:
-    if chosen == rejected:
-        raise RowError("equal sides", "chosen and rejected have the same token ids, so no model can distinguish them")
-    return PreferencePair(
-        prompt_ids=tuple(prompt), chosen_ids=tuple(chosen), rejected_ids=tuple(rejected), margin=margin
-    )
-
-
-def _split_common_prefix(a: list[int], b: list[int]) -> tuple[list[int], list[int], list[int]]:
-    """The common prefix, at least one token shorter than either side, and the rest of each."""
-    limit = min(len(a), len(b)) - 1
-    same = next((i for i in range(limit) if a[i] != b[i]), limit)
-    return a[:same], a[same:], b[same:]

@@ -73,7 +73,7 @@ def reader(
         on_bad_rows=data.on_bad_rows,
         report=report,
         unembedded=unembedded(tokenizer, embedding_rows(model)),
-        chat=data.chat,
+        each=data.applied,
     )
 
 
