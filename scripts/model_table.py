@@ -43,7 +43,7 @@ from tether.types import Batch, Prompt, Sampling, make_requests
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
 BEGIN, END = "<!-- table: python -m scripts.model_table -->\n", "<!-- end of the table -->\n"
-ROW = re.compile(r"^\| `(\S+)` \| (.*) \| (.*) \|$", re.MULTILINE)
+ROW = re.compile(r"^\| `([^`]+)` \| (.*) \| (.*) \|$", re.MULTILINE)
 SECONDS = 60
 VOCAB = 264
 TINY: dict[str, Any] = {
@@ -78,8 +78,31 @@ TINY: dict[str, Any] = {
     "index_head_dim": 8,
     "num_routed_experts": 4,
     "is_decoder": True,
+    "logits_scaling": 3.0,
 }  # fmt: skip
 """Sizes by the names that configurations give them."""
+ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+LONG = {"rope_type": "longrope", **ROPE, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 3.0, 4.0]}
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama, linear RoPE": ("llama", {"rope_parameters": {"rope_type": "linear", **ROPE}}),
+    "llama, dynamic RoPE": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}),
+    "llama, YaRN": ("llama", {"rope_parameters": {"rope_type": "yarn", **ROPE}}),
+    "llama, llama3 RoPE": (
+        "llama",
+        {"rope_parameters": {"rope_type": "llama3", **ROPE, "low_freq_factor": 1.0, "high_freq_factor": 4.0}},
+    ),
+    "llama, LongRoPE": ("llama", {"rope_parameters": LONG | {"original_max_position_embeddings": 64}}),
+    "phi3, LongRoPE": (
+        "phi3",
+        {
+            "rope_parameters": LONG | {"original_max_position_embeddings": 64},
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "mistral, no window": ("mistral", {"sliding_window": None}),
+    "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
+}
+"""Rows of one architecture with other settings: its model type, and what is different."""
 LEFT_OUT = ((), ("head_dim",), ("num_key_value_heads",), ("head_dim", "num_key_value_heads"))
 """Names whose default is better for some architectures: tried in this order."""
 
@@ -111,7 +134,8 @@ def build(kind: str, auto_class: Any, directory: Path) -> None:
     for left_out in LEFT_OUT:
         torch.manual_seed(0)
         try:
-            config = CONFIG_MAPPING[kind](**toy_values(CONFIG_MAPPING[kind], left_out))
+            base, settings = VARIANTS.get(kind, (kind, {}))
+            config = CONFIG_MAPPING[base](**(toy_values(CONFIG_MAPPING[base], left_out) | settings))
             if auto_class is AutoModelForSequenceClassification:
                 config.num_labels = 1
             model = auto_class.from_config(config).eval()
@@ -198,9 +222,10 @@ def first_line(error: Exception) -> str:
 def try_kind(kind: str, answer: Connection) -> None:
     """Send the verdicts on one architecture: as a policy, then as a reward model."""
     warnings.simplefilter("ignore")
+    base, _ = VARIANTS.get(kind, (kind, {}))
     causal, classifier = (
-        kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-        kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        base in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        base in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     )
     answer.send(verdict(kind, AutoModelForCausalLM, try_policy) if causal else "-")
     if not classifier:
@@ -265,7 +290,7 @@ def main() -> int:
     kinds = parser.parse_args().kinds
     os.environ["HF_HUB_OFFLINE"] = "1"
     torch.set_num_threads(1)
-    every = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES})
+    every = sorted({*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES, *VARIANTS})
     found = {kind: (cell(policy), cell(reward)) for kind, policy, reward in table(kinds or every)}
     page = PAGE.read_text(encoding="utf-8")
     head, tail = page.split(BEGIN)[0], page.split(END)[1]

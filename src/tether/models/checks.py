@@ -45,13 +45,26 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def stated_context(model: PreTrainedModel) -> int | None:
-    """The context length in the model's configuration, if there is one."""
+    """The context length in the model's configuration, if there is one. With LongRoPE it is the original one: the
+    library turns all rows of a pass otherwise once one of them is longer."""
     config = model.config.get_text_config()
+    if original := longrope_context(config):
+        return original
     for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
     return None
+
+
+def longrope_context(config: Any) -> int | None:
+    """The original context length of a configuration with LongRoPE."""
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    return cast(int | None, rope.get("original_max_position_embeddings")) or getattr(
+        config, "original_max_position_embeddings", None
+    )
 
 
 def tried_context(model: PreTrainedModel) -> int:

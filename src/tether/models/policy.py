@@ -17,12 +17,18 @@ from tether.types import Batch
 
 
 def project(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The function from last hidden states [..., D] to logits [..., V], soft cap included where the model has one."""
-    head = model.get_output_embeddings()
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    """The function from last hidden states [..., D] to logits [..., V], with what the configuration says is done to
+    them: a factor (Cohere's ``logit_scale``), a divisor (Granite's ``logits_scaling``), a soft cap (Gemma 2's)."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    cap = getattr(config, "final_logit_softcapping", None)
+    factor, divisor = (getattr(config, name, None) for name in ("logit_scale", "logits_scaling"))
 
     def logits(hidden: Tensor) -> Tensor:
         scores = head(hidden)
+        if factor is not None:
+            scores = scores * factor
+        if divisor is not None:
+            scores = scores / divisor
         return scores if cap is None else cap * torch.tanh(scores / cap)
 
     return logits
