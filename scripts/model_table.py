@@ -39,6 +39,7 @@ from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.policy import completion_logprobs
 from tether.models.reward import load_reward_model, new_reward_model, score_sequences
+from tether.models.unpacked import is_unpacked
 from tether.types import Batch, Prompt, Sampling, make_requests
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "models.md"
@@ -171,8 +172,9 @@ def rows(seed: int) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @torch.no_grad()
-def try_policy(directory: str) -> float:
-    """The largest difference from the library's own log-probs, of the packed pass and of the engine, in nats."""
+def try_policy(directory: str) -> tuple[float, bool]:
+    """The largest difference from the library's own log-probs, of the training pass and of the engine, in nats; and
+    whether the rows of both are padded."""
     model, words = load_policy(directory)
     engine = Engine(model, words)
     batch = Batch.collate(rows(1))
@@ -186,33 +188,36 @@ def try_policy(directory: str) -> float:
         logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1]
         known = logits.log_softmax(-1).gather(1, torch.tensor(completion).unsqueeze(1)).squeeze(1)
         worst = max(worst, float((known - logp).abs().max()))
-    return worst
+    return worst, is_unpacked(model)
 
 
 @torch.no_grad()
-def try_reward_model(directory: str, load: Callable[[str], Any]) -> float:
-    """The largest difference from the library's own scores, in standard deviations of them."""
+def try_reward_model(directory: str, load: Callable[[str], Any]) -> tuple[float, bool]:
+    """The largest difference from the library's own scores, in standard deviations of them; and whether rows are
+    padded."""
     model, _ = load(directory)
     found = score_sequences(model, rows(1))
     known = torch.cat([model(input_ids=torch.tensor([[*p, *c]])).logits.flatten() for p, c in rows(1)])
-    return float((found - known).abs().max() / known.std())
+    return float((found - known).abs().max() / known.std()), is_unpacked(model)
 
 
-def verdict(kind: str, auto_class: Any, attempt: Callable[[str], float]) -> str:
-    """``works``, ``refused: ...``, ``not tried: ...``; or ``WRONG ...``, which must not happen."""
+def verdict(kind: str, auto_class: Any, attempt: Callable[[str], tuple[float, bool]]) -> str:
+    """``works`` or ``works, padded``, ``refused: ...``, ``not tried: ...``; or ``WRONG ...``, which must not happen."""
     with tempfile.TemporaryDirectory() as directory:
         try:
             build(kind, auto_class, Path(directory))
         except Exception as error:
             return f"not tried: {first_line(error)}"
         try:
-            difference = attempt(directory)
+            difference, padded = attempt(directory)
         except TetherError as error:
             text = str(error).removeprefix(f"{directory}: ")
             return f"WRONG: several lines: {text!r}" if "\n" in text else f"refused: {text}"
         except Exception as error:
             return f"WRONG: {type(error).__name__}: {first_line(error)}"
-    return "works" if difference < 0.02 else f"WRONG: differs by {difference:.2g}"
+    if not difference < 0.02:
+        return f"WRONG: differs by {difference:.2g}"
+    return "works, padded" if padded else "works"
 
 
 def first_line(error: Exception) -> str:
@@ -266,7 +271,8 @@ def table(kinds: list[str]) -> Iterator[tuple[str, str, str]]:
 def markdown(found: dict[str, tuple[str, str]]) -> str:
     """The table, and how many there are of each."""
     counts = [
-        f"{sum(row[i] == 'works' for row in found.values())} of {sum(row[i] != '-' for row in found.values())} {what}"
+        f"{sum(row[i].startswith('works') for row in found.values())} of "
+        f"{sum(row[i] != '-' for row in found.values())} {what}"
         for i, what in enumerate(("as policies", "as reward models"))
     ]
     lines = [

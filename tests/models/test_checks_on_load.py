@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +14,18 @@ from transformers.models.llama.modeling_llama import LlamaModel
 from tether.errors import ModelError
 from tether.generation.cache import Pool
 from tether.generation.engine import Engine
+from tether.generation.naive import NaiveGenerator
 from tether.models import checks
-from tether.models.checks import check_policy, thresholds
+from tether.models.checks import check_packing, check_policy, context_length, thresholds
 from tether.models.loading import (
     load_policy,
     load_pretrained,
 )
 from tether.models.packing import GroupLayout
-from tether.models.policy import completion_states, padded_states
+from tether.models.policy import completion_logprobs, completion_states, padded_states
 from tether.models.reward import new_reward_model
-from tether.types import Batch
+from tether.models.unpacked import is_unpacked
+from tether.types import Batch, Prompt, Sampling, make_requests
 from tiny import byte_tokenizer, refused
 
 IDS = torch.tensor([[0, 5, 9, 200, 31, 1]])
@@ -37,23 +40,13 @@ LATENT = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_group": 1, "topk_group": 1,
     "num_key_value_heads": 4, "first_k_dense_replace": 1,
 }  # fmt: skip
-OTHERS = {
-    "gptj": (
-        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4},
-        r"mixes tokens otherwise than by attention that tether knows \(at 7 tokens\)",
-    ),
-    "gpt_oss": (
-        {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "num_key_value_heads": 2},
-        "mixes tokens otherwise",
-    ),
-    "phi3": (
-        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40, "num_key_value_heads": 2},
-        "turns all positions of a pass otherwise once one of them reaches 40",
-    ),
-    "deepseek_v2": (LATENT, "keys of width 16 and values of width 8 is not supported"),
-    "deepseek_v3": (LATENT, "keys of width 16 and values of width 8 is not supported"),
+UNPACKED = {
+    "gptj": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 4},
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "num_key_value_heads": 2},
+    "deepseek_v2": LATENT,
+    "deepseek_v3": LATENT,
 }
-"""Architectures that attend, turn positions or share keys otherwise, at toy size, and why they are refused."""
+"""Architectures that attend or share keys in ways of their own, at toy size."""
 WORK = {
     "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 8},
     "phi3": {"num_key_value_heads": 2, "sliding_window": 9},
@@ -80,14 +73,50 @@ def make_other(directory: Path, kind: str, changes: dict) -> str:
     return str(directory)
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_what_does_not_pack_is_refused_as_policy_and_as_reward_model(kind, tmp_path):
-    changes, message = OTHERS[kind]
-    make_other(tmp_path, kind, changes)
-    refused(tmp_path, message)
-    with pytest.raises(ModelError, match=message) as caught:
-        new_reward_model(str(tmp_path), seed=0)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("kind", UNPACKED)
+def test_what_does_not_pack_is_padded_and_exact(kind, tmp_path):
+    name = make_other(tmp_path, kind, UNPACKED[kind])
+    model, tokenizer = load_policy(name)
+    assert is_unpacked(model)
+    assert is_unpacked(copy.deepcopy(model))
+    rows = [((5, 6, 7) * 9, (8, 9, 10, 11)), ((5, 6, 7) * 9, (12, 9)), ((40,), (41, 42))]
+    with torch.no_grad():
+        (found,) = completion_logprobs(model, Batch.collate(rows), temperature=1.0)
+        for row, (prompt, completion) in enumerate(rows):
+            logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            known = [logits[len(prompt) - 1 + t, token] for t, token in enumerate(completion)]
+            torch.testing.assert_close(found[row, : len(completion)], torch.stack(known), rtol=1e-3, atol=1e-4)
+    prompts = [Prompt(ids=(5, 6, 7), text=""), Prompt(ids=(9,), text="")]
+    asked, sampling = make_requests(prompts, group_size=3, seed=0), Sampling(max_new_tokens=6)
+    found, expected = (
+        [[c.ids for c in group.completions] for group in kind(model, tokenizer).generate(asked, sampling=sampling)]
+        for kind in (Engine, NaiveGenerator)
+    )
+    assert found == expected
+    judge, _ = new_reward_model(name, seed=0)
+    assert is_unpacked(judge)
+
+
+def test_longrope_is_packed_up_to_its_original_context(tmp_path):
+    """Beyond it the library turns all rows of a pass otherwise, so no row may be longer."""
+    changes = {"rope_parameters": LONGROPE, "original_max_position_embeddings": 40, "num_key_value_heads": 2}
+    model, _ = load_policy(make_other(tmp_path, "phi3", changes))
+    assert not is_unpacked(model)
+    assert context_length(model) == 40
+    assert model.config.max_position_embeddings == 128
+
+
+def test_a_model_that_sees_later_tokens_is_refused(tiny, monkeypatch):
+    """Neither packed nor padded: its rows depend on what is beside them."""
+    forward = LlamaModel.forward
+
+    def whole_row(self, *args, **kwargs):
+        out = forward(self, *args, **kwargs)
+        out.last_hidden_state = out.last_hidden_state + out.last_hidden_state.mean(1, keepdim=True)
+        return out
+
+    monkeypatch.setattr(LlamaModel, "forward", whole_row)
+    refused(tiny, "mixes tokens otherwise than by attention that tether knows")
 
 
 @pytest.mark.parametrize("kind", WORK)
@@ -135,16 +164,18 @@ def test_a_window_is_found_at_its_own_length(windowless):
     with pytest.raises(
         ModelError, match=r"mixes tokens otherwise than by attention that tether knows \(at 23 tokens\)"
     ):
-        check_policy("mistral", windowless)
+        check_packing(windowless)
+    check_policy("mistral", windowless)
+    assert is_unpacked(windowless)
 
 
 def test_lengths_that_cost_too_much_are_left_out(windowless, monkeypatch):
     monkeypatch.setattr(checks, "AFFORDABLE", 2.0 * windowless.num_parameters() * 17)
     windowless.config.sliding_window = 6
     with pytest.raises(ModelError, match="at 7 tokens"):  # the shortest comparison is never left out
-        check_policy("mistral", windowless)
+        check_packing(windowless)
     windowless.config.sliding_window = 20
-    check_policy("mistral", windowless)
+    check_packing(windowless)
 
 
 def test_a_reward_model_that_reads_its_score_elsewhere_is_refused(tiny, monkeypatch):

@@ -11,16 +11,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from tether.errors import ModelError
 from tether.generation.cache import Pool, extent
 from tether.generation.checks import check_samples
 from tether.generation.scheduler import Rollout, Room, Tally
+from tether.generation.unpacked import complete
 from tether.models.memory import within_memory
 from tether.models.policy import replace_weights
+from tether.models.unpacked import is_unpacked
 from tether.stop_requests import at_safe_points
 from tether.types import Budget, Completion, Metrics, Request, RolloutGroup, Sampling
 
@@ -36,7 +40,15 @@ class Engine:
         self.model, self.tokenizer, self.budget = model, tokenizer, budget or Budget()
         self.version = 0
         self.tally = Tally()
-        check_samples(self, model)
+        self.cached = True
+        """Whether a model that is unpacked is decoded with the library's cache."""
+        try:
+            check_samples(self, model)
+        except ModelError:
+            if not is_unpacked(model):
+                raise
+            self.cached = False
+            check_samples(self, model)
         self.tally = Tally()
 
     @at_safe_points()
@@ -72,6 +84,10 @@ class Engine:
 
     def _roll_out(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """The completions of each request. Each time that memory runs out, half as many are in flight from then on."""
+        if is_unpacked(self.model):
+            each = partial(complete, self.model, self.tokenizer, sampling=sampling, version=self.version)
+            rows = self.budget.max_rows
+            return [each(one, cached=self.cached, max_rows=rows, tally=self.tally) for one in requests]
 
         def attempt(rows: int) -> list[list[Completion]]:
             room = room_for(self.model, requests, sampling, replace(self.budget, max_rows=rows))

@@ -23,6 +23,7 @@ from tether.models.linear import has_rounded_matmuls
 from tether.models.memory import out_of_memory
 from tether.models.packing import pack
 from tether.models.policy import final_states, packed_states, project
+from tether.models.unpacked import set_unpacked
 from tether.types import Batch, PromptCompletion
 
 AFFORDABLE = 4e12
@@ -50,7 +51,7 @@ def stated_context(model: PreTrainedModel) -> int | None:
     config = model.config.get_text_config()
     if original := longrope_context(config):
         return original
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length"):
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len"):
         value = getattr(config, name, None)
         if isinstance(value, int) and value > 0:
             return value
@@ -146,7 +147,7 @@ def check_policy(name: str, model: PreTrainedModel) -> None:
                 f"{type(model).__name__} does something to its logits that tether does not know, "
                 "so its log-probs would be wrong"
             )
-        check_packing(model)
+        check_passes(model)
 
 
 @torch.no_grad()
@@ -162,13 +163,36 @@ def check_classifier(name: str, model: PreTrainedModel, head: nn.Linear) -> None
                 f"{type(model).__name__} reads its score otherwise than from the last token's last hidden state, "
                 "so its scores would be wrong"
             )
+        check_passes(model)
+
+
+def check_passes(model: PreTrainedModel) -> None:
+    """Raise :class:`ModelError` unless every row has the same last hidden states in a pack as by itself or, failing
+    that, padded beside others; the model is then computed so (:mod:`tether.models.unpacked`)."""
+    try:
         check_packing(model)
+    except Exception as error:  # whatever an unknown architecture raises
+        if out_of_memory(error):
+            raise
+        set_unpacked(model, True)
+        try:
+            check_rows(model)
+        except Exception:
+            set_unpacked(model, False)
+            raise error from None
 
 
+@torch.no_grad()
 def check_packing(model: PreTrainedModel) -> None:
     """Raise :class:`ModelError` unless every row has the same last hidden states in a pack as by itself."""
     for length in thresholds(model):
         check_positions(model, length)
+    check_rows(model)
+
+
+@torch.no_grad()
+def check_rows(model: PreTrainedModel) -> None:
+    """Raise :class:`ModelError` unless every row has the same last hidden states beside others as by itself."""
     context = tried_context(model)
     for length in (4, *(t for t in thresholds(model) if affordable(model, 3 * t))):
         rows = rows_across(model, min(length, context - 4))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from tether.models.attention import laid_out
 from tether.models.packing import Pack, pack
 from tether.models.trainable import trainable
+from tether.models.unpacked import is_unpacked
 from tether.ops.logprobs import chunked_logprobs
 from tether.types import Batch
 
@@ -44,12 +46,17 @@ def completion_states(trunk: nn.Module, batch: Batch) -> Tensor:
 
     Rows with the same prompt share it, and nothing is padded (:mod:`tether.models.packing`).
     """
+    if is_unpacked(trunk):
+        return padded_states(trunk, batch)
     packed = pack(batch, ends=False)
     return packed_states(trunk, packed)[packed.states]
 
 
 def final_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """The hidden state at the last token of each row, [B, D]."""
+    if is_unpacked(trunk):
+        hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
+        return cast(Tensor, hidden[torch.arange(len(batch), device=hidden.device), batch.lengths.to(hidden.device) - 1])
     packed = pack(batch, ends=True)
     return packed_states(trunk, packed)[packed.ends]
 
@@ -63,7 +70,8 @@ def packed_states(trunk: nn.Module, packed: Pack) -> Tensor:
 
 
 def padded_states(trunk: nn.Module, batch: Batch) -> Tensor:
-    """The oracle of :func:`completion_states`: the same from padded rows and the model's own attention."""
+    """The same as :func:`completion_states` from padded rows and the model's own attention: its oracle, and the way of
+    models that are unpacked."""
     hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
     rows = torch.arange(len(batch), device=hidden.device).unsqueeze(1)
     return hidden[rows, batch.predictors][batch.mask]

@@ -29,6 +29,7 @@ from tether.models.checkpointing import checkpoint_activations
 from tether.models.fingerprint import weights_fingerprint
 from tether.models.quantised import is_quantised
 from tether.models.saving import save_model
+from tether.models.unpacked import unpacked_words
 from tether.observers import Hook, Tracker
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import Dtype, matrix_rate, pick_device, pick_dtype
@@ -116,6 +117,8 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     with naming_the_model_of_a_run():
         model, tokenizer = read(**placing(run.device))
+    if (said := unpacked_words(model)) and not run.quiet:
+        print(one_line(said), file=sys.stderr)
     found = weights_fingerprint(model)
     adapt(model, run)
     matmul_dtype = set_matmul_dtype(run.device.matmul_dtype, model)

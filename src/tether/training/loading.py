@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,8 +16,10 @@ from tether.data.records import load_prompts
 from tether.errors import ConfigError
 from tether.models.linear import round_matmuls
 from tether.models.loading import context_length, embedding_rows, load_policy, unembedded
+from tether.models.unpacked import unpacked_words
 from tether.runtime.device import Dtype, MatmulDtype, pick_device, pick_dtype, pick_matmul_dtype
 from tether.types import Prompt, Sampling
+from tether.untrusted import one_line
 
 
 def set_matmul_dtype(name: MatmulDtype, model: PreTrainedModel) -> Dtype:
@@ -39,6 +42,8 @@ def placing(device: DeviceOptions) -> dict[str, Any]:
 def load_model(name: str, device: DeviceOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Dtype]:
     """A policy that is not trained, with its tokenizer and the precision that it multiplies in."""
     model, tokenizer = load_policy(name, **placing(device))
+    if said := unpacked_words(model):
+        print(one_line(said), file=sys.stderr)
     return model, tokenizer, set_matmul_dtype(device.matmul_dtype, model)
 
 
