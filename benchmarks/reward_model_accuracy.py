@@ -4,6 +4,8 @@
 
 ``polarity``: 4,000 random (positive, negative) sentences of the sentence-polarity data, 1,331 pairs held out.
 ``ethics``: the 13,738 training pairs of ETHICS utilitarianism, 4,808 test pairs.
+``helpful``, ``harmless``: the test pairs of HH's helpful-base and harmless-base, a fifth of them held out; dialogues
+beyond the model's context lose their beginning.
 
 The bag of words is Bradley-Terry on hashed unigrams and bigrams (score = w . counts, L2 penalty chosen on a tenth of
 the training pairs). The reward model chooses its stopping time on a tenth of the *training* pairs too, so that neither
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import gzip
 import itertools
 import json
 import random
@@ -32,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tether.algorithms import reward_model
-from tether.config import RunOptions
+from tether.algorithms.pair_evaluation import accuracy_interval, evaluation_of
+from tether.config import DataOptions, RunOptions
 from tether.data.records import load_pairs
 from tether.models.loading import context_length
 from tether.models.reward import load_reward_model
@@ -66,6 +70,15 @@ def ethics(data: Path) -> tuple[list[Pair], list[Pair]]:
             return [(row[0], row[1]) for row in csv.reader(file) if row[0].strip() != row[1].strip()]
 
     return read("util_train.csv"), read("util_test.csv")
+
+
+def dialogues(data: Path, kind: str, seed: int = 0) -> tuple[list[Pair], list[Pair]]:
+    """Four fifths and a fifth of HH's pairs of this kind, drawn at random."""
+    with gzip.open(data / "hh_rlhf" / f"{kind}-base.test.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    pairs = [(row["chosen"], row["rejected"]) for row in rows if row["chosen"] != row["rejected"]]
+    random.Random(seed).shuffle(pairs)
+    return pairs[len(pairs) // 5 :], pairs[: len(pairs) // 5]
 
 
 def features(text: str) -> dict[int, float]:
@@ -138,28 +151,64 @@ def write_pairs(path: Path, pairs: Sequence[Pair]) -> str:
     return str(path)
 
 
-def learned(train: Sequence[Pair], held_out: Sequence[Pair], *, model: str, seed: int) -> float:
+@dataclass(frozen=True)
+class Learned:
+    """What a reward model says of the held-out pairs."""
+
+    found: reward_model.Evaluation
+    longer: Tensor
+    """Tokens that the chosen side has more than the rejected one, [N]."""
+    right: Tensor
+    """Whether the chosen side scores higher, [N]."""
+
+    def by_length(self) -> str:
+        """The accuracy where the chosen side is longer, much longer, shorter and much shorter."""
+        size = self.longer.abs().float().median()
+        said = []
+        for name, chosen in (
+            ("longer by more than the median", self.longer > size),
+            ("longer by less", (self.longer > 0) & (self.longer <= size)),
+            ("shorter by less", (self.longer < 0) & (self.longer >= -size)),
+            ("shorter by more", self.longer < -size),
+        ):
+            right = self.right[chosen].tolist()
+            low, high = accuracy_interval(right, range(len(right)))
+            said.append(f"{name} {statistics.mean(right):.3f} [{low:.3f}, {high:.3f}] of {len(right)}")
+        return "; ".join(said)
+
+
+def learned(train: Sequence[Pair], held_out: Sequence[Pair], *, model: str, seed: int) -> Learned:
     """``tether reward`` on ``train``, measured on ``held_out``."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         pairs = write_pairs(root / "train.jsonl", train)
         run = RunOptions(out=str(root / "run"), seed=seed, quiet=True)
-        reward.train(reward.Reward(model=model, pairs=pairs, test_share=0, run=run))
+        rows = DataOptions(overlong="truncate", on_bad_rows="skip")
+        reward.train(reward.Reward(model=model, pairs=pairs, test_share=0, data_options=rows, run=run))
         trained, tokenizer = load_reward_model(str(root / "run" / "model"))
         judged = load_pairs(
-            write_pairs(root / "held_out.jsonl", held_out), tokenizer, context=context_length(trained), overlong="drop"
+            write_pairs(root / "held_out.jsonl", held_out),
+            tokenizer,
+            context=context_length(trained),
+            overlong="truncate",
+            on_bad_rows="skip",
         )
-        return reward_model.evaluate(trained, judged, token_budget=16384).accuracy
+        scores = reward_model.score_pairs(trained, judged, token_budget=16384)
+        longer = torch.tensor([len(pair.chosen_ids) - len(pair.rejected_ids) for pair in judged])
+        return Learned(evaluation_of(judged, scores), longer, (scores[0] > scores[1]).double())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--task", choices=("polarity", "ethics"), required=True)
+    parser.add_argument("--task", choices=("polarity", "ethics", "helpful", "harmless"), required=True)
     parser.add_argument("--model", default="base")
     parser.add_argument("--seeds", type=int, default=1)
     args = parser.parse_args()
-    train, held_out = polarity(args.data) if args.task == "polarity" else ethics(args.data)
+    if args.task in ("helpful", "harmless"):
+        train, held_out = dialogues(args.data, args.task)
+    else:
+        train, held_out = polarity(args.data) if args.task == "polarity" else ethics(args.data)
     print(f"{args.task}: {len(train)} training pairs, {len(held_out)} held out", flush=True)
     start = time.monotonic()
     words = bag_of_words(train, held_out)
@@ -167,8 +216,15 @@ def main() -> None:
     found = []
     for seed in range(args.seeds):
         start = time.monotonic()
-        found.append(learned(train, held_out, model=args.model, seed=seed))
-        print(f"tether reward, seed {seed} {found[-1]:.4f}  ({time.monotonic() - start:.0f} s)", flush=True)
+        judge = learned(train, held_out, model=args.model, seed=seed)
+        one = judge.found
+        found.append(one.accuracy)
+        print(
+            f"tether reward, seed {seed} {one.accuracy:.4f} [{one.accuracy_low:.3f}, {one.accuracy_high:.3f}] on "
+            f"{one.pairs} pairs; the longer side wins {one.longer_wins:.3f}, and is preferred in "
+            f"{one.prefers_longer:.3f}  ({time.monotonic() - start:.0f} s)\n  chosen side {judge.by_length()}",
+            flush=True,
+        )
     print(f"median {statistics.median(found):.4f}, {statistics.median(found) - words:+.4f} against the bag of words")
 
 

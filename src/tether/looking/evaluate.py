@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,6 +15,7 @@ from tether.data.records import load_pairs
 from tether.errors import ConfigError
 from tether.evaluation import evaluate_policy, policy_kl, require_comparable, sample_and_score
 from tether.generation.engine import Engine
+from tether.looking import best_of_n
 from tether.looking.terminal import show
 from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
@@ -43,6 +45,9 @@ class Eval:
     """Reward model to measure, instead of a policy."""
     pairs: str | None = None
     """Rows with chosen and rejected, for a reward model."""
+    format: Literal["pairs", "best-of-n"] = "pairs"
+    """What a row of pairs is: two sides; or best-of-n, a prompt with lists of chosen and rejected answers, as in
+    RewardBench 2."""
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
@@ -56,6 +61,8 @@ class Eval:
                     all(policy[:3]) and not any(judge)
                 )
                 or (all(judge) and not any(policy)),
+                "format is for a reward model: give --reward-model and --pairs": self.format == "pairs"
+                or bool(self.reward_model),
             },
         )
 
@@ -63,7 +70,8 @@ class Eval:
 @naming_the_model_of_a_run()
 def evaluate(command: Eval) -> None:
     if command.reward_model is not None and command.pairs is not None:
-        found = measured_judge(command.reward_model, command.pairs, command.samples)
+        measure = best_of_n.measured if command.format == "best-of-n" else measured_judge
+        found = measure(command.reward_model, command.pairs, command.samples)
     else:
         assert command.model is not None
         assert command.prompts is not None

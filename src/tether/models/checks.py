@@ -23,7 +23,7 @@ from tether.models.linear import has_rounded_matmuls
 from tether.models.memory import out_of_memory
 from tether.models.packing import pack
 from tether.models.policy import final_states, packed_states, project
-from tether.models.unpacked import set_unpacked
+from tether.models.unpacked import is_unpacked, set_unpacked
 from tether.types import Batch, PromptCompletion
 
 AFFORDABLE = 4e12
@@ -31,6 +31,9 @@ AFFORDABLE = 4e12
 billion parameters, half a minute on two cores."""
 TOLERANCE = {True: 1e-3, False: 0.1}
 """The largest relative difference of two hidden states that is rounding, in full precision (True) or not."""
+LONG_PADDING = (12, 50)
+"""Lengths beside which short rows of a model that is unpacked are compared too: what mixes tokens in its own way may do
+so from some distance on."""
 NAMES = re.compile(r"window|chunk|original_max_position|block_size|topk|floor_scale|local", re.IGNORECASE)
 """Names of what a configuration says about lengths,"""
 COUNTS = re.compile(r"layer|expert|theta|freq|head", re.IGNORECASE)
@@ -194,7 +197,8 @@ def check_packing(model: PreTrainedModel) -> None:
 def check_rows(model: PreTrainedModel) -> None:
     """Raise :class:`ModelError` unless every row has the same last hidden states beside others as by itself."""
     context = tried_context(model)
-    for length in (4, *(t for t in thresholds(model) if affordable(model, 3 * t))):
+    lengths = (4, *(LONG_PADDING if is_unpacked(model) else ()), *thresholds(model))
+    for length in (lengths[0], *(n for n in lengths[1:] if affordable(model, 3 * n))):
         rows = rows_across(model, min(length, context - 4))
         batch = Batch.collate(rows, model.device)
         found = final_states(model.base_model, batch)

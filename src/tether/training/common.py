@@ -43,6 +43,7 @@ from tether.runtime.state import RunState
 from tether.trackers.names import require_installed
 from tether.trackers.tracking import Tracking
 from tether.training import inputs
+from tether.training.card import write_card
 from tether.training.given import NOTHING, Given
 from tether.training.inputs import (
     DATE,
@@ -269,6 +270,8 @@ def save_policy(loaded: Loaded, recorder: Recorder) -> None:
 
 def finish(recorder: Recorder, summary: dict[str, Any], *, quiet: bool) -> None:
     """``summary.json``, and one line that says where things are."""
+    if recorder.writes:
+        write_card(recorder.directory.path, summary)
     recorder.finish(summary)
     if recorder.writes and not quiet:
         print(one_line("; ".join([last_line(recorder), *held_out_words(summary)])), file=sys.stderr)
