@@ -148,7 +148,8 @@ class EvaluationOptions:
     """Reward that is reported on the held-out prompts and not trained on, such as a judge: as --reward, without a
     weight; repeatable."""
     patience: int = 0
-    """Stop after this many evaluations in a row without a better eval/reward, or metric of keep_best; 0 is off."""
+    """Stop after this many evaluations in a row without a better eval/reward (dpo: eval/loss), or metric of keep_best;
+    0 is off."""
     stop_kl: float | None = None
     """Stop when the KL to the reference exceeds this many nats per completion: eval/kl where it is evaluated, else the
     mean kl of the last 3 steps. No limit unless given."""

@@ -44,7 +44,7 @@ from tether.models.adapters import adapter_dropout
 from tether.models.flops import training_flops
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import PreferenceLoss, preference_loss
-from tether.stop_requests import at_safe_points, stoppable
+from tether.stop_requests import anywhere, at_safe_points, stoppable
 from tether.types import Batch, Metrics, PreferencePair, StepResult
 from tether.world import ALONE, World
 
@@ -326,7 +326,8 @@ def steps(
         return [*([on_pairs] if pairs_due else []), *([also] if also else [])]
 
     def evaluated() -> Metrics:
-        return {name: value for measure in due() for name, value in measure().items()}
+        with anywhere():
+            return {name: value for measure in due() for name, value in measure().items()}
 
     yield from epochs(
         state,

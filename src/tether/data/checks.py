@@ -135,6 +135,19 @@ def keep_apart(
     return leave_out(training, reasons, HELD_OUT, report=report, on_bad_rows=on_bad_rows)
 
 
+def keep_from_prompts(
+    pairs: Sequence[PreferencePair], held_out: Sequence[Prompt], *, report: DataReport, on_bad_rows: OnBadRows = "fail"
+) -> list[PreferencePair]:
+    """The pairs whose prompt is none of the ``held_out`` ones; otherwise as :func:`keep_apart`."""
+    known = {prompt.ids: report.origin(prompt)[0].where for prompt in reversed(held_out)}
+    reasons = {
+        index: f"its prompt is held out ({known[pair.prompt_ids]})"
+        for index, pair in enumerate(pairs)
+        if pair.prompt_ids in known
+    }
+    return leave_out(pairs, reasons, HELD_OUT, report=report, on_bad_rows=on_bad_rows)
+
+
 def leave_out(
     records: Sequence[Record],
     reasons: Mapping[int, str],

@@ -136,7 +136,8 @@ def rewards_of(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> tu
     """Figure to what it is a figure of, and the figures that are trained on, from the options of a run.
 
     A reward model is what its fingerprint says, wherever it lies; other rewards are what their SPEC says. The members
-    of a reward belong to it.
+    of a reward belong to it. A run that is trained on no reward, as in DPO, has the first evaluation reward as its
+    total.
     """
     given = [split_name(value) for value in config.get("reward") or ()]
     weighted = [(name, *split_weight(rest)) for name, rest in given]
@@ -145,11 +146,13 @@ def rewards_of(config: Mapping[str, Any], fingerprints: Mapping[str, str]) -> tu
         what[name], weights[name] = fingerprints.get(f"reward {name}", spec), weight
     judges = [split_name(value) for value in config.get("eval_reward") or ()]
     for name, (_, spec) in zip(part_names(judges), judges, strict=True):
-        what[name], weights[name] = fingerprints.get(f"eval_reward {name}", spec), 0.0
+        first = not given and not what
+        what[name], weights[name] = fingerprints.get(f"eval_reward {name}", spec), float(first)
     total = " + ".join(sorted(f"{weight:g} * {what[name]}" for name, weight in weights.items() if weight))
+    raised = {SCORE} | {f"rewards/{name}" for name, weight in weights.items() if weight}
     return (
         {SCORE: total} | {f"rewards/{name}": spec for name, spec in what.items()},
-        frozenset({SCORE} | {f"rewards/{name}" for name, weight in weights.items() if weight}),
+        frozenset(raised if given else ()),
     )
 
 

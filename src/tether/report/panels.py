@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from tether.report.plots import COLOURS, STEP, Panel, Series, series_of
 from tether.report.view import RunView
+from tether.runtime.metric_names import EVALUATED
 
 REWARD = ("Reward", ("reward", "reward/selected"))
 HELD_OUT = ("Reward on held-out prompts", ("eval/reward",))
@@ -13,7 +14,10 @@ OTHERS = (
     ("KL to the reference, nats per completion", ("kl",)),
     ("KL on held-out prompts, nats per completion", ("eval/kl",)),
     ("Loss", ("loss", "loss/policy", "loss/value", "eval/loss")),
-    ("Accuracy", ("accuracy", "eval/accuracy")),
+    ("Accuracy", ("accuracy", "eval/accuracy", "rewards/accuracies", "eval/rewards/accuracies")),
+    ("Rewards that the policy implies", ("rewards/chosen", "rewards/rejected")),
+    ("Their margin", ("rewards/margins", "eval/rewards/margins")),
+    ("Log-probs of both sides, nats", ("logps/chosen", "logps/rejected")),
     ("Entropy, nats per token", ("entropy",)),
     ("Completion length, tokens", ("completions/mean_length",)),
     ("Gradient norm", ("grad_norm",)),
@@ -32,7 +36,7 @@ def shown_metrics(views: Sequence[RunView]) -> list[tuple[str, list[str]]]:
     """Title and metrics of the plots that these runs can fill, the parts of the reward included."""
     held = {name for view in views for row in view.rows for name in row}
     parts = sorted({name for view in views for name in view.reward_parts})
-    judged = sorted(name for name in held if name.startswith("eval/rewards/"))
+    judged = sorted(name for name in held - set(EVALUATED["dpo"]) if name.startswith("eval/rewards/"))
     groups = (REWARD, ("Parts of the reward", parts), HELD_OUT, ("Each reward on held-out prompts", judged), *OTHERS)
     found = [(title, [name for name in names if name in held]) for title, names in groups]
     return [(title, names) for title, names in found if names]

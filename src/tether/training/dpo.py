@@ -11,19 +11,20 @@ from typing import Any
 
 from tether.algorithms import dpo
 from tether.algorithms.pair_evaluation import Evaluation
-from tether.config import DataOptions, EvaluationOptions, RewardCalls, RunOptions, require_evaluations
-from tether.data.checks import leave_out
+from tether.config import DataOptions, EvaluationOptions, RewardCalls, RunOptions
+from tether.data.checks import keep_from_prompts, leave_out
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_pairs, load_prompts
-from tether.errors import ConfigError
+from tether.errors import ConfigError, DataError
 from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reference import Reference, reference_of
 from tether.models.trainable import trainable
+from tether.monitor.early_stopping import EarlyStopping
 from tether.observers import Hook, Monitor
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum
-from tether.runtime.metric_names import EVALUATED, evaluation_names
+from tether.runtime.metric_names import EVALUATED, PREFERENCES, evaluation_names
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
 from tether.seeds import derive_seed
@@ -41,8 +42,7 @@ from tether.training.common import (
 )
 from tether.training.held_out import HeldOut, Judged
 from tether.training.loading import require_room
-from tether.training.policy import early_stopping
-from tether.training.preference_splits import Splits, split
+from tether.training.preference_splits import Splits, split, tell_small
 from tether.training.task import load_rewards
 from tether.types import Budget, Metrics, PreferencePair, Prompt, Sampling
 from tether.untrusted import one_line
@@ -79,17 +79,19 @@ class DPO:
                 "eval_share must be 0 or more and less than 1": 0 <= self.eval_share < 1,
                 "eval_prompts needs eval_reward: give --eval-reward": not self.evaluation.eval_prompts
                 or bool(self.evaluation.eval_reward),
+                "stop_kl needs eval_every: give --eval-every N, --eval-prompts and --eval-reward": (
+                    self.evaluation.stop_kl is None or bool(self.evaluation.eval_every)
+                ),
             },
         )
-        require_evaluations(self.run, self.evaluation)
 
 
 def train(command: DPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (), hooks: Sequence[Hook] = ()) -> None:
     """Load, train, save, compare with the reference, and sum up."""
     run, config = command.run, command.dpo
     loaded = load(run, start, partial(load_policy, command.model))
-    splits = load_splits(command, loaded)
     questions = load_questions(command, loaded)
+    splits = load_splits(command, loaded, questions.prompts if questions else [])
     state = dpo.State.create(loaded.model, len(splits.training), config, seed=run.seed, optimizer=start.given.optimizer)
     reference = reference_of(loaded.model) if questions else None  # else its log-probs of the pairs are enough
     recorder = open_run(
@@ -97,17 +99,19 @@ def train(command: DPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
         start,
         loaded,
         title="dpo",
-        state=RunState(state, (early_stopping(run, command.evaluation, window=1), *monitors)),
+        state=RunState(state, (early_stopping(command), *monitors)),
         total=state.total_steps,
         hooks=hooks,
     )
     answers = held_out_of(questions, reference, loaded, command, recorder) if questions else None
+    if not run.quiet:
+        tell_small(splits, wants_test=False, name="held-out")
 
     def due(step: int) -> Callable[[], Metrics] | None:
-        if answers is None:
-            return None
-        answers.engine.load_weights(step, trainable(loaded.model).items())
-        return answers.due(step, state.total_steps)
+        found = answers.due(step, state.total_steps) if answers else None
+        if answers and found:
+            answers.engine.load_weights(step, trainable(loaded.model).items())
+        return found
 
     with recorder.session(stop_after=run.stop_after_seconds):
         results = dpo.steps(
@@ -126,8 +130,8 @@ def train(command: DPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
         finish(recorder, summary(splits, found, loaded, recorder) | compared, quiet=run.quiet)
 
 
-def load_splits(command: DPO, loaded: Loaded) -> Splits:
-    """The pairs to learn from, and those held out."""
+def load_splits(command: DPO, loaded: Loaded, prompts: Sequence[Prompt]) -> Splits:
+    """The pairs to learn from, none of which has one of the held-out ``prompts``, and those held out."""
     load, on_bad_rows = loaded.reader(load_pairs, command.data_options), command.data_options.on_bad_rows
 
     def read(source: str) -> list[PreferencePair]:
@@ -136,7 +140,7 @@ def load_splits(command: DPO, loaded: Loaded) -> Splits:
         return leave_out(pairs, bare, "no prompt", report=loaded.report, on_bad_rows=on_bad_rows)
 
     splits = split(
-        read(command.pairs),
+        keep_from_prompts(read(command.pairs), prompts, report=loaded.report, on_bad_rows=on_bad_rows),
         stopping=read(command.eval_pairs) if command.eval_pairs else None,
         test=None,
         eval_share=command.eval_share,
@@ -145,10 +149,29 @@ def load_splits(command: DPO, loaded: Loaded) -> Splits:
         on_bad_rows=on_bad_rows,
         seed=command.run.seed,
     )
+    if not splits.stopping and (command.eval_share or command.eval_pairs):
+        raise DataError(
+            "all pairs have one prompt, so none can be held out whose prompt is not trained on",
+            where=command.pairs,
+            hint="give --eval-pairs, or hold out none with --eval-share 0",
+        )
     loaded.fingerprints.update(pairs=fingerprint(splits.training), eval_pairs=fingerprint(splits.stopping))
     if splits.stopping:
         loaded.sometimes.update(EVALUATED["dpo"])
+    elif command.evaluation.patience and not command.run.keep_best:
+        raise ConfigError("patience watches eval/loss, and there are no held-out pairs", hint="give --eval-pairs")
     return splits
+
+
+def early_stopping(command: DPO) -> EarlyStopping:
+    """What ends a run early. It is there without limits too, so that a resumed run can be given some."""
+    return EarlyStopping(
+        stop_kl=command.evaluation.stop_kl,
+        kl="eval/kl",
+        window=1,
+        patience=command.evaluation.patience,
+        metric=command.run.keep_best or "-eval/loss",
+    )
 
 
 @dataclass(frozen=True)
@@ -172,8 +195,13 @@ def load_questions(command: DPO, loaded: Loaded) -> Questions | None:
     loaded.fingerprints["eval_prompts"] = fingerprint(prompts)
     rewards = load_rewards("eval_reward", options.eval_reward, command.calls, loaded)
     rewards = prepared(rewards, {name: prompts}, max_new_tokens=limit)
+    first, *others = (reward.name for reward, _ in rewards.rewards)
+    if taken := [reward for reward in (first, *others) if f"rewards/{reward}" in PREFERENCES]:
+        raise ConfigError(
+            f"an evaluation reward is named {taken[0]!r}, and eval/rewards/{taken[0]} is a figure of the pairs",
+            hint="give it another name: --eval-reward NAME:=REWARD",
+        )
     if options.eval_every:
-        first, *others = (reward.name for reward, _ in rewards.rewards)
         loaded.sometimes.update(evaluation_names([first], others))
     return Questions(prompts, rewards)
 

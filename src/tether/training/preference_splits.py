@@ -108,21 +108,22 @@ def _apart(
     return Splits(training=training, stopping=stopping, test=test)
 
 
-def tell_small(splits: Splits, *, wants_test: bool) -> None:
-    """Say on the standard error which splits are small, and what an accuracy on so few pairs means."""
-    for line in small(splits, wants_test=wants_test):
+def tell_small(splits: Splits, *, wants_test: bool, name: str = "stopping") -> None:
+    """Say on the standard error which splits are small, and what an accuracy on so few pairs means; ``name`` is what
+    the stopping pairs are called."""
+    for line in small(splits, wants_test=wants_test, name=name):
         print(printable(line), file=sys.stderr)
 
 
-def small(splits: Splits, *, wants_test: bool) -> Iterator[str]:
+def small(splits: Splits, *, wants_test: bool, name: str = "stopping") -> Iterator[str]:
     """The lines of :func:`tell_small`."""
     if wants_test and not splits.test:
         yield "test split: none, because too few prompts are left; give --test-pairs"
-    for name, pairs, flag in (("stopping", splits.stopping, "eval"), ("test", splits.test, "test")):
+    for which, pairs, flag in ((name, splits.stopping, "eval"), ("test", splits.test, "test")):
         if 0 < (count := len(pairs)) < SMALL:
             right = round(0.75 * count)
             low, high = accuracy_interval([1.0] * right + [0.0] * (count - right), range(count))
             yield (
-                f"{name} split: {count} pair{'s' * (count > 1)}, on which an accuracy of {right / count:.0%} has the "
+                f"{which} split: {count} pair{'s' * (count > 1)}, on which an accuracy of {right / count:.0%} has the "
                 f"95% interval {low:.0%} to {high:.0%}; give more by --{flag}-pairs or --{flag}-share"
             )
