@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check lint format types test test-all bench wheel clean
+.PHONY: help setup quickstart check lint format types test test-all bench gpu wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: $(READY)  ## all speed benchmarks against the peers; DATA=DIR holds the H
 	$(BIN)/python -m benchmarks.reward_epoch --data $(DATA) $(ARGS)
 	$(BIN)/python -m benchmarks.logprob_memory
 	$(BIN)/python -m benchmarks.cost
+
+gpu:  ## everything for one card, in under nine minutes, by .venv or else the Python of the machine; ARGS=--list
+	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 wheel: $(READY)  ## the wheel, into dist/
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
