@@ -1,0 +1,165 @@
+"""What tether writes is read by TRL and transformers' pipelines, and the reverse: run in the peers' environment.
+
+``python -m benchmarks.peers setup`` makes it; without it these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from commandline import read_rows, tether, write_rows
+from tether.models.loading import load_policy, load_tokenizer
+from tether.models.reward import load_reward_model, score_sequences
+from tiny import make_model
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = ROOT / ".peers" / "trl-1.16" / "bin" / "python"
+
+pytestmark = pytest.mark.skipif(
+    not PYTHON.exists(), reason="needs the peers' environment: python -m benchmarks.peers setup"
+)
+
+PAIRS = [{"prompt": f"Q{i}", "chosen": f" yes {i}", "rejected": f" no {i}, not at all"} for i in range(12)]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl", PAIRS)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": row["prompt"]} for row in PAIRS[:4]])
+    return tmp_path
+
+
+def peer(script: str, *arguments: object):
+    """What a script prints last, as JSON; it is run by the peers' Python."""
+    line = [str(PYTHON), "-W", "ignore", "-c", script, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.fixture
+def judge(tiny):
+    """A reward model of tether, and the texts that it is compared on."""
+    assert tether(f"reward --model {tiny} --pairs pairs.jsonl --test-share 0 --epochs 1 --quiet --out rm") == 0
+    return [row["prompt"] + row[side] + "</s>" for row in PAIRS[:5] for side in ("chosen", "rejected")]
+
+
+def own_scores(directory, texts):
+    model, _ = load_reward_model(directory)
+    tokenizer = load_tokenizer(directory)
+    return score_sequences(model, [((), tokenizer(text)["input_ids"]) for text in texts])
+
+
+PIPELINE = """
+import json, sys
+from transformers import AutoTokenizer, pipeline
+name, texts = sys.argv[1], json.loads(sys.argv[2])
+judge = pipeline("text-classification", model=name, tokenizer=AutoTokenizer.from_pretrained(name))
+found = judge(texts, function_to_apply="none", padding=True, truncation=True, max_length=120, batch_size=4)
+print(json.dumps([one["score"] for one in found]))
+"""
+
+
+def test_a_reward_model_scores_the_same_in_a_pipeline_as_rewardbench_makes_it(judge):
+    found = torch.tensor(peer(PIPELINE, "rm/model", json.dumps(judge)))
+    torch.testing.assert_close(found, own_scores("rm/model", judge), rtol=0, atol=1e-4)
+
+
+EVALUATED = """
+import json, sys
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from trl import RewardConfig, RewardTrainer
+model, pairs, out, steps = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+rows = Dataset.from_list([json.loads(line) for line in open(pairs)])
+tokenizer = AutoTokenizer.from_pretrained(model)
+judge = AutoModelForSequenceClassification.from_pretrained(model, num_labels=1)
+judge.config.pad_token_id = tokenizer.pad_token_id
+config = RewardConfig(output_dir=out, report_to=[], max_steps=max(steps, 1), per_device_train_batch_size=4,
+    per_device_eval_batch_size=4, use_cpu=True, bf16=False, fp16=False, save_strategy="no", disable_tqdm=True,
+    gradient_checkpointing=False, learning_rate=1e-3 if steps else 0.0)
+trainer = RewardTrainer(model=judge, args=config, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+if steps:
+    trainer.train()
+    trainer.save_model(out)
+print(json.dumps(trainer.evaluate()))
+"""
+
+
+def test_a_reward_model_has_the_same_accuracy_and_loss_in_trls_trainer(judge):
+    """TRL's rendering of a pair of plain text is the prompt, the side and the EOS, as here."""
+    theirs = peer(EVALUATED, "rm/model", "pairs.jsonl", "out", 0)
+    raw = own_scores(
+        "rm/model", [row["prompt"] + row[side] + "</s>" for row in PAIRS for side in ("chosen", "rejected")]
+    )
+    margins = raw.view(-1, 2) @ torch.tensor([1.0, -1.0])
+    assert theirs["eval_accuracy"] == pytest.approx(float((margins > 0).float().mean()), abs=1e-6)
+    loss = float(-torch.nn.functional.logsigmoid(margins).mean())
+    assert theirs["eval_loss"] == pytest.approx(loss, abs=1e-3)
+
+
+def test_a_reward_model_that_trl_trained_loads_here_with_its_scores(tiny, judge):
+    peer(EVALUATED, tiny, "pairs.jsonl", "theirs", 2)
+    found = torch.tensor(peer(PIPELINE, "theirs", json.dumps(judge)))
+    torch.testing.assert_close(own_scores("theirs", judge), found, rtol=0, atol=1e-4)
+
+
+GREEDY = """
+import json, sys
+from transformers import AutoTokenizer, pipeline
+name, prompts = sys.argv[1], json.loads(sys.argv[2])
+writer = pipeline("text-generation", model=name, tokenizer=AutoTokenizer.from_pretrained(name))
+print(json.dumps([writer(one, max_new_tokens=8, do_sample=False, return_full_text=False)[0]["generated_text"]
+    for one in prompts]))
+"""
+
+
+def test_a_policy_writes_the_same_in_a_pipeline(here, tiny):
+    assert tether(f"dpo --model {tiny} --pairs pairs.jsonl --batch-size 4 --learning-rate 1e-3 --quiet --out out") == 0
+    asked = "--prompts prompts.jsonl --temperature 0 --max-new-tokens 8 --out g.jsonl"
+    assert tether(f"generate --model out/model {asked}") == 0
+    own = [row["completion"] for row in read_rows(here / "g.jsonl")]
+    assert peer(GREEDY, "out/model", json.dumps([row["prompt"] for row in PAIRS[:4]])) == own
+
+
+DPO = """
+import json, sys
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import DPOConfig, DPOTrainer
+model, pairs, out = sys.argv[1:4]
+rows = Dataset.from_list([json.loads(line) for line in open(pairs)])
+tokenizer = AutoTokenizer.from_pretrained(model)
+config = DPOConfig(output_dir=out, report_to=[], max_steps=1, per_device_train_batch_size=12, use_cpu=True, bf16=False,
+    fp16=False, save_strategy="no", disable_tqdm=True, gradient_checkpointing=False, learning_rate=1e-3,
+    lr_scheduler_type="constant", beta=0.1, logging_steps=1, max_grad_norm=1e9)
+trainer = DPOTrainer(model=AutoModelForCausalLM.from_pretrained(model), args=config, train_dataset=rows,
+    processing_class=tokenizer)
+trainer.train()
+trainer.save_model(out)
+first = trainer.state.log_history[0]
+print(json.dumps({key: first[key] for key in ("loss", "logps/chosen", "logps/rejected")}))
+"""
+
+
+def test_our_pairs_train_trls_dpo_which_begins_with_our_log_probs_and_loads_here(here, tiny):
+    theirs = peer(DPO, tiny, "pairs.jsonl", "theirs")
+    line = f"dpo --model {tiny} --pairs pairs.jsonl --eval-share 0 --batch-size 12 --quiet --matmul-dtype float32"
+    assert tether(f"{line} --out out") == 0
+    ours = read_rows(here / "out" / "metrics.jsonl")[0]
+    assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-4)
+    for side in ("chosen", "rejected"):
+        assert theirs[f"logps/{side}"] == pytest.approx(ours[f"logps/{side}"], rel=1e-3)
+    model, _ = load_policy("theirs")
+    assert model.config.model_type == "llama"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return make_model(tmp_path / "tiny")
