@@ -7,7 +7,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart check lint format types test test-all bench gpu wheel clean
+.PHONY: help setup quickstart check lint format types test test-all bench interchange gpu wheel clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,10 @@ bench: $(READY)  ## all speed benchmarks against the peers; DATA=DIR holds the H
 	$(BIN)/python -m benchmarks.reward_epoch --data $(DATA) $(ARGS)
 	$(BIN)/python -m benchmarks.logprob_memory
 	$(BIN)/python -m benchmarks.cost
+
+interchange: $(READY)  ## what TRL and pipelines make of our models and pairs, and the reverse, in an environment of its own
+	test -d .peers/trl-1.16 || $(BIN)/python -m benchmarks.peers setup --only 1.16.0
+	$(PYTEST) tests/interchange $(ARGS)
 
 gpu:  ## everything for one card, in under nine minutes, by .venv or else the Python of the machine; ARGS=--list
 	$$(test -x $(BIN)/python && echo $(BIN)/python || echo $(PYTHON)) -m benchmarks.gpu $(ARGS)

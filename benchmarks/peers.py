@@ -1,6 +1,6 @@
 """The virtual environments of the peers, separate from tether's.
 
-    python -m benchmarks.peers setup [--system-torch]
+    python -m benchmarks.peers setup [--system-torch] [--only 1.16.0]
 
 Makes ``.peers/trl-1.16`` (GRPOTrainer, RewardTrainer, transformers' own generation) and ``.peers/trl-1.12`` (the last
 PPOTrainer). torch is installed first, in the version that constraints.txt pins, and kept; --system-torch uses the torch
@@ -43,8 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("setup",))
     parser.add_argument("--system-torch", action="store_true")
+    parser.add_argument("--only", choices=TRL, help="one of the environments; both unless given")
     args = parser.parse_args()
-    for version in TRL:
+    for version in [args.only] if args.only else TRL:
         setup(version, system_torch=args.system_torch)
 
 
