@@ -15,6 +15,7 @@ from tether.models.adapters import merge_adapter
 from tether.models.loading import is_reward_model, load_policy, model_config, split_adapter
 from tether.models.reward import load_reward_model, save_reward_model
 from tether.models.saving import require_vacant, save_model
+from tether.training.inputs import naming_the_model_of_a_run
 
 PROBES = (((0, 1, 2), (3, 4)), ((0, 3), (2, 1, 1)))
 """Rows, ids that any vocabulary has, for which a merged reward model gives the same scores after a reload."""
@@ -37,6 +38,7 @@ class Merge:
         ConfigError.unless_typed(self)
 
 
+@naming_the_model_of_a_run()
 def main(command: Merge) -> None:
     base, adapter = split_adapter(command.model)
     if adapter is None:
