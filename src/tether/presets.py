@@ -78,7 +78,7 @@ PRESETS: Mapping[str, Preset] = {
     "gpt2-sentiment-ppo": Preset(
         command="ppo",
         summary="GPT-2 to positive sentiment; give --prompts, such as the first words of film reviews",
-        source="the sentiment example of TRL 0.11 (rate, batch, epochs, adaptive KL), with VADER as the reward",
+        source="after the sentiment example of early TRL (rate, epochs, adaptive KL), with VADER as the reward",
         options={
             "model": "gpt2",
             "reward": ("sentiment",),
