@@ -187,7 +187,7 @@ def test_steps_as_they_are_captured_on_cuda(loaded, sampling, monkeypatch):
                 self.step(seating)
 
     expected = run(NaiveGenerator, loaded, sampling)
-    monkeypatch.setattr(scheduler, "graphed", lambda device: True)
+    monkeypatch.setattr(scheduler, "graphed", lambda *_: True)
     monkeypatch.setattr(scheduler, "GraphedStep", Step)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     assert_same(run(Engine, loaded, sampling, budget=Budget(max_rows=4)), expected)

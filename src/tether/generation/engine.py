@@ -84,12 +84,11 @@ class Engine:
 
     def _roll_out(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
         """The completions of each request. Each time that memory runs out, half as many are in flight from then on."""
-        if is_unpacked(self.model):
-            each = partial(complete, self.model, self.tokenizer, sampling=sampling, version=self.version)
-            rows = self.budget.max_rows
-            return [each(one, cached=self.cached, max_rows=rows, tally=self.tally) for one in requests]
+        one = partial(complete, self.model, self.tokenizer, sampling=sampling, version=self.version, cached=self.cached)
 
         def attempt(rows: int) -> list[list[Completion]]:
+            if is_unpacked(self.model):
+                return [one(request, max_rows=rows, tally=self.tally) for request in requests]
             room = room_for(self.model, requests, sampling, replace(self.budget, max_rows=rows))
             return Rollout(
                 self.model, self.tokenizer, requests, sampling, room=room, version=self.version, tally=self.tally

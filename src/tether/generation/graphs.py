@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from tether.generation.cache import Pool, Seating, Shape
+from tether.models.experts import routers
 
 STRIDE = 8
 """Decoding steps on CUDA between two looks of the host at the tokens."""
@@ -15,9 +17,10 @@ REACH = 256
 """A row's own keys are given to attention in multiples of this on CUDA."""
 
 
-def graphed(device: torch.device) -> bool:
-    """Whether decoding steps are captured as graphs."""
-    return device.type == "cuda"
+def graphed(model: nn.Module, device: torch.device) -> bool:
+    """Whether decoding steps are captured as graphs: on CUDA, but not those of a mixture of experts, whose products
+    have shapes that depend on which experts the tokens get."""
+    return device.type == "cuda" and not routers(model)
 
 
 def power_of_two(n: int) -> int:

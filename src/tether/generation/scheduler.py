@@ -130,7 +130,7 @@ class Rollout:
         self.model, self.tokenizer, self.version, self.tally = model, tokenizer, version, tally
         self.prompts, self.sampling = [request.prompt.ids for request in requests], sampling
         self.device = model.device
-        self.graphed = graphed(self.device)
+        self.graphed = graphed(model, self.device)
         self.trunk, self.project = model.base_model, project(model)
         self.embed = model.get_input_embeddings()
         self.ending = Ending.of(model, tokenizer, sampling)

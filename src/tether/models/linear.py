@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers.pytorch_utils import Conv1D
 
 from tether.models.adapters import of_adapter
+from tether.models.experts import routers
 
 
 def round_matmuls(module: nn.Module) -> None:
@@ -26,12 +27,13 @@ def round_matmuls(module: nn.Module) -> None:
 
     Parameters, their dtype and the state dict are unchanged; deep copies are rounded too. Layers whose weights are not
     float32 are unchanged, and so are those with a single output, a reward or a value: their product costs nothing, and
-    it is the result; adapters, whose products are small, stay exact. Each layer keeps a rounded copy of its weight,
-    which takes half as many bytes again.
+    it is the result; adapters, whose products are small, and routers of experts stay exact. Each layer keeps a rounded
+    copy of its weight, which takes half as many bytes again.
     """
     count_optimizer_steps()
+    exact = {layer for router in routers(module) for layer in router.modules()}
     for name, layer in module.named_modules():
-        if of_adapter(f"{name}.weight"):
+        if layer in exact or of_adapter(f"{name}.weight"):
             continue
         kind, weight = ROUNDED.get(type(layer)), getattr(layer, "weight", None)
         if kind and isinstance(weight, Tensor) and weight.dtype == torch.float32 and min(weight.shape) > 1:

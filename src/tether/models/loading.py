@@ -29,6 +29,7 @@ from tether.models.adapters import CLASSIFIER, adapter_config, adapter_file, loa
 from tether.models.adapters import CONFIG as ADAPTER_CONFIG
 from tether.models.checks import check_policy
 from tether.models.checks import context_length as context_length
+from tether.models.experts import route_in_float32
 from tether.models.quantised import Quantise, check_blocks, is_quantised, quantisation, settle_products
 
 transformers.logging.set_verbosity_error()
@@ -126,6 +127,7 @@ def load_pretrained(
         error.at(name)
         raise
     settle_products(model)
+    route_in_float32(model)
     if getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         model.set_attn_implementation("eager")  # transformers before 5.23 uses sdpa, without the soft cap
     return model.eval()

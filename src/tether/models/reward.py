@@ -1,7 +1,8 @@
 """Reward models: a language model with a bias-free linear head ``score`` to one number, read at the last real token.
 
-On disk a reward model is an ordinary ``AutoModelForSequenceClassification`` with ``num_labels=1``; its ``config.json``
-also holds ``score_mean`` and ``score_std``, the statistics that :func:`normalised_scores` removes.
+On disk a reward model is an ordinary ``AutoModelForSequenceClassification`` with ``num_labels=1``, or one of
+:mod:`tether.models.classifiers` in the same layout; its ``config.json`` also holds ``score_mean`` and ``score_std``,
+the statistics that :func:`normalised_scores` removes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.data.batching import micro_batches
 from tether.errors import ModelError
 from tether.models.adapters import is_adapted, load_adapter
 from tether.models.checks import check_classifier
+from tether.models.classifiers import classifier_class
 from tether.models.linear import has_rounded_matmuls, round_matmuls
 from tether.models.loading import (
     OUTPUT_HEADS,
@@ -91,7 +93,7 @@ def new_reward_model(
 def classifier_on(base: str, *, dtype: torch.dtype, **where: Any) -> PreTrainedModel:
     """A sequence classifier with one label on the trunk of the causal language model ``base``; its head is not set."""
     return load_pretrained(
-        AutoModelForSequenceClassification,
+        classifier_class(model_config(base)),
         base,
         dtype=dtype,
         allow_missing="score.",
@@ -133,7 +135,7 @@ def load_reward_model(
     tokenizer = load_tokenizer(name)
     if adapter is None or is_reward_model(base):
         model = load_pretrained(
-            AutoModelForSequenceClassification,
+            classifier_class(model_config(base)),
             base,
             dtype=dtype,
             allow_unused=OUTPUT_HEADS,
@@ -220,7 +222,7 @@ def save_reward_model(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Save a reward model, reload it with ``AutoModelForSequenceClassification``, and compare scores of the ``probes``.
+    """Save a reward model, reload it with the class that others load it with, and compare scores of the ``probes``.
 
     Heads are easily lost, renamed or newly initialised on the way. Raises :class:`ModelError`, and leaves nothing
     behind, where the reloaded weights or transformers' own pooling give other scores. Raises :class:`ConfigError` where
@@ -238,7 +240,7 @@ def save_reward_model(
                 str(candidate), dtype=model.dtype, device=model.device, quantise=kind_of(model)
             )
         else:
-            reloaded = load_pretrained(AutoModelForSequenceClassification, str(candidate), dtype=model.dtype)
+            reloaded = load_pretrained(classifier_class(model.config), str(candidate), dtype=model.dtype)
             reloaded = place(reloaded, model.device)
         if has_rounded_matmuls(model):  # the file is tested here, not the rounding
             round_matmuls(reloaded)
