@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import (
 
 from tether.errors import TetherError
 from tether.generation.engine import Engine
+from tether.models.classifiers import in_the_library
 from tether.models.loading import load_policy
 from tether.models.policy import completion_logprobs
 from tether.models.reward import load_reward_model, new_reward_model, score_sequences
@@ -84,6 +85,7 @@ TINY: dict[str, Any] = {
 """Sizes by the names that configurations give them."""
 ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LONG = {"rope_type": "longrope", **ROPE, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [1.5, 2.0, 3.0, 4.0]}
+FACTORS = ("short_factor", "long_factor")
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama, linear RoPE": ("llama", {"rope_parameters": {"rope_type": "linear", **ROPE}}),
     "llama, dynamic RoPE": ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}}),
@@ -100,8 +102,41 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "original_max_position_embeddings": 64,
         },
     ),
+    "phi3, LongRoPE, part of each head (Phi 4 mini)": (
+        "phi3",
+        {
+            "rope_parameters": LONG
+            | {"original_max_position_embeddings": 64, "partial_rotary_factor": 0.75}
+            | {name: LONG[name][:3] for name in FACTORS},
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "phi3, LongRoPE, one factor": (
+        "phi3",
+        {
+            "rope_parameters": LONG | {"short_factor": LONG["long_factor"]},
+            "original_max_position_embeddings": 32,
+        },
+    ),
     "mistral, no window": ("mistral", {"sliding_window": None}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2, window": ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8}),
+    "falcon, multi-query": ("falcon", {"multi_query": True, "new_decoder_architecture": False, "alibi": False}),
+    "falcon, multi-head, ALiBi": (
+        "falcon",
+        {
+            "multi_query": False,
+            "new_decoder_architecture": False,
+            "alibi": True,
+            "parallel_attn": False,
+            "num_kv_heads": 4,
+        },
+    ),
+    "falcon, new decoder": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "gpt_neox, sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    "opt, projected (350m)": ("opt", {"word_embed_proj_dim": 16, "do_layer_norm_before": False}),
+    "olmo, clipped": ("olmo", {"clip_qkv": 1.0}),
+    "mixtral, window": ("mixtral", {"sliding_window": 8}),
 }
 """Rows of one architecture with other settings: its model type, and what is different."""
 LEFT_OUT = ((), ("head_dim",), ("num_key_value_heads",), ("head_dim", "num_key_value_heads"))
@@ -233,14 +268,15 @@ def try_kind(kind: str, answer: Connection) -> None:
         base in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     )
     answer.send(verdict(kind, AutoModelForCausalLM, try_policy) if causal else "-")
-    if not classifier:
-        answer.send("-")
-    elif causal:
-        made = lambda directory: try_reward_model(directory, lambda name: new_reward_model(name, seed=0))  # noqa: E731
-        answer.send(verdict(kind, AutoModelForCausalLM, made))
+    made = lambda directory: try_reward_model(directory, lambda name: new_reward_model(name, seed=0))  # noqa: E731
+    loaded = lambda directory: try_reward_model(directory, load_reward_model)  # noqa: E731
+    if classifier:
+        tried = (AutoModelForCausalLM, made) if causal else (AutoModelForSequenceClassification, loaded)
+        answer.send(verdict(kind, *tried))
+    elif not in_the_library(CONFIG_MAPPING[base]()):
+        answer.send(verdict(kind, AutoModelForCausalLM, made).replace("works", "works, own class"))
     else:
-        loaded = lambda directory: try_reward_model(directory, load_reward_model)  # noqa: E731
-        answer.send(verdict(kind, AutoModelForSequenceClassification, loaded))
+        answer.send("-")
 
 
 def isolated(kind: str) -> list[str]:

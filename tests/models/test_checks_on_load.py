@@ -45,6 +45,8 @@ UNPACKED = {
     "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1, "head_dim": 8, "num_key_value_heads": 2},
     "deepseek_v2": LATENT,
     "deepseek_v3": LATENT,
+    "bloom": {"n_layer": 2, "n_head": 4, "seq_length": 128},
+    "falcon": {"alibi": True, "multi_query": False, "new_decoder_architecture": False, "num_kv_heads": 4},
 }
 """Architectures that attend or share keys in ways of their own, at toy size."""
 WORK = {
@@ -104,6 +106,30 @@ def test_longrope_is_packed_up_to_its_original_context(tmp_path):
     assert not is_unpacked(model)
     assert context_length(model) == 40
     assert model.config.max_position_embeddings == 128
+
+
+def test_longrope_with_one_factor_is_exact_in_the_whole_context(tmp_path):
+    """With ``long_factor`` in both places, rows on both sides of the original context are the library's."""
+    rope = LONGROPE | {"short_factor": LONGROPE["long_factor"]}
+    changes = {"rope_parameters": rope, "original_max_position_embeddings": 40, "num_key_value_heads": 2}
+    model, tokenizer = load_policy(make_other(tmp_path, "phi3", changes))
+    assert not is_unpacked(model)
+    assert context_length(model) == 128
+    rows = [((5, 6, 7) * 12, (8, 9, 10, 11, 40, 41, 42)), ((5, 6, 7) * 12, (12, 9)), ((40,), (41, 42))]
+    with torch.no_grad():
+        (found,) = completion_logprobs(model, Batch.collate(rows), temperature=1.0)
+        for row, (prompt, completion) in enumerate(rows):
+            logits = model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0].log_softmax(-1)
+            known = [logits[len(prompt) - 1 + t, token] for t, token in enumerate(completion)]
+            torch.testing.assert_close(found[row, : len(completion)], torch.stack(known), rtol=1e-3, atol=1e-4)
+    asked = make_requests([Prompt(ids=(5, 6, 7) * 12, text="")], group_size=2, seed=0)
+    sampled, expected = (
+        [[c.ids for c in group.completions] for group in kind(model, tokenizer).generate(
+            asked, sampling=Sampling(max_new_tokens=9)
+        )]
+        for kind in (Engine, NaiveGenerator)
+    )  # fmt: skip
+    assert sampled == expected
 
 
 def test_a_model_that_sees_later_tokens_is_refused(tiny, monkeypatch):

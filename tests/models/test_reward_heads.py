@@ -10,10 +10,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import processors
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GPT2Config
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GraniteConfig,
+    WhisperConfig,
+)
 
+from commandline import tether, workspace
 from helpers import rows_of
+from runs import LINES
 from tether.errors import ConfigError, ModelError
+from tether.models.classifiers import in_the_library
 from tether.models.loading import load_policy
 from tether.models.packing import pack
 from tether.models.reward import (
@@ -28,6 +40,12 @@ from tether.types import Batch
 from tiny import ARCHITECTURES, byte_tokenizer, make_model
 
 EOS = 1
+GRANITE = GraniteConfig(
+    vocab_size=264, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.3, bos_token_id=0, eos_token_id=1,
+    pad_token_id=2, logits_scaling=3.0,
+)  # fmt: skip
+"""An architecture without a classifier in the library."""
 
 
 def sequences(count=9, *, longest=40, seed=0) -> list[list[int]]:
@@ -257,3 +275,47 @@ def test_a_reward_model_is_trained_on_with_its_head(tiny, tmp_path):
     save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(sequences(2)))
     again, _ = new_reward_model(str(tmp_path / "rm"), seed=1)
     assert torch.equal(head_of(again).weight, head_of(model).weight)
+
+
+# -- architectures without a classifier in the library ----------------------------------------------------------------
+
+
+@pytest.fixture
+def granite(tmp_path):
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(GRANITE).save_pretrained(tmp_path / "granite")
+    byte_tokenizer().save_pretrained(tmp_path / "granite")
+    return str(tmp_path / "granite")
+
+
+def test_a_classifier_of_our_own_is_the_trunk_and_the_head(granite, tmp_path):
+    model, tokenizer = new_reward_model(granite, seed=0)
+    assert type(model).__name__ == "GraniteForSequenceClassification"
+    tokens = sequences()
+    found = score_sequences(model, rows_of(tokens))
+    assert found.std() > 0.05
+    save_reward_model(model, tokenizer, tmp_path / "rm", rows_of(tokens[:3]))
+    loaded, _ = load_reward_model(str(tmp_path / "rm"))
+    assert type(loaded) is type(model)
+    torch.testing.assert_close(score_sequences(loaded, rows_of(tokens)), found)
+    trunk, weights = AutoModel.from_pretrained(granite).eval(), load_file(tmp_path / "rm" / "model.safetensors")
+    with torch.no_grad():
+        known = [trunk(torch.tensor([ids])).last_hidden_state[0, -1] @ weights["score.weight"][0] for ids in tokens]
+    torch.testing.assert_close(torch.stack(known), found, rtol=1e-4, atol=1e-4)
+    model_again, _ = load_policy(granite)
+    assert type(model_again).__name__ == "GraniteForCausalLM"
+
+
+def test_a_classifier_of_our_own_is_trained_used_and_described(granite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workspace(tmp_path)
+    assert tether(f"{LINES['reward']} --quiet --model {granite} --out rm") == 0
+    assert "from tether.models.reward import load_reward_model" in (tmp_path / "rm" / "model" / "README.md").read_text()
+    assert tether(f"{LINES['reward']} --quiet --lora-rank 2 --model {granite} --out lora") == 0
+    line = f"{LINES['grpo']} --steps 1 --quiet --model {granite}"
+    for judge in ("rm", "lora"):
+        assert tether(f"{line} --reward {judge}/model --out {judge}-run") == 0
+
+
+def test_a_part_of_a_larger_model_gets_no_classifier_of_our_own():
+    assert in_the_library(WhisperConfig())

@@ -49,8 +49,8 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def stated_context(model: PreTrainedModel) -> int | None:
-    """The context length in the model's configuration, if there is one. With LongRoPE it is the original one: the
-    library turns all rows of a pass otherwise once one of them is longer."""
+    """The context length in the model's configuration, if there is one; with LongRoPE, that of
+    :func:`longrope_context`."""
     config = model.config.get_text_config()
     if original := longrope_context(config):
         return original
@@ -62,9 +62,12 @@ def stated_context(model: PreTrainedModel) -> int | None:
 
 
 def longrope_context(config: Any) -> int | None:
-    """The original context length of a configuration with LongRoPE."""
+    """The original context length of a configuration with LongRoPE: the library turns all rows of a pass otherwise once
+    one of them is longer. None where both are turned alike."""
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "longrope":
+        return None
+    if list(rope["short_factor"]) == list(rope["long_factor"]):
         return None
     return cast(int | None, rope.get("original_max_position_embeddings")) or getattr(
         config, "original_max_position_embeddings", None

@@ -20,13 +20,15 @@ LANGUAGE_MODEL = "ForCausalLM"
 def classifier_class(config: Any) -> Any:
     """What loads a classifier with this configuration: the library's, if it has one, or our own.
 
-    An architecture for which there is neither gets the library's, whose error says so.
+    An architecture that has neither, such as one of several parts (text and images, encoder and decoder), gets the
+    library's, whose error says so.
     """
     kind = type(config)
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForSequenceClassification
     language_model = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
-    if not language_model.__name__.endswith(LANGUAGE_MODEL):
+    several = config.get_text_config() is not config or getattr(config, "is_encoder_decoder", False)
+    if several or not language_model.__name__.endswith(LANGUAGE_MODEL):
         return AutoModelForSequenceClassification
     return classifier_like(language_model)
 
@@ -36,7 +38,11 @@ def classifier_like(language_model: type[PreTrainedModel]) -> type[PreTrainedMod
     """The classifier beside this class: the trunk under the same name, and a bias-free linear head ``score``."""
     parent = next(base for base in language_model.__mro__[1:] if issubclass(base, PreTrainedModel))
     name = f"{language_model.__name__.removesuffix(LANGUAGE_MODEL)}ForSequenceClassification"
-    own = {"base_model_prefix": language_model.base_model_prefix, "__module__": language_model.__module__}
+    own: dict[str, Any] = {
+        "base_model_prefix": language_model.base_model_prefix,
+        "config_class": language_model.config_class,  # the parent's may be that of a larger model (Llama 4)
+        "__module__": language_model.__module__,
+    }
     return cast(type[PreTrainedModel], type(name, (GenericForSequenceClassification, parent), own))
 
 

@@ -12,6 +12,8 @@ from tether import __version__
 from tether.commands import TABLE, find
 from tether.flags import options_of
 from tether.models.adapters import CONFIG as ADAPTER_CONFIG
+from tether.models.classifiers import in_the_library
+from tether.models.loading import model_config
 from tether.rewards.resolve import short_name, split_name, split_weight
 from tether.runtime.changes import CONTENT_DECIDES, OF_THE_PROCESS, REWARDS
 from tether.untrusted import printable, read_flat_yaml
@@ -38,24 +40,33 @@ LOAD = {
         'model = AutoModelForSequenceClassification.from_pretrained("DIRECTORY", num_labels=1)',
     ),
 }
+OWN = """The library has no class for reward models of this architecture; tether has one.
+
+```python
+from tether.models.reward import load_reward_model
+
+model, tokenizer = load_reward_model("DIRECTORY")
+```"""
 
 
 def write_card(run: Path, summary: Mapping[str, Any]) -> None:
     """Write the card of the model of ``run``, which is there already."""
     model = run / "model"
     options = read_flat_yaml(run / "config.yaml")
-    text = card(options, summary, adapter=(model / ADAPTER_CONFIG).is_file())
+    own = options["command"] == "reward" and not in_the_library(model_config(str(model)))
+    text = card(options, summary, adapter=(model / ADAPTER_CONFIG).is_file(), own=own)
     (model / "README.md").write_text(text, encoding="utf-8")
 
 
-def card(options: Mapping[str, Any], summary: Mapping[str, Any], *, adapter: bool) -> str:
-    """The card of a model that a command with these ``options`` made. It names files by their last part, and holds
-    neither times nor anything of the machine, so that a run that is repeated has the same."""
+def card(options: Mapping[str, Any], summary: Mapping[str, Any], *, adapter: bool, own: bool = False) -> str:
+    """The card of a model that a command with these ``options`` made; ``own`` is a reward model of a class of ours. It
+    names files by their last part, and holds neither times nor anything of the machine, so that a run that is repeated
+    has the same."""
     command = str(options["command"])
     kind = "reward" if command == "reward" else "policy"
     base = short(options.get("model"))
     front: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": "tether" if own else "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification" if kind == "reward" else "text-generation",
         "tags": ["tether", command],
     }
@@ -69,7 +80,7 @@ def card(options: Mapping[str, Any], summary: Mapping[str, Any], *, adapter: boo
         section("Data and rewards", table(("option", "value"), inputs(options))),
         section("Options that are not the defaults", table(("option", "value"), changed(command, options))),
         section("Results", results(summary)),
-        section("How to load it", loading(kind, adapter=adapter)),
+        section("How to load it", OWN if own else loading(kind, adapter=adapter)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
