@@ -1,4 +1,4 @@
-"""Mixtures of experts: routers in float32, decoding without graphs, and what is said about the balancing loss."""
+"""Mixtures of experts: routers in float32, and decoding without graphs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from commandline import tether, workspace
-from runs import LINES
 from tether.generation.engine import Engine
 from tether.generation.graphs import graphed
 from tether.generation.naive import NaiveGenerator
@@ -136,15 +134,3 @@ def test_an_adapter_on_a_mixture_packs(mixtures):
             rtol=1e-4,
             atol=1e-4,
         )
-
-
-def test_a_run_says_that_the_balancing_loss_is_not_added(mixtures, tmp_path, monkeypatch, capfd):
-    model, tokenizer = load_policy(mixtures["mixtral"])
-    model.config.output_router_logits = True
-    save_model(model, tokenizer, tmp_path / "asking")
-    monkeypatch.chdir(tmp_path)
-    workspace(tmp_path)
-    assert tether(f"{LINES['grpo']} --steps 1 --model {tmp_path / 'asking'} --out run") == 0
-    assert "the loss that balances experts is not added" in capfd.readouterr().err
-    assert tether(f"{LINES['grpo']} --steps 1 --model {mixtures['mixtral']} --out other") == 0
-    assert "balances experts" not in capfd.readouterr().err

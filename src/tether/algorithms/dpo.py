@@ -41,6 +41,7 @@ from tether.data.batching import Cursor, epoch_steps
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.adapters import adapter_dropout
+from tether.models.balance import Balance
 from tether.models.flops import training_flops
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import PreferenceLoss, preference_loss
@@ -262,7 +263,14 @@ def update(state: State, pairs: Sequence[ReferredPair], *, config: Config, world
         return Compared.of(members, chosen, rejected, config).loss(members, config).sum() / count
 
     with adapter_dropout(state.policy, "dropout", state.seed, state.step):
-        accumulated = accumulate(state.guard, state.optimizer, partial(pair_batches, own), loss_of, world=world)
+        accumulated = accumulate(
+            state.guard,
+            state.optimizer,
+            partial(pair_batches, own),
+            loss_of,
+            balance=Balance.of(state.policy),
+            world=world,
+        )
     taken = apply(
         state.guard,
         state.optimizer,

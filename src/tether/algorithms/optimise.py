@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 
 from tether.errors import ConfigError, GuardError, MemoryShortError
 from tether.models.adapters import is_adapted
+from tether.models.balance import Balance
 from tether.models.masters import master_of, round_after_steps
 from tether.models.memory import within_memory
 from tether.stop_requests import stoppable
@@ -212,13 +214,15 @@ def accumulate(
     parts: Callable[[int], Iterable[Tensor]],
     loss_of: Callable[[Tensor], Tensor],
     *,
+    balance: Balance | None = None,
     world: World = ALONE,
 ) -> Accumulated:
     """Accumulate the gradient of one optimizer step, micro-batch by micro-batch, in the parameters' ``grad``.
 
     ``parts(token_budget)`` splits the rows into micro-batches, and ``loss_of(part)`` is a micro-batch's share of the
     loss. If memory runs out, everything is recomputed in smaller parts, which add up to the same gradient. A loss that
-    is not finite, on any rank, ends the accumulation and is its ``problem``.
+    is not finite, on any rank, ends the accumulation and is its ``problem``. A ``balance`` of experts is counted first,
+    and its loss is part of the gradient but not of the loss that is returned.
     """
 
     def attempt(token_budget: int) -> Accumulated:
@@ -232,7 +236,17 @@ def accumulate(
             total += loss.item()
         return Accumulated(total)
 
-    accumulated = guard.fit(attempt, world)
+    def count(token_budget: int) -> None:
+        assert balance is not None
+        with balance.counting():
+            for part in stoppable(parts(token_budget)):
+                loss_of(part)
+
+    if balance is not None:
+        guard.fit(count, world)
+        balance.sum_over_ranks(world.sum)
+    with balance.part_of_gradient() if balance is not None else contextlib.nullcontext():
+        accumulated = guard.fit(attempt, world)
     if world.any(bool(accumulated.problem)) and not accumulated.problem:
         return Accumulated(accumulated.loss, "the loss is not finite on another rank")
     return accumulated

@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from tether.algorithms.experience import Experience
 from tether.algorithms.optimise import Accumulated, Guard, Optim, accumulate, apply, lr_scale, mean_of
@@ -19,6 +20,7 @@ from tether.algorithms.pending import Rollouts
 from tether.data.batching import micro_batches, minibatches
 from tether.digests import prompts_digest
 from tether.figures import Figures, Max, Mean, Sum, reduce
+from tether.models.balance import Balance
 from tether.ops.divergence import k2
 from tether.ops.losses import LossInputs, LossTerms
 from tether.ops.masked import masked_mean
@@ -33,6 +35,7 @@ E = TypeVar("E", bound=Experience)
 class PolicyState(Protocol):
     """The part of an algorithm's state that an update uses."""
 
+    policy: PreTrainedModel
     optimizer: torch.optim.Optimizer
     guard: Guard
     seed: int
@@ -209,7 +212,12 @@ def accumulate_minibatch(
         )
 
     accumulated = accumulate(
-        state.guard, state.optimizer, partial(micro_batches, experience.batch), loss_of, world=world
+        state.guard,
+        state.optimizer,
+        partial(micro_batches, experience.batch),
+        loss_of,
+        balance=Balance.of(state.policy),
+        world=world,
     )
     return Minibatch(accumulated, mask, logp, figures)
 

@@ -40,6 +40,7 @@ from tether.data.batching import Cursor, epoch_steps, within_budget
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.adapters import adapter_dropout
+from tether.models.balance import Balance
 from tether.models.flops import forward_flops, shape_of, training_flops
 from tether.models.reward import score_batch, score_sequences
 from tether.models.trainable import changing
@@ -208,7 +209,14 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, wor
         return bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / count
 
     with adapter_dropout(state.model, "dropout", state.cursor.seed, state.step):
-        accumulated = accumulate(state.guard, state.optimizer, partial(pair_batches, pairs), loss_of, world=world)
+        accumulated = accumulate(
+            state.guard,
+            state.optimizer,
+            partial(pair_batches, pairs),
+            loss_of,
+            balance=Balance.of(state.model),
+            world=world,
+        )
     taken = apply(
         state.guard,
         state.optimizer,

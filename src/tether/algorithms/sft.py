@@ -29,6 +29,7 @@ from tether.data.batching import Cursor, epoch_steps, micro_batches
 from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
 from tether.models.adapters import adapter_dropout
+from tether.models.balance import Balance
 from tether.models.flops import training_flops
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import negative_log_likelihood
@@ -139,7 +140,14 @@ def update(
         return token_mean(negative_log_likelihood(logp), micro.mask, tokens=tokens)
 
     with adapter_dropout(state.policy, "dropout", state.cursor.seed, state.step):
-        accumulated = accumulate(state.guard, state.optimizer, partial(micro_batches, batch), loss_of, world=world)
+        accumulated = accumulate(
+            state.guard,
+            state.optimizer,
+            partial(micro_batches, batch),
+            loss_of,
+            balance=Balance.of(state.policy),
+            world=world,
+        )
     taken = apply(
         state.guard,
         state.optimizer,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
@@ -48,12 +47,3 @@ def own_weights(layer: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a layer, without those of the layers in it, that have less precision than float32."""
     own = dict(layer.named_parameters(recurse=False))
     return {name: w for name, w in own.items() if w.is_floating_point() and torch.finfo(w.dtype).bits < 32}
-
-
-def unbalanced_words(model: PreTrainedModel) -> str:
-    """What a person is told before a model is trained whose configuration asks for the loss that balances experts:
-    it is not added. "" of another."""
-    config = model.config.get_text_config()
-    if not (routers(model) and getattr(config, "output_router_logits", False)):
-        return ""
-    return "config.json asks for output_router_logits, and the loss that balances experts is not added (docs/models.md)"

@@ -124,6 +124,12 @@ class Pack:
     layout: GroupLayout
     states: Tensor  # [n] int64: the place of s_t for every token that the policy emitted, row by row
     ends: Tensor  # [B] int64: the place of each row's last token, if that was packed
+    runs: tuple[list[int], list[int]]
+    """Of each run of tokens in the row: how many rows share it, and its length."""
+
+    def rows_per_token(self) -> Tensor:
+        """How many rows each token stands for, [N] int64."""
+        return torch.repeat_interleave(*map(torch.tensor, self.runs))
 
 
 @dataclass(frozen=True)
@@ -192,11 +198,12 @@ def pack(batch: Batch, *, ends: bool) -> Pack:
     ]
 
     device, width = batch.ids.device, batch.ids.size(1)
-    # of each run of tokens: where it is in the batch, its first position, its length, its place on the grids
+    # of each run of tokens: where it is in the batch, its first position, its length, its place on the grids, its rows
     sources: list[int] = []
     offsets: list[int] = []
     lengths: list[int] = []
     corners: list[int] = []
+    shared_by: list[int] = []
     first_token = [0] * len(batch)  # of each row's trunk, in the packed row
     completion_start = [0] * len(batch)
     packed = corner = 0
@@ -212,6 +219,7 @@ def pack(batch: Batch, *, ends: bool) -> Pack:
             sources.append(group.rows[0] * width)
             offsets.append(0)
             lengths.append(group.trunk)
+            shared_by.append(len(group.rows))
             corners.append(corner + p * block.trunks[1])
             for row in group.rows:
                 first_token[row], completion_start[row] = packed, packed + prompts[row]
@@ -223,6 +231,7 @@ def pack(batch: Batch, *, ends: bool) -> Pack:
                 sources.append(row * width + prompts[row])
                 offsets.append(prompts[row])
                 lengths.append(length)
+                shared_by.append(1)
                 corners.append(corner + (p * block.branches[1] + g) * block.branches[2])
                 completion_start[row] = packed
                 packed += length
@@ -242,6 +251,7 @@ def pack(batch: Batch, *, ends: bool) -> Pack:
         layout=GroupLayout(blocks=tuple(blocks), grids=grids.to(device), places=places.to(device)),
         states=states.to(device)[batch.mask[length_mask(batch.completion_lengths, batch.mask.size(1)).to(device)]],
         ends=(torch.tensor(completion_start) + counts - 1).to(device),
+        runs=(shared_by, lengths),
     )
 
 

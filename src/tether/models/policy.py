@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tether.models.attention import laid_out
+from tether.models.balance import weigh_tokens
 from tether.models.packing import Pack, pack
 from tether.models.trainable import trainable
 from tether.models.unpacked import is_unpacked
 from tether.ops.logprobs import chunked_logprobs
+from tether.ops.reduce import length_mask
 from tether.types import Batch
 
 
@@ -55,7 +57,7 @@ def completion_states(trunk: nn.Module, batch: Batch) -> Tensor:
 def final_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """The hidden state at the last token of each row, [B, D]."""
     if is_unpacked(trunk):
-        hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
+        hidden = padded_hidden(trunk, batch, last=True)
         return cast(Tensor, hidden[torch.arange(len(batch), device=hidden.device), batch.lengths.to(hidden.device) - 1])
     packed = pack(batch, ends=True)
     return packed_states(trunk, packed)[packed.ends]
@@ -63,6 +65,7 @@ def final_states(trunk: nn.Module, batch: Batch) -> Tensor:
 
 def packed_states(trunk: nn.Module, packed: Pack) -> Tensor:
     """The last hidden state of every packed token, [N, D]."""
+    weigh_tokens(packed.rows_per_token)
     with laid_out(trunk):
         out = trunk(input_ids=packed.ids, position_ids=packed.positions, use_cache=False, layout=packed.layout)
     hidden: Tensor = out.last_hidden_state
@@ -72,9 +75,16 @@ def packed_states(trunk: nn.Module, packed: Pack) -> Tensor:
 def padded_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """The same as :func:`completion_states` from padded rows and the model's own attention: its oracle, and the way of
     models that are unpacked."""
-    hidden = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
+    hidden = padded_hidden(trunk, batch, last=False)
     rows = torch.arange(len(batch), device=hidden.device).unsqueeze(1)
     return hidden[rows, batch.predictors][batch.mask]
+
+
+def padded_hidden(trunk: nn.Module, batch: Batch, *, last: bool) -> Tensor:
+    """The last hidden states of padded rows, [B, S, D]; ``last`` is whether that of a row's last token is needed."""
+    weigh_tokens(lambda: length_mask(batch.lengths - (0 if last else 1), batch.ids.size(1)).flatten())
+    hidden: Tensor = trunk(input_ids=batch.ids, use_cache=False).last_hidden_state
+    return hidden
 
 
 def unflatten(flat: Tensor, mask: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from tether.errors import ConfigError, GuardError, MemoryShortError, RewardError
 from tether.flags import flatten
 from tether.models.adapters import add_adapter, is_adapted
 from tether.models.checkpointing import checkpoint_activations
-from tether.models.experts import unbalanced_words
 from tether.models.fingerprint import weights_fingerprint
 from tether.models.quantised import is_quantised
 from tether.models.saving import save_model
@@ -119,9 +118,8 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     with naming_the_model_of_a_run():
         model, tokenizer = read(**placing(run.device))
-    for said in (unpacked_words(model), unbalanced_words(model)):
-        if said and not run.quiet:
-            print(one_line(said), file=sys.stderr)
+    if (said := unpacked_words(model)) and not run.quiet:
+        print(one_line(said), file=sys.stderr)
     found = weights_fingerprint(model)
     adapt(model, run)
     matmul_dtype = set_matmul_dtype(run.device.matmul_dtype, model)
