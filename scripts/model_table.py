@@ -273,10 +273,18 @@ def try_kind(kind: str, answer: Connection) -> None:
     if classifier:
         tried = (AutoModelForCausalLM, made) if causal else (AutoModelForSequenceClassification, loaded)
         answer.send(verdict(kind, *tried))
-    elif not in_the_library(CONFIG_MAPPING[base]()):
+    elif gets_own_class(base):
         answer.send(verdict(kind, AutoModelForCausalLM, made).replace("works", "works, own class"))
     else:
         answer.send("-")
+
+
+def gets_own_class(kind: str) -> bool:
+    """Whether tether makes the class of this architecture's reward models."""
+    try:
+        return not in_the_library(CONFIG_MAPPING[kind]())
+    except Exception:  # a configuration without defaults, of which no toy is built either
+        return False
 
 
 def isolated(kind: str) -> list[str]:

@@ -26,7 +26,7 @@ def classifier_class(config: Any) -> Any:
     kind = type(config)
     if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForSequenceClassification
-    language_model = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    language_model: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
     several = config.get_text_config() is not config or getattr(config, "is_encoder_decoder", False)
     if several or not language_model.__name__.endswith(LANGUAGE_MODEL):
         return AutoModelForSequenceClassification

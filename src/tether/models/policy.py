@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def final_states(trunk: nn.Module, batch: Batch) -> Tensor:
     """The hidden state at the last token of each row, [B, D]."""
     if is_unpacked(trunk):
         hidden = padded_hidden(trunk, batch, last=True)
-        return cast(Tensor, hidden[torch.arange(len(batch), device=hidden.device), batch.lengths.to(hidden.device) - 1])
+        return hidden[torch.arange(len(batch), device=hidden.device), batch.lengths.to(hidden.device) - 1]
     packed = pack(batch, ends=True)
     return packed_states(trunk, packed)[packed.ends]
 
