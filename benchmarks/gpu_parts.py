@@ -141,7 +141,7 @@ def rollout(*, graphs: bool = True, rounded: bool = False) -> Callable[[Case], F
             round_matmuls(model)
         engine = Engine(model, tokenizer)
         asked = make_requests(case.prompts(), group_size=case.size.group_size, seed=0)
-        used = graphs and scheduler.graphed(torch.device(case.device))
+        used = graphs and scheduler.graphed(model, torch.device(case.device))
         with mock.patch.object(scheduler, "graphed", return_value=used):
             seconds = case.seconds(lambda: engine.generate(asked, sampling=case.sampling))
         return {"tokens/s": case.size.completions * case.size.new_tokens / seconds, "s": seconds, **case.peak()}
