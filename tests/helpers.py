@@ -89,5 +89,23 @@ def gradient(module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
 
 
+class Frozen(torch.optim.SGD):
+    """Leaves weights and gradients as they are, so that a step's gradient can be read."""
+
+    def __init__(self, module):
+        super().__init__(module.parameters(), lr=0.0)
+        for group in self.param_groups:
+            group["peak_lr"] = 0.0
+
+    def zero_grad(self, set_to_none=True):
+        pass
+
+
+def step_gradient(module, run):
+    module.zero_grad()
+    run(Frozen(module))
+    return gradient(module).clone()
+
+
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())

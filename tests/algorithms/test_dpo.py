@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from enumerable import PROMPT, Space, tiny_llama, total_variation
-from helpers import relative_error
+from helpers import relative_error, step_gradient
 from tether.algorithms import dpo
 from tether.algorithms.optimise import Guard, Optim
 from tether.data.batching import Cursor
@@ -127,26 +127,16 @@ def naive_loss(model, pairs, reference, config):
     return total / len(pairs)
 
 
-class Still(torch.optim.SGD):
-    """Leaves weights and gradients as they are."""
-
-    def __init__(self, module):
-        super().__init__(module.parameters(), lr=0.0)
-        for group in self.param_groups:
-            group["peak_lr"] = 0.0
-
-    def zero_grad(self, set_to_none=True):
-        pass
-
-
 def gradient_of(policy, pairs, config, budget=8192):
-    policy.zero_grad()
-    state = dpo.State(
-        policy=policy, optimizer=Still(policy), cursor=Cursor(8, 0), guard=Guard(token_budget=budget), total_steps=1,
-        seed=0,
-    )  # fmt: skip
-    result = dpo.step(state, pairs, config=replace(config, optim=Optim(max_grad_norm=1e9)))
-    return result.metrics, torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None]).clone()
+    found = {}
+
+    def run(optimizer):
+        guard = Guard(token_budget=budget)
+        state = dpo.State(policy=policy, optimizer=optimizer, cursor=Cursor(8, 0), guard=guard, total_steps=1)
+        found.update(dpo.step(state, pairs, config=replace(config, optim=Optim(max_grad_norm=1e9))).metrics)
+
+    gradient = step_gradient(policy, run)
+    return found, gradient
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import gradient, random_groups, relative_error
+from helpers import gradient, random_groups, relative_error, step_gradient
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.experience import GroupExperience, TokenExperience
 from tether.algorithms.optimise import Guard
@@ -36,24 +36,6 @@ def same_gradients(gradients):
     assert first.norm() > 0
     for other in others:
         assert relative_error(other, first) < 1e-5
-
-
-class Frozen(torch.optim.SGD):
-    """Leaves weights and gradients as they are, so that a step's gradient can be read."""
-
-    def __init__(self, module):
-        super().__init__(module.parameters(), lr=0.0)
-        for group in self.param_groups:
-            group["peak_lr"] = 0.0
-
-    def zero_grad(self, set_to_none=True):
-        pass
-
-
-def step_gradient(module, run):
-    module.zero_grad()
-    run(Frozen(module))
-    return gradient(module).clone()
 
 
 def test_sft(policy):

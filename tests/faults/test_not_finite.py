@@ -11,7 +11,7 @@ import torch
 from commandline import read_rows, tether
 from faulty import ALWAYS, assert_intact, assert_resumes, last_line
 from runs import LINES
-from tether.algorithms import dpo, grpo, policy_update, ppo, rejection_sampling, reward_model, sft
+from tether.algorithms import dpo, epochs, grpo, policy_update, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import apply
 
 ALGORITHMS = {
@@ -66,7 +66,7 @@ def skipped(monkeypatch):
             if guard.skipped > skipped:
                 found.append(all(map(torch.equal, before, tensors(optimizer))))
 
-    for module in (policy_update, reward_model, sft, dpo):
+    for module in (policy_update, epochs):
         monkeypatch.setattr(module, "apply", watched)
     return found
 

@@ -21,14 +21,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.epochs import Spread, epochs, require_settled
+from tether.algorithms.epochs import Spread, descend, epochs, require_settled
 from tether.algorithms.optimise import (
     Guard,
     Optim,
     OptimizerFactory,
-    accumulate,
-    apply,
-    lr_scale,
     optimizer_for,
     peak_learning_rate,
     require_finite,
@@ -40,8 +37,6 @@ from tether.algorithms.reward_model import lengths_of, pair_batches, sides
 from tether.data.batching import Cursor, epoch_steps
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
-from tether.models.adapters import adapter_dropout
-from tether.models.balance import Balance
 from tether.models.flops import training_flops
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import PreferenceLoss, preference_loss
@@ -118,7 +113,6 @@ class State:
     cursor: Cursor
     guard: Guard
     total_steps: int
-    seed: int
     step: int = 0
     pending: Metrics | None = None
     """Metrics of the last step until :func:`steps` has evaluated and given them; otherwise None."""
@@ -139,7 +133,6 @@ class State:
             cursor=Cursor(pairs, seed),
             guard=Guard(token_budget=config.micro_batch_tokens),
             total_steps=config.total_steps(pairs),
-            seed=seed,
         )
 
     def abandon(self) -> None:
@@ -262,25 +255,15 @@ def update(state: State, pairs: Sequence[ReferredPair], *, config: Config, world
         sums[:, part] = torch.stack([chosen, rejected]).detach().cpu()
         return Compared.of(members, chosen, rejected, config).loss(members, config).sum() / count
 
-    with adapter_dropout(state.policy, "dropout", state.seed, state.step):
-        accumulated = accumulate(
-            state.guard,
-            state.optimizer,
-            partial(pair_batches, own),
-            loss_of,
-            balance=Balance.of(state.policy),
-            world=world,
-        )
-    taken = apply(
-        state.guard,
-        state.optimizer,
-        accumulated,
-        scale=lr_scale(with_short_warmup(config.optim, state.total_steps), state.step, state.total_steps),
-        config=config.optim,
+    accumulated, taken = descend(
+        state,
+        state.policy,
+        partial(pair_batches, own),
+        loss_of,
+        optim=with_short_warmup(config.optim, state.total_steps),
         where=f"dpo step {state.step + 1}",
         world=world,
     )
-    state.step += 1
     tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in own)
     figures: Figures = {"num_tokens": Sum(float(tokens))}
     if taken is None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from tether.algorithms.optimise import Accumulated, Guard, Optim, accumulate, apply, lr_scale
 from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor
 from tether.errors import ConfigError
+from tether.models.adapters import adapter_dropout
+from tether.models.balance import Balance
 from tether.stop_requests import at_safe_points
 from tether.types import Metrics, StepResult
+from tether.world import World
 
 R = TypeVar("R")
 
@@ -29,6 +35,33 @@ class Spread:
         return step * self.count // self.steps > (step - 1) * self.count // self.steps
 
 
+def descend(
+    state: TrainedOnRows,
+    model: PreTrainedModel,
+    parts: Callable[[int], Iterable[Tensor]],
+    loss_of: Callable[[Tensor], Tensor],
+    *,
+    optim: Optim,
+    where: str,
+    world: World,
+) -> tuple[Accumulated, Metrics | None]:
+    """The optimizer step of rows: the gradient of ``loss_of`` over ``parts`` (:func:`accumulate`), with the dropout of
+    an adapter and the balance of experts, and the update (:func:`apply`), whose metrics are None if it was skipped."""
+    with adapter_dropout(model, "dropout", state.cursor.seed, state.step):
+        accumulated = accumulate(state.guard, state.optimizer, parts, loss_of, balance=Balance.of(model), world=world)
+    taken = apply(
+        state.guard,
+        state.optimizer,
+        accumulated,
+        scale=lr_scale(optim, state.step, state.total_steps),
+        config=optim,
+        where=where,
+        world=world,
+    )
+    state.step += 1
+    return accumulated, taken
+
+
 class EpochState(Protocol):
     """The part of an algorithm's state that the loop uses."""
 
@@ -40,6 +73,14 @@ class EpochState(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+class TrainedOnRows(EpochState, Protocol):
+    """The part of an algorithm's state that an optimizer step uses."""
+
+    optimizer: torch.optim.Optimizer
+    guard: Guard
+    total_steps: int
 
 
 def epochs(

@@ -20,14 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tether.algorithms.epochs import Spread, epochs, require_settled
+from tether.algorithms.epochs import Spread, descend, epochs, require_settled
 from tether.algorithms.optimise import (
     Guard,
     Optim,
     OptimizerFactory,
-    accumulate,
-    apply,
-    lr_scale,
     optimizer_for,
     peak_learning_rate,
     require_finite,
@@ -39,8 +36,6 @@ from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, epoch_steps, within_budget
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
-from tether.models.adapters import adapter_dropout
-from tether.models.balance import Balance
 from tether.models.flops import forward_flops, shape_of, training_flops
 from tether.models.reward import score_batch, score_sequences
 from tether.models.trainable import changing
@@ -208,25 +203,15 @@ def update(state: State, pairs: Sequence[PreferencePair], *, config: Config, wor
         margin = torch.tensor([pair.margin for pair in members], device=state.device)
         return bradley_terry(r_w, r_l, margin, centring=config.centring).sum() / count
 
-    with adapter_dropout(state.model, "dropout", state.cursor.seed, state.step):
-        accumulated = accumulate(
-            state.guard,
-            state.optimizer,
-            partial(pair_batches, pairs),
-            loss_of,
-            balance=Balance.of(state.model),
-            world=world,
-        )
-    taken = apply(
-        state.guard,
-        state.optimizer,
-        accumulated,
-        scale=lr_scale(with_short_warmup(config.optim, state.total_steps), state.step, state.total_steps),
-        config=config.optim,
+    accumulated, taken = descend(
+        state,
+        state.model,
+        partial(pair_batches, pairs),
+        loss_of,
+        optim=with_short_warmup(config.optim, state.total_steps),
         where=f"reward step {state.step + 1}",
         world=world,
     )
-    state.step += 1
     tokens = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
     figures: Figures = {"num_tokens": Sum(float(tokens))}
     if taken is None:

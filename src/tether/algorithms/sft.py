@@ -13,14 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.epochs import epochs, require_settled
+from tether.algorithms.epochs import descend, epochs, require_settled
 from tether.algorithms.optimise import (
     Guard,
     Optim,
     OptimizerFactory,
-    accumulate,
-    apply,
-    lr_scale,
     optimizer_for,
     peak_learning_rate,
 )
@@ -28,8 +25,6 @@ from tether.algorithms.phases import PhaseClock
 from tether.data.batching import Cursor, epoch_steps, micro_batches
 from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
-from tether.models.adapters import adapter_dropout
-from tether.models.balance import Balance
 from tether.models.flops import training_flops
 from tether.models.policy import completion_logprobs
 from tether.ops.losses import negative_log_likelihood
@@ -139,25 +134,15 @@ def update(
         (logp,) = completion_logprobs(state.policy, micro, temperature=1.0)
         return token_mean(negative_log_likelihood(logp), micro.mask, tokens=tokens)
 
-    with adapter_dropout(state.policy, "dropout", state.cursor.seed, state.step):
-        accumulated = accumulate(
-            state.guard,
-            state.optimizer,
-            partial(micro_batches, batch),
-            loss_of,
-            balance=Balance.of(state.policy),
-            world=world,
-        )
-    taken = apply(
-        state.guard,
-        state.optimizer,
-        accumulated,
-        scale=lr_scale(config.optim, state.step, state.total_steps),
-        config=config.optim,
+    accumulated, taken = descend(
+        state,
+        state.policy,
+        partial(micro_batches, batch),
+        loss_of,
+        optim=config.optim,
         where=f"sft step {state.step + 1}",
         world=world,
     )
-    state.step += 1
     figures: Figures = {"num_tokens": Sum(float(batch.lengths.sum()))}
     return (figures, {}) if taken is None else (figures | {"loss": Sum(accumulated.loss)}, taken)
 
