@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import gradient, random_groups, relative_error, step_gradient
+from helpers import Frozen, gradient, random_groups, relative_error, step_gradient
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.experience import GroupExperience, TokenExperience
 from tether.algorithms.optimise import Guard

@@ -20,16 +20,13 @@ from tether.generation.engine import Engine
 from tether.models.loading import load_policy
 from tether.models.reference import Reference, reference_of
 from tether.models.trainable import trainable
-from tether.monitor.early_stopping import EarlyStopping
 from tether.observers import Hook, Monitor
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum
 from tether.runtime.metric_names import EVALUATED, PREFERENCES, evaluation_names
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
-from tether.seeds import derive_seed
 from tether.training.common import (
-    EVAL_SEED,
     NEW,
     Loaded,
     Start,
@@ -40,13 +37,16 @@ from tether.training.common import (
     save_policy,
     until_ended,
 )
-from tether.training.held_out import HeldOut, Judged
+from tether.training.held_out import held_out_of
 from tether.training.loading import require_room
+from tether.training.policy import early_stopping
 from tether.training.preference_splits import Splits, split, tell_small
-from tether.training.task import load_rewards
+from tether.training.task import Task, load_rewards
 from tether.types import Budget, Metrics, PreferencePair, Prompt, Sampling
 from tether.untrusted import one_line
 
+PATIENCE = "-eval/loss"
+"""What the patience watches."""
 NO_CONTEXT = "has no prompt, and the sides differ at their first token, which nothing predicts"
 
 
@@ -91,19 +91,22 @@ def train(command: DPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
     run, config = command.run, command.dpo
     loaded = load(run, start, partial(load_policy, command.model))
     questions = load_questions(command, loaded)
-    splits = load_splits(command, loaded, questions.prompts if questions else [])
+    splits = load_splits(command, loaded, questions.eval_prompts if questions else [])
     state = dpo.State.create(loaded.model, len(splits.training), config, seed=run.seed, optimizer=start.given.optimizer)
-    reference = reference_of(loaded.model) if questions else None  # else its log-probs of the pairs are enough
+    # without questions the reference's log-probs of the pairs are enough
+    anchor = Anchor(reference_of(loaded.model), run.seed) if questions else None
     recorder = open_run(
         command,
         start,
         loaded,
         title="dpo",
-        state=RunState(state, (early_stopping(command), *monitors)),
+        state=RunState(state, (early_stopping(run, command.evaluation, window=1, metric=PATIENCE), *monitors)),
         total=state.total_steps,
         hooks=hooks,
     )
-    answers = held_out_of(questions, reference, loaded, command, recorder) if questions else None
+    answers = None
+    if questions and anchor:
+        answers = held_out_of(questions, loaded, anchor, command.sampling, recorder)
     if not run.quiet:
         tell_small(splits, wants_test=False, name="held-out")
 
@@ -163,26 +166,15 @@ def load_splits(command: DPO, loaded: Loaded, prompts: Sequence[Prompt]) -> Spli
     return splits
 
 
-def early_stopping(command: DPO) -> EarlyStopping:
-    """What ends a run early. It is there without limits too, so that a resumed run can be given some."""
-    return EarlyStopping(
-        stop_kl=command.evaluation.stop_kl,
-        kl="eval/kl",
-        window=1,
-        patience=command.evaluation.patience,
-        metric=command.run.keep_best or "-eval/loss",
-    )
-
-
 @dataclass(frozen=True)
-class Questions:
-    """Prompts to answer, and rewards to judge the answers by."""
+class Anchor:
+    """What the policy is compared with on held-out prompts, and the seed of the samples."""
 
-    prompts: list[Prompt]
-    rewards: WeightedSum
+    reference: Reference
+    seed: int
 
 
-def load_questions(command: DPO, loaded: Loaded) -> Questions | None:
+def load_questions(command: DPO, loaded: Loaded) -> Task | None:
     """The held-out prompts and the evaluation rewards, where they are given. The first reward is the one that
     eval/reward is."""
     options, name = command.evaluation, command.evaluation.eval_prompts
@@ -203,26 +195,14 @@ def load_questions(command: DPO, loaded: Loaded) -> Questions | None:
         )
     if options.eval_every:
         loaded.sometimes.update(evaluation_names([first], others))
-    return Questions(prompts, rewards)
-
-
-def held_out_of(
-    questions: Questions, reference: Reference | None, loaded: Loaded, command: DPO, recorder: Recorder
-) -> HeldOut:
-    """How the policy answers the held-out prompts, beside its reference."""
-    assert reference is not None, "it is made where there are questions"
-    first, *others = questions.rewards.rewards
-    return HeldOut(
-        policy=loaded.model,
-        reference=reference,
+    trained, *judges = rewards.rewards
+    return Task(
+        prompts=[],
+        eval_prompts=prompts,
+        evaluation=options,
+        score=WeightedSum((trained,)),
         engine=Engine(loaded.model, loaded.tokenizer, budget=command.budget),
-        prompts=questions.prompts,
-        score=Judged(WeightedSum((first,)), WeightedSum(tuple(others)) if others else None),
-        judges=tuple(reward.name for reward, _ in others),
-        sampling=command.sampling,
-        options=command.evaluation,
-        seed=derive_seed(command.run.seed, EVAL_SEED),
-        journal=recorder.own_journal,
+        judge=WeightedSum(tuple(judges)) if judges else None,
     )
 
 

@@ -181,8 +181,11 @@ def summed_up(found: PolicyEvaluation) -> dict[str, float]:
 class Tethered(Protocol):
     """What is read of an algorithm's state: what its policy is compared with, and the seed of the run."""
 
-    reference: Reference
-    seed: int
+    @property
+    def reference(self) -> Reference: ...
+
+    @property
+    def seed(self) -> int: ...
 
 
 def held_out_of(task: Task, loaded: Loaded, state: Tethered, sampling: Sampling, recorder: Recorder) -> HeldOut:

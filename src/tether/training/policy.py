@@ -50,15 +50,18 @@ WINDOW = 3
 """Steps over which the KL of the training samples is averaged, before it is compared with ``stop_kl``."""
 
 
-def early_stopping(run: RunOptions, evaluation: EvaluationOptions, *, window: int = WINDOW) -> EarlyStopping:
-    """What ends a run early. It is there without limits too, so that a resumed run can be given some."""
+def early_stopping(
+    run: RunOptions, evaluation: EvaluationOptions, *, window: int = WINDOW, metric: str = EVALUATED_REWARD
+) -> EarlyStopping:
+    """What ends a run early: the patience watches ``metric`` unless ``keep_best`` names another. It is there without
+    limits too, so that a resumed run can be given some."""
     evaluated = bool(evaluation.eval_every)
     return EarlyStopping(
         stop_kl=evaluation.stop_kl,
         kl="eval/kl" if evaluated else "kl",
         window=1 if evaluated else window,
         patience=evaluation.patience,
-        metric=run.keep_best or EVALUATED_REWARD,
+        metric=run.keep_best or metric,
     )
 
 
