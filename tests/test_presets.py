@@ -38,10 +38,9 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     workspace(tmp_path)
     make_model(tmp_path / "m", template=True)
-    column = "question"
-    rows = [{column: f"What is {i} + 1?", "prompt": f"Say {i}", "answer": f"So #### {i + 1}"} for i in range(6)]
+    rows = [{"question": f"What is {i} + 1?", "prompt": f"Say {i}", "answer": f"So #### {i + 1}"} for i in range(6)]
     write_rows(tmp_path / "problems.jsonl", rows)
-    write_rows(tmp_path / "unseen.jsonl", [{**row, column: f"Now {row[column]}"} for row in rows[:2]])
+    write_rows(tmp_path / "unseen.jsonl", [{**row, "question": f"Now {row['question']}"} for row in rows[:2]])
     return tmp_path
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tether.data.chat import Chat, as_turns
@@ -50,12 +52,17 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         ConfigError.unless_typed(self)
-        parse_columns(self.columns)
+        self.names  # noqa: B018 - what is wrong is an error now
+
+    @functools.cached_property
+    def names(self) -> Mapping[str, str]:
+        """The columns of the data, by the names that the command reads."""
+        return parse_columns(self.columns)
 
     def applied(self, row: Row) -> Row:
         """The row as a command reads it: its columns under their names, and what the options say of conversations."""
-        if names := parse_columns(self.columns):
-            row = renamed(row, names)
+        if self.names:
+            row = renamed(row, self.names)
         return self.chat.applied(as_turns(row) if self.conversation else row)
 
 

@@ -44,6 +44,17 @@ GSM8K_SOURCE = "the hyperparameters of DeepSeekMath (arXiv 2402.03300) but for t
 LORA = {"lora_rank": 32, "learning_rate": 1e-5}
 TLDR = "Huang et al. 2024, arXiv 2403.17031, 1B"
 
+PAIRS = {"epochs": 1.0, "batch_size": 64, "overlong": "drop", "on_bad_rows": "skip"}
+JUDGE = {**PAIRS, "eval_share": 0.02, "learning_rate": 1e-5}
+ZEPHYR = {
+    "model": "Qwen/Qwen2.5-0.5B-Instruct",
+    "pairs": "trl-lib/ultrafeedback_binarized",
+    "eval_pairs": "trl-lib/ultrafeedback_binarized:test",
+    **PAIRS,
+    "beta": 0.1,
+    "learning_rate": 5e-7,
+}
+
 PRESETS: Mapping[str, Preset] = {
     "qwen2.5-0.5b-gsm8k-grpo": Preset(
         command="grpo",
@@ -147,12 +158,7 @@ PRESETS: Mapping[str, Preset] = {
             "model": "Qwen/Qwen2.5-0.5B",
             "pairs": "Anthropic/hh-rlhf",
             "test_pairs": "Anthropic/hh-rlhf:test",
-            "eval_share": 0.02,
-            "epochs": 1.0,
-            "batch_size": 64,
-            "learning_rate": 1e-5,
-            "overlong": "drop",
-            "on_bad_rows": "skip",
+            **JUDGE,
         },
     ),
     "ultrafeedback-reward": Preset(
@@ -163,48 +169,26 @@ PRESETS: Mapping[str, Preset] = {
             "model": "Qwen/Qwen2.5-0.5B-Instruct",
             "pairs": "trl-lib/ultrafeedback_binarized",
             "test_pairs": "trl-lib/ultrafeedback_binarized:test",
-            "eval_share": 0.02,
-            "epochs": 1.0,
-            "batch_size": 64,
-            "learning_rate": 1e-5,
-            "overlong": "drop",
-            "on_bad_rows": "skip",
+            **JUDGE,
         },
     ),
     "ultrafeedback-dpo": Preset(
         command="dpo",
         summary="Qwen2.5-0.5B-Instruct on the pairs of UltraFeedback",
         source="Zephyr, Tunstall et al. 2023, arXiv 2310.16944: beta 0.1, 5e-7, one epoch",
-        options={
-            "model": "Qwen/Qwen2.5-0.5B-Instruct",
-            "pairs": "trl-lib/ultrafeedback_binarized",
-            "eval_pairs": "trl-lib/ultrafeedback_binarized:test",
-            "beta": 0.1,
-            "epochs": 1.0,
-            "batch_size": 64,
-            "learning_rate": 5e-7,
-            "overlong": "drop",
-            "on_bad_rows": "skip",
-        },
+        options=ZEPHYR,
     ),
     "ultrafeedback-dpo-8gb": Preset(
         command="dpo",
         summary="the same with an adapter, for a card of 8 GB",
         source="Zephyr, arXiv 2310.16944; LoRA of rank 16 at ten times the learning rate",
         options={
-            "model": "Qwen/Qwen2.5-0.5B-Instruct",
-            "pairs": "trl-lib/ultrafeedback_binarized",
-            "eval_pairs": "trl-lib/ultrafeedback_binarized:test",
-            "beta": 0.1,
-            "epochs": 1.0,
-            "batch_size": 64,
+            **ZEPHYR,
             "learning_rate": 5e-6,
             "lora_rank": 16,
             "dtype": "bfloat16",
             "checkpoint_activations": True,
             "micro_batch_tokens": 4096,
-            "overlong": "drop",
-            "on_bad_rows": "skip",
         },
     ),
 }

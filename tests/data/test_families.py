@@ -167,7 +167,7 @@ def test_one_of_the_tokenizers_templates_is_chosen_by_its_name(here, tmp_path, c
 
 WRONG = {
     "no such file": ("--chat-template nope.jinja", "--chat-template: nope.jinja cannot be read"),
-    "broken": ("--chat-template broken.jinja", "refused by the chat template"),
+    "broken": ("--chat-template broken.jinja", "refuses the conversation"),
     "not JSON": ("--chat-template-kwargs {enable_thinking:", "--chat-template-kwargs: not valid JSON"),
     "not an object": ("--chat-template-kwargs [1]", "--chat-template-kwargs"),
     "reserved": ('--chat-template-kwargs {"tools":[]}', "must not hold 'tools'"),
@@ -180,7 +180,7 @@ def test_options_that_cannot_be_used_are_refused_in_one_line(kind, here, tiny, c
     option, says = WRONG[kind]
     assert tether(f"generate --model {tiny} --prompts chats.jsonl --out g.jsonl {option}") == 2
     complaint = capfd.readouterr().err
-    assert says in complaint or "chat template" in complaint
+    assert says in complaint
     assert complaint.count("\n") == 1
     assert not (here / "g.jsonl").exists()
 

@@ -11,7 +11,7 @@ import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaModel
 
-from tether.errors import ModelError
+from tether.errors import GuardError, ModelError
 from tether.generation.cache import Pool
 from tether.generation.engine import Engine
 from tether.generation.naive import NaiveGenerator
@@ -24,7 +24,7 @@ from tether.models.loading import (
 from tether.models.packing import GroupLayout
 from tether.models.policy import completion_logprobs, completion_states, padded_states
 from tether.models.reward import new_reward_model
-from tether.models.unpacked import is_unpacked
+from tether.models.unpacked import is_unpacked, set_unpacked
 from tether.types import Batch, Prompt, Sampling, make_requests
 from tiny import byte_tokenizer, refused
 
@@ -97,6 +97,17 @@ def test_what_does_not_pack_is_padded_and_exact(kind, tmp_path):
     assert found == expected
     judge, _ = new_reward_model(name, seed=0)
     assert is_unpacked(judge)
+
+
+def test_padded_sampling_stops_where_the_weights_have_diverged(tiny):
+    model, tokenizer = load_policy(tiny)
+    set_unpacked(model, True)
+    engine = Engine(model, tokenizer)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    asked = make_requests([Prompt(ids=(0, 5), text="")], group_size=2, seed=0)
+    with pytest.raises(GuardError, match="the logits are not finite; the policy's weights have diverged"):
+        engine.generate(asked, sampling=Sampling(max_new_tokens=3))
 
 
 def test_longrope_is_packed_up_to_its_original_context(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -39,7 +40,7 @@ class Chat:
         ConfigError.unless(self, {"system must hold text": self.system is None or bool(self.system.strip())})
         self.options  # noqa: B018 - what is wrong is an error now
 
-    @property
+    @functools.cached_property
     def options(self) -> Mapping[str, Any]:
         """The variables of the template."""
         if self.chat_template_kwargs is None:

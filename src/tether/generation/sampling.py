@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tether.errors import GuardError
 from tether.types import Sampling
 
 
@@ -40,6 +41,11 @@ def log_distribution(logits: Tensor, sampling: Sampling, *, step: Tensor, ends: 
         floor = logp.amax(-1, keepdim=True) + torch.log(torch.tensor(sampling.min_p))
         scores = scores.masked_fill(logp < floor, -torch.inf)
     return scores.log_softmax(-1)
+
+
+def diverged() -> GuardError:
+    """The error for logits from which nothing can be drawn."""
+    return GuardError("the logits are not finite", where="generation", hint="the policy's weights have diverged")
 
 
 def draw(logp: Tensor, u: Tensor, *, greedy: bool) -> Tensor:

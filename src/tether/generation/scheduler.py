@@ -18,10 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.data.batching import within_budget
-from tether.errors import GuardError
 from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, Shape, aligned, extent
 from tether.generation.graphs import STRIDE, GraphedStep, graph_shape, graphed
-from tether.generation.sampling import draw, log_distribution, uniforms
+from tether.generation.sampling import diverged, draw, log_distribution, uniforms
 from tether.generation.stopping import Ending, text_of
 from tether.models.attention import laid_out
 from tether.models.policy import project
@@ -310,7 +309,7 @@ class Rollout:
         at = (first.unsqueeze(1) + torch.arange(new, device=self.device)).clamp(max=self.sampling.max_new_tokens)
         tokens = self.tokens[jobs.unsqueeze(1), at].tolist()
         if not self.finite:
-            raise GuardError("the logits are not finite", where="generation", hint="the policy's weights have diverged")
+            raise diverged()
         gone = [
             place
             for place, (row, seen) in enumerate(zip(self.rows, tokens, strict=True))

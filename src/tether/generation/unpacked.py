@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether.errors import GuardError
-from tether.generation.sampling import draw, log_distribution, uniforms
+from tether.generation.sampling import diverged, draw, log_distribution, uniforms
 from tether.generation.scheduler import Tally
 from tether.generation.stopping import Ending, text_of
 from tether.models.policy import project
@@ -61,16 +60,18 @@ def lockstep(
     logps: list[list[float]] = [[] for _ in seeds]
     reasons: list[FinishReason | None] = [None for _ in seeds]
     past: Any = None
-    began = time.perf_counter()
+    began = prefilled = time.perf_counter()
     for t in stoppable(range(sampling.max_new_tokens)):
         hidden, past = last_states(model, ids, past, cached=cached)
         if t == 0:
-            tally.prefill_seconds += time.perf_counter() - began
+            prefilled = time.perf_counter()
+            tally.prefill_seconds += prefilled - began
             tally.prompt_tokens += len(prompt.ids)
-        logits = logits_of(hidden)
-        if not bool(torch.isfinite(logits).any(-1).all()) or bool(torch.isnan(logits).any()):
-            raise GuardError("the logits are not finite", where="generation")
-        logp = log_distribution(logits, sampling, step=torch.full((len(seeds),), t, device=device), ends=ends)
+        logp = log_distribution(
+            logits_of(hidden), sampling, step=torch.full((len(seeds),), t, device=device), ends=ends
+        )
+        if not torch.isfinite(logp.amax(-1)).all():
+            raise diverged()
         tokens = draw(logp, u[:, t], greedy=sampling.temperature == 0)
         chosen = logp.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
         ids = torch.cat([ids, tokens.unsqueeze(1)], 1)
@@ -83,7 +84,7 @@ def lockstep(
         tally.slot_steps += len(seeds)
         if None not in reasons:
             break
-    tally.decode_seconds += time.perf_counter() - began
+    tally.decode_seconds += time.perf_counter() - prefilled
     tally.new_tokens += sum(map(len, drawn))
     return [
         Completion(

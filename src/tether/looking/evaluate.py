@@ -25,7 +25,7 @@ from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
 from tether.training.common import EVAL_SEED
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.training.loading import load_model, load_prompts_of, placing, reader, set_matmul_dtype
+from tether.training.loading import load_model, load_prompts_of, placing, reader, set_matmul_dtype, tell_unpacked
 from tether.types import Prompt, Sampling, ScoredGroup, Scorer
 
 
@@ -83,6 +83,7 @@ def measured_judge(name: str, source: str, options: SampleOptions) -> dict[str, 
     """What ``tether eval`` says of a reward model."""
     device, report = options.device, DataReport()
     judge, tokenizer = load_reward_model(name, **placing(device))
+    tell_unpacked(judge)
     set_matmul_dtype(device.matmul_dtype, judge)
     pairs = reader(load_pairs, judge, tokenizer, options.data, report)(source)
     report.tell()

@@ -78,12 +78,13 @@ class Lora:
         return [name for part in self.lora_targets.split(",") if (name := part.strip())]
 
 
-def require_peft(where: str) -> None:
-    """Raise :class:`ConfigError` where peft is not installed."""
+def prepare_peft(where: str) -> None:
+    """Raise :class:`ConfigError` where peft is not installed; import bitsandbytes, which peft would import with what it
+    fetches (:func:`tether.models.quantised.import_bitsandbytes`)."""
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("adapters need the package peft", where=where, hint="pip install 'tether-rlhf[lora]'")
     if importlib.util.find_spec("bitsandbytes") is not None:
-        import_bitsandbytes()  # peft imports it too, in its own way
+        import_bitsandbytes()
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -97,7 +98,7 @@ def add_adapter(model: PreTrainedModel, options: Lora, *, seed: int) -> None:
     A is drawn from ``seed``. Raises :class:`ConfigError` where the targets name no layer, and :class:`ModelError` where
     peft cannot adapt one.
     """
-    require_peft("--lora-rank")
+    prepare_peft("--lora-rank")
     from peft import LoraConfig
 
     names = options.target_names
@@ -286,7 +287,7 @@ def adapter_config(source: str) -> dict[str, Any] | None:
 
 def load_adapter(model: PreTrainedModel, source: str) -> None:
     """Put the adapter at ``source`` into ``model``, its base. Raises :class:`ModelError` where the two do not fit."""
-    require_peft(source)
+    prepare_peft(source)
     from peft import LoraConfig
 
     file = adapter_file(source, WEIGHTS)

@@ -67,7 +67,7 @@ def longrope_context(config: Any) -> int | None:
     rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     if not isinstance(rope, Mapping) or rope.get("rope_type", rope.get("type")) != "longrope":
         return None
-    if list(rope["short_factor"]) == list(rope["long_factor"]):
+    if rope.get("short_factor") == rope.get("long_factor"):
         return None
     return cast(int | None, rope.get("original_max_position_embeddings")) or getattr(
         config, "original_max_position_embeddings", None

@@ -30,16 +30,6 @@ METHODS = {
     "ppo": "PPO",
     "grpo": "GRPO",
 }
-LOAD = {
-    "policy": (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
-        'model = AutoModelForCausalLM.from_pretrained("DIRECTORY")',
-    ),
-    "reward": (
-        "from transformers import AutoModelForSequenceClassification, AutoTokenizer",
-        'model = AutoModelForSequenceClassification.from_pretrained("DIRECTORY", num_labels=1)',
-    ),
-}
 OWN = """The library has no class for reward models of this architecture; tether has one.
 
 ```python
@@ -103,13 +93,12 @@ def changed(command: str, options: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, str(value))
         for name, value in options.items()
-        if name not in NAMED | UNTOLD
-        and name in defaults
-        and (list(value) if isinstance(value, list) else value) != as_plain(defaults[name])
+        if name not in NAMED | UNTOLD and name in defaults and value != as_plain(defaults[name])
     ]
 
 
 def as_plain(value: Any) -> Any:
+    """A default as ``config.yaml`` has it."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -138,11 +127,14 @@ def results(summary: Mapping[str, Any]) -> str:
 
 
 def loading(kind: str, *, adapter: bool) -> str:
-    imports, call = LOAD[kind]
-    if adapter:
-        name = "AutoPeftModelForSequenceClassification" if kind == "reward" else "AutoPeftModelForCausalLM"
-        imports, call = f"from peft import {name}\nfrom transformers import AutoTokenizer", call.split(" = ")[0]
-        call = f'{call} = {name}.from_pretrained("DIRECTORY"{", num_labels=1" if kind == "reward" else ""})'
+    task, labels = ("SequenceClassification", ", num_labels=1") if kind == "reward" else ("CausalLM", "")
+    name = f"AutoPeftModelFor{task}" if adapter else f"AutoModelFor{task}"
+    imports = (
+        f"from peft import {name}\nfrom transformers import AutoTokenizer"
+        if adapter
+        else f"from transformers import {name}, AutoTokenizer"
+    )
+    call = f'model = {name}.from_pretrained("DIRECTORY"{labels})'
     return f'```python\n{imports}\n\n{call}\ntokenizer = AutoTokenizer.from_pretrained("DIRECTORY")\n```'
 
 

@@ -29,7 +29,6 @@ from tether.models.checkpointing import checkpoint_activations
 from tether.models.fingerprint import weights_fingerprint
 from tether.models.quantised import is_quantised
 from tether.models.saving import save_model
-from tether.models.unpacked import unpacked_words
 from tether.observers import Hook, Tracker
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.device import Dtype, matrix_rate, pick_device, pick_dtype
@@ -52,7 +51,7 @@ from tether.training.inputs import (
     here,
     naming_the_model_of_a_run,
 )
-from tether.training.loading import placing, reader, set_matmul_dtype
+from tether.training.loading import placing, reader, set_matmul_dtype, tell_unpacked
 from tether.types import StepResult
 from tether.untrusted import one_line
 
@@ -118,8 +117,8 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         refuse_if_taken(Path(run.out), overwrite=run.overwrite)
     with naming_the_model_of_a_run():
         model, tokenizer = read(**placing(run.device))
-    if (said := unpacked_words(model)) and not run.quiet:
-        print(one_line(said), file=sys.stderr)
+    if not run.quiet:
+        tell_unpacked(model)
     found = weights_fingerprint(model)
     adapt(model, run)
     matmul_dtype = set_matmul_dtype(run.device.matmul_dtype, model)

@@ -39,11 +39,16 @@ def placing(device: DeviceOptions) -> dict[str, Any]:
     }
 
 
+def tell_unpacked(model: PreTrainedModel) -> None:
+    """Say on the standard error where a model is computed without sharing prompts."""
+    if said := unpacked_words(model):
+        print(one_line(said), file=sys.stderr)
+
+
 def load_model(name: str, device: DeviceOptions) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Dtype]:
     """A policy that is not trained, with its tokenizer and the precision that it multiplies in."""
     model, tokenizer = load_policy(name, **placing(device))
-    if said := unpacked_words(model):
-        print(one_line(said), file=sys.stderr)
+    tell_unpacked(model)
     return model, tokenizer, set_matmul_dtype(device.matmul_dtype, model)
 
 

@@ -23,7 +23,7 @@ from tether.runtime.metric_names import evaluation_names, reward_names
 from tether.runtime.recorder import Recorder
 from tether.training.common import Loaded, keep_the_date
 from tether.training.inputs import absolute_rewards, naming_the_model_of_a_run
-from tether.training.loading import require_room
+from tether.training.loading import require_room, tell_unpacked
 from tether.types import Generator, Prompt, Sampling, Scorer
 
 
@@ -89,6 +89,8 @@ def load_rewards(option: str, values: Sequence[str], calls: RewardCalls, loaded:
             raise ConfigError(f"the evaluation reward {reward.name!r} has the weight {weight:g}", hint=UNWEIGHTED)
         if isinstance(reward, LearnedReward):
             loaded.fingerprints[f"{option} {reward.name}"] = weights_fingerprint(reward.model)
+            if not loaded.report.quiet:
+                tell_unpacked(reward.model)
             keep_the_date(loaded, reward.tokenizer)
     return score
 
