@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
+
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from tether.cli import main
 from tether.runtime.recorder import TIMINGS
@@ -59,3 +63,23 @@ def numbers(path: Path, *, without: tuple[str, ...] = ()) -> dict:
             row.pop(name, None)
     binary = [*path.glob("rollouts/*.parquet"), *path.glob("model/*.safetensors")]
     return {"summary": summary, **rows, **{file.name: file.read_bytes() for file in binary}}
+
+
+def assert_resumes(line: str, *, before: int = 6) -> None:
+    """Run a command into ``whole``; and into ``cut``, where it is stopped by a signal before its optimizer step
+    ``before`` and resumed. Both must have the same numbers."""
+    assert tether(f"{line} --out whole") == 0
+    steps = []
+
+    def stopping(*_: object) -> None:
+        steps.append(1)
+        if len(steps) == before:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = register_optimizer_step_pre_hook(stopping)
+    try:
+        assert tether(f"{line} --out cut") == 75
+    finally:
+        hook.remove()
+    assert tether("resume cut") == 0
+    assert numbers(Path("cut")) == numbers(Path("whole"))

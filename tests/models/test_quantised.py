@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from commandline import numbers, tether, workspace
+from commandline import assert_resumes, tether, workspace
 from runs import LINES
 from tether.errors import ConfigError
 from tether.models.adapters import Lora, add_adapter
@@ -107,10 +107,7 @@ def test_gradients_are_those_of_the_weights_that_it_samples_with(kind, wide):
 @pytest.mark.parametrize("name", ["grpo", "reward"])
 def test_a_run_resumes_and_its_adapter_loads_on_whole_weights(name, kind, here, wide):
     line = f"{LINES[name]} --lora-rank 2 --learning-rate 1e-2 --quantise {kind} --dtype bfloat16 --quiet --model {wide}"
-    assert tether(f"{line} --out whole") == 0
-    assert tether(f"{line} --stop-after 0.001s --out cut") == 75
-    assert tether("resume cut --stop-after 10m") == 0
-    assert numbers(here / "cut") == numbers(here / "whole")
+    assert_resumes(line)
     load = load_reward_model if name == "reward" else load_policy
     for quantise in ("none", kind):
         model, _ = load(str(here / "whole" / "model"), quantise=quantise)

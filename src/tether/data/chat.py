@@ -77,9 +77,6 @@ class Chat:
         return row if values is row.values else replace(row, values=values)
 
 
-NO_CHAT = Chat()
-
-
 def as_turns(row: Row) -> Row:
     """A row with a prompt of plain text as turns of a conversation."""
     values = row.values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -22,11 +23,16 @@ def parse_columns(given: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def missing(column: str, row: Row) -> RowError:
+    """The error for a row without a column, which names those that it has."""
+    names = [reprlib.repr(name) for name in list(row.values)[:8]] + ["..."] * (len(row.values) > 8)
+    return RowError("missing column", f"column {column} is missing; the row has {', '.join(names) or 'no columns'}")
+
+
 def renamed(row: Row, names: Mapping[str, str]) -> Row:
     """The row with each column under its name for the command. Raises :class:`RowError` where it lacks one."""
     if lacking := next((own for own in names.values() if own not in row.values), None):
-        have = ", ".join(map(repr, list(row.values)[:8])) or "no columns"
-        raise RowError("missing column", f"column {lacking!r} (--columns) is missing; the row has {have}")
+        raise missing(f"{lacking!r} (--columns)", row)
     taken = set(names.values())
     rest = {name: value for name, value in row.values.items() if name not in taken}
     return replace(row, values=rest | {name: row.values[own] for name, own in names.items()})

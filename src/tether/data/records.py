@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from tether.data.checks import DataReport, OnBadRows
+from tether.data.columns import missing
 from tether.data.conversations import (
     PLAIN,
     Template,
@@ -235,9 +236,7 @@ def _among(row: Row, *columns: str, before: Sequence[str] = ()) -> bool:
 def _text(row: Row, column: str, *, instead: str | None = None) -> Text:
     """The column's text or conversation. Raises :class:`RowError`."""
     if column not in row.values:
-        names = [reprlib.repr(name) for name in list(row.values)[:8]] + ["..."] * (len(row.values) > 8)
-        found = ", ".join(names) or "no columns"
-        raise RowError("missing column", f"column {instead or repr(column)} is missing; the row has {found}")
+        raise missing(instead or repr(column), row)
     value = row.values[column]
     if isinstance(value, str):
         if not value.strip():

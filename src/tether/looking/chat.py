@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tether.config import DeviceOptions, unrounded
-from tether.data.chat import NO_CHAT, choose_template, with_system
 from tether.data.chat import Chat as ChatOptions
+from tether.data.chat import choose_template, with_system
 from tether.data.conversations import Template
 from tether.data.encoding import Encoder
 from tether.data.tokenise import write_prompt
@@ -61,16 +61,17 @@ class Conversation:
     model: Any
     tokenizer: Any
     engine: Engine
-    options: ChatOptions = NO_CHAT
+    options: ChatOptions = field(default_factory=ChatOptions)
     turns: list[Message] = field(default_factory=list)
     """In turns, for a model with a chat template."""
     text: str = ""
     """In one piece, for a model without."""
 
     @staticmethod
-    def of(name: str, device: DeviceOptions, options: ChatOptions = NO_CHAT) -> Conversation:
+    def of(name: str, device: DeviceOptions, options: ChatOptions | None = None) -> Conversation:
         """A new conversation with the model called ``name``."""
         model, tokenizer, _ = load_model(name, device)
+        options = options or ChatOptions()
         choose_template(tokenizer, options.chat_template)
         if (options.system is not None or options.options) and not tokenizer.chat_template:
             raise ConfigError("the model has no chat template", where=name, hint="give one by --chat-template")

@@ -20,7 +20,7 @@ from tether.untrusted import printable, read_flat_yaml
 
 NAMED = CONTENT_DECIDES | {*REWARDS}
 """Options that name inputs, which have a table of their own."""
-UNTOLD = OF_THE_PROCESS | {"device", "save_every", "keep_last", "keep_checkpoints", "rollouts_every"}
+UNTOLD = OF_THE_PROCESS | {"device", "matmul_dtype", "save_every", "keep_last", "keep_checkpoints", "rollouts_every"}
 """Options that say nothing of the model."""
 METHODS = {
     "sft": "supervised fine-tuning",
