@@ -55,7 +55,7 @@ TABLE: Table = (
     Command(
         name="doctor",
         group="start here",
-        summary="what this machine has, and whether tether works on it",
+        summary="what this machine has, and whether a run fits into its memory",
         options="tether.doctor:Doctor",
         run="tether.doctor:main",
     ),

@@ -6,18 +6,23 @@ import importlib.metadata
 import importlib.util
 import platform
 import textwrap
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
 from tether import __version__
-from tether.errors import ModelError
+from tether.errors import ConfigError, ModelError
+from tether.flags import REST, REST_FILES
 from tether.generation.engine import Engine
 from tether.generation.naive import NaiveGenerator
 from tether.models.loading import BASE, load_policy
 from tether.runtime.device import WORTH_ROUNDING, matrix_rate, pick_device
+from tether.runtime.memory import available_bytes, resident_bytes
 from tether.trackers.names import NEEDED
+from tether.training.fit import Found, Plan, extent_of_plan, judged, smaller, step_seconds
+from tether.training.workload import Extent
 from tether.types import Prompt, Sampling, make_requests
 
 EXTRAS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +35,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     **NEEDED,
 }
 """The modules that each extra installs for tether."""
+GIB = 2**30
 INDENT = 16
 """Columns of the names."""
 READINGS, STEADY = 3, 0.7
@@ -38,7 +44,35 @@ READINGS, STEADY = 3, 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """Say what this machine has, and whether tether works on it."""
+    """Say what this machine has and whether tether works on it; or with a method whether a run of it fits into memory,
+    and how long its steps take."""
+
+    method: Literal["sft", "reward", "dpo", "rejection-sampling", "ppo", "grpo"] | None = None
+    """Training command to estimate; its own options follow. Of those that it needs only --model has to be given; with
+    data, its longest rows count."""
+    memory: float | None = None
+    """GiB of memory of a GPU that the run is meant for. Unless given, the device of this machine that the options
+    name."""
+    prompt_tokens: int = 256
+    """Tokens of a prompt, where no data is given."""
+    completion_tokens: int = 256
+    """Tokens of a completion or of a side of a pair, where no data is given; those that are sampled have
+    max_new_tokens."""
+    options: tuple[str, ...] = field(default=(), metadata={REST: True, REST_FILES: True})
+    """Options of the method's command."""
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(
+            self,
+            {
+                "memory must be positive": self.memory is None or self.memory > 0,
+                "prompt_tokens must be at least 1": self.prompt_tokens >= 1,
+                "completion_tokens must be at least 1": self.completion_tokens >= 1,
+            },
+        )
+        if self.options and self.method is None:
+            raise ConfigError(f"{self.options[0]} is an option of a run", hint="give its command too, as --method grpo")
 
 
 def check_engine(device: torch.device) -> str:
@@ -61,7 +95,22 @@ def check_engine(device: torch.device) -> str:
     return "works: it differs from generation without a cache by rounding, as is usual on a GPU"
 
 
-def main(_: Doctor) -> None:
+def main(command: Doctor) -> None:
+    if command.method is None:
+        examine()
+        return
+    plan = Plan(
+        title=command.method,
+        arguments=command.options,
+        lengths=(command.prompt_tokens, command.completion_tokens),
+        memory=None if command.memory is None else int(command.memory * GIB),
+        process=resident_bytes(),
+    )
+    print("\n".join(account(plan)))
+
+
+def examine() -> None:
+    """Print what this machine has, and whether tether works on it."""
     device = pick_device("auto")
     rows = {
         "tether": __version__,
@@ -74,6 +123,64 @@ def main(_: Doctor) -> None:
     }
     for name, value in rows.items():
         print("\n".join(textwrap.wrap(f"{name:<{INDENT}}{value}", 80, subsequent_indent=" " * INDENT)))
+
+
+def account(plan: Plan) -> Iterator[str]:
+    """The lines of an estimate."""
+    extent = extent_of_plan(plan)
+    found = judged(plan, extent)
+    device, footprint = plan.device_of(plan.options()), found.footprint
+    yield from table(found)
+    room, where = plan.memory, f"a GPU of {(plan.memory or 0) / GIB:g} GiB"
+    if room is None:
+        room, where = available_bytes(device), "here"
+        if room is not None and device.type == "cpu":
+            room += plan.process  # of which the run has one of its own
+    if room is None:
+        yield "this system does not say how much memory is available"
+    elif footprint.peak <= room:
+        yield f"fits {where}: {gib(footprint.peak)} of {gib(room)} GiB"
+    else:
+        yield f"does not fit {where}: {gib(footprint.peak)} of {gib(room)} GiB"
+        yield from advice(plan, extent, room)
+    if plan.memory is None:
+        yield timing(step_seconds(found, device))
+
+
+def table(found: Found) -> Iterator[str]:
+    """What takes memory, part by part and phase by phase."""
+    footprint, update = found.footprint, found.footprint.update
+    yield f"{'GiB':>8}"
+    for name, size in {"process": footprint.process, **footprint.held}.items():
+        if size:
+            yield f"{gib(size):>8}  {name}"
+    for name, size in footprint.phases.items():
+        parts = ""
+        if name == "update":
+            parts = f": {', '.join(f'{part} {gib(size)}' for part, size in update.items())}"
+        yield f"{gib(size):>8}  in the {name}{parts}{' (the most)' if name == footprint.worst else ''}"
+    yield f"{gib(footprint.peak):>8}  at the peak"
+
+
+def advice(plan: Plan, extent: Extent, room: int) -> Iterator[str]:
+    """What to change, from what does least harm on."""
+    yield "to make it smaller, each on top of those before:"
+    peak = None
+    for change, footprint in smaller(plan, extent, room):
+        peak = footprint.peak
+        yield f"{gib(peak):>8}  {' '.join(change)}{': it fits' if peak <= room else ''}"
+    if peak is None or peak > room:
+        yield "that is not enough: take a smaller model, or shorter prompts and completions, or fewer at a time"
+
+
+def timing(phases: Mapping[str, float]) -> str:
+    """``a step takes about 12 s (sampling 4, update 8) at the full speed of this device``."""
+    parts = ", ".join(f"{name} {value:.2g}" for name, value in phases.items())
+    return f"a step takes {sum(phases.values()):.2g} s or more ({parts}), at the speed of matrix products alone"
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f}"
 
 
 def describe(device: torch.device) -> str:

@@ -36,6 +36,9 @@ Command = TypeVar("Command")
 
 REST = "rest"
 """Metadata of the field of a command that takes the arguments which it does not know, for another command."""
+REST_FILES = "rest_files"
+"""Metadata of such a field: files and presets of options are the other command's too."""
+NONE_GIVEN: Mapping[str, Any] = {}
 NARROWEST, WIDEST = 80, 110
 """Columns of the help."""
 POSITIONAL = "positional"
@@ -219,13 +222,21 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message.removeprefix("argument "))
 
 
-def parse(name: str, cls: type[Command], arguments: Sequence[str], *, first: Sequence[str] = ()) -> Command:
-    """A command from its command line, whose help shows the options ``first`` before the others.
+def parse(
+    name: str,
+    cls: type[Command],
+    arguments: Sequence[str],
+    *,
+    first: Sequence[str] = (),
+    given: Mapping[str, Any] = NONE_GIVEN,
+) -> Command:
+    """A command from its command line, whose help shows the options ``first`` before the others. The line may leave out
+    the options ``given``.
 
     What is wrong is one line in a :class:`ConfigError`; ``--help`` exits with 0.
     """
     options = list(options_of(cls))
-    given, unknown = parser(name, cls, options, first).parse_known_args(arguments)
+    found, unknown = parser(name, cls, options, first).parse_known_args(arguments)
     rest = next((entry.name for entry in dataclasses.fields(cls) if REST in entry.metadata), None)  # type: ignore[arg-type]
     if unknown and rest is None:
         if not unknown[0].startswith("-"):
@@ -233,9 +244,9 @@ def parse(name: str, cls: type[Command], arguments: Sequence[str], *, first: Seq
         raise unknown_options(
             [one.split("=")[0] for one in unknown if re.match("--?[A-Za-z]", one)] or unknown, options
         )
-    texts = vars(given)
+    texts = vars(found)
     chosen, path = texts.pop("preset", None), texts.pop("config", None)
-    values = preset_values(chosen, name, options) if chosen is not None else {}
+    values = dict(given) | (preset_values(chosen, name, options) if chosen is not None else {})
     values |= read_yaml(path, name, options) if path else {}
     for option in options:
         if option.name in texts:
@@ -275,7 +286,8 @@ def parser(name: str, cls: type, options: Sequence[Option], first: Sequence[str]
         title = own if owner is cls else group_title(owner)
         _add(made.add_argument_group(title), others)  # a group of none is not shown
     about = made.add_argument_group("help and files")
-    if len(options) > 1:
+    own_files = not any(REST_FILES in entry.metadata for entry in dataclasses.fields(cls))
+    if len(options) > 1 and own_files:
         about.add_argument("--config", metavar="FILE.yaml", help="Read options from a file; flags override it.")
     if presets_of(name):
         about.add_argument(

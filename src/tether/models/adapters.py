@@ -285,20 +285,26 @@ def adapter_config(source: str) -> dict[str, Any] | None:
     return found
 
 
-def load_adapter(model: PreTrainedModel, source: str) -> None:
-    """Put the adapter at ``source`` into ``model``, its base. Raises :class:`ModelError` where the two do not fit."""
+def lora_config(source: str) -> Any:
+    """peft's configuration of the adapter at ``source``."""
     prepare_peft(source)
     from peft import LoraConfig
 
-    file = adapter_file(source, WEIGHTS)
-    if file is None:
-        raise ModelError(f"no weights: {WEIGHTS} is missing (a pickle is not loaded)", where=source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on settings of newer versions, which change no weight
         config: Any = LoraConfig.from_peft_type(**(adapter_config(source) or {}))
     config.inference_mode = False
+    return config
+
+
+def load_adapter(model: PreTrainedModel, source: str) -> None:
+    """Put the adapter at ``source`` into ``model``, its base. Raises :class:`ModelError` where the two do not fit."""
+    prepare_peft(source)
+    file = adapter_file(source, WEIGHTS)
+    if file is None:
+        raise ModelError(f"no weights: {WEIGHTS} is missing (a pickle is not loaded)", where=source)
     try:
-        inject(model, config)
+        inject(model, lora_config(source))
         read_adapter(model, file)
     except ModelError as error:
         error.at(source)

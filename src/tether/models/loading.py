@@ -382,9 +382,14 @@ def model_config(name: str) -> Any:
     source = resolve(name)
     if adapter_config(source) and adapter_file(source, "config.json") is None:
         source = resolve(split_adapter(name)[0])
+    return config_at(source, name=name)
+
+
+def config_at(source: str, *, name: str = "") -> Any:
+    """The configuration at a directory or hub id, of a model that is called ``name``."""
     try:
         return AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ModelError:
         raise
     except Exception as error:  # the same as above
-        raise ModelError(f"the configuration cannot be read ({reason_of(error)})", where=name) from error
+        raise ModelError(f"the configuration cannot be read ({reason_of(error)})", where=name or source) from error

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from tether.models.trainable import trainable
 
+BLOCK = 4096
+"""Rows of a gradient that are added at a time."""
+
 
 def master_of(weight: nn.Parameter) -> nn.Parameter:
     """What the optimizer updates for ``weight``: the weight itself, or a float32 copy if it has lower precision.
@@ -36,7 +39,13 @@ def _hand_over(weight: Tensor) -> None:
     master: Tensor = weight.master  # type: ignore[attr-defined]
     assert weight.grad is not None
     grad, weight.grad = weight.grad, None  # first, so that it does not count twice where memory runs out below
-    master.grad = grad.float() if master.grad is None else master.grad + grad.float()
+    if master.grad is None:
+        master.grad = grad.float()
+    else:
+        # in place and by rows, for which a sum of two dtypes has a copy: a head in chunks hands over a gradient of its
+        # whole size for each chunk
+        for rows in range(0, len(grad), BLOCK):
+            master.grad[rows : rows + BLOCK].add_(grad[rows : rows + BLOCK])
 
 
 def round_after_steps(optimizer: torch.optim.Optimizer, weights: Iterable[nn.Parameter]) -> None:

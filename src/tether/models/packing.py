@@ -24,6 +24,9 @@ SLACK = 1.25
 SMALL = 2**18
 """Number of scores up to which an attention is too small for its padding to matter."""
 
+Biases = tuple[Tensor | None, Tensor | None, Tensor | None]
+"""Of trunks on themselves, branches on trunks, and branches on themselves; None where causal or all seen."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -35,7 +38,7 @@ class Block:
     trunks: tuple[int, int]  # P, L
     branches: tuple[int, int, int]  # P, G, T
     trunk_lengths: Tensor  # [P] int64
-    biases: dict[int | None, tuple[Tensor | None, Tensor | None, Tensor | None]] = field(default_factory=dict)
+    biases: dict[int | None, Biases] = field(default_factory=dict)
 
     @property
     def sizes(self) -> tuple[int, int]:
@@ -45,7 +48,7 @@ class Block:
     def attend(self, layer: Layer, trunk: Sequence[Tensor], branch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Outputs [P * L, H, d] and [P * G * T, H, d], for q, k and v of the trunks and of the branches."""
         q_trunk, k_trunk, v_trunk = (x.view(*self.trunks, *x.shape[1:]) for x in trunk)
-        trunk_bias, prefix_bias, branch_bias = self._biases(layer.window)
+        trunk_bias, prefix_bias, branch_bias = self.biases_for(layer.window)
         from_trunks = causal_attention(
             q_trunk, k_trunk, v_trunk, bias=trunk_bias, scale=layer.scale, softcap=layer.softcap
         ).flatten(0, 1)
@@ -65,13 +68,13 @@ class Block:
         )
         return from_trunks, from_branches.flatten(0, 2)
 
-    def _biases(self, window: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Of trunks on themselves, branches on trunks, and branches on themselves; None where causal or all seen."""
+    def biases_for(self, window: int | None) -> Biases:
+        """The biases for layers with this window."""
         if window not in self.biases:
             self.biases[window] = self._make_biases(window)
         return self.biases[window]
 
-    def _make_biases(self, window: int | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def _make_biases(self, window: int | None) -> Biases:
         (groups, members, width), longest = self.branches, self.trunks[1]
         at = torch.arange(max(longest, width), device=self.trunk_lengths.device)
 

@@ -120,7 +120,7 @@ class Critic(nn.Module):
         super().__init__()
         self.trunk = copy.deepcopy(policy.base_model) if own_trunk else None
         width = policy.get_output_embeddings().weight.size(1)
-        self.head = nn.Linear(width, 1).to(policy.device, policy.dtype)
+        self.head = nn.Linear(width, 1, device=policy.device, dtype=policy.dtype)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 

@@ -25,6 +25,8 @@ from torch import Tensor
 
 aten: Any = torch.ops.aten
 
+ON_HOST = ("cpu", "meta")
+"""Devices on which a CPU's kernels run, or would: tensors without memory (meta) have the shapes of the CPU's."""
 FEW = 4
 """Minimum number of queries for a CPU's kernel; fewer are repeated. In products of at least 4 rows the rounding of a
 row does not depend on the other rows; in smaller ones it does (measured)."""
@@ -66,7 +68,7 @@ def fused_attention(
     shape = q.shape
     if not causal:
         q, bias = _fold(q, k), _fold_bias(bias, q, k)
-    if q.device.type == "cpu":
+    if q.device.type in ON_HOST:
         rows = q.size(2)
         if rows < FEW:
             q = q.repeat(1, 1, -(-FEW // rows), 1)
@@ -108,7 +110,7 @@ def fused_attention_backward(
         bias = _fold_bias(bias, q, k)
         grad, out, lse = _fold(grad, k), _fold(out, k), _fold(lse, k)
         q = _fold(q, k)
-    if q.device.type == "cpu":
+    if q.device.type in ON_HOST:
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, causal, attn_mask=_like(bias, q), scale=scale
         )
@@ -252,12 +254,17 @@ def causal_attention(
     if softcap is not None:
         out = plain_attention(q, k, v, bias=bias, causal=bias is None, scale=scale, softcap=softcap)[0]
     else:
-        grouped = q.device.type == "cpu" or (bias is None and q.dtype != torch.float32)
+        grouped = q.device.type in ON_HOST or (bias is None and q.dtype != torch.float32)
         if not grouped:  # no fused kernel takes fewer key heads here
             k, v = _repeat(k, q), _repeat(v, q)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=_like(bias, q), is_causal=bias is None, scale=scale, enable_gqa=grouped
-        )
+        if q.device.type == "meta":  # where torch would choose plain products
+            out, _ = aten._scaled_dot_product_flash_attention_for_cpu(
+                q, k, v, 0.0, bias is None, attn_mask=_like(bias, q), scale=scale
+            )
+        else:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=_like(bias, q), is_causal=bias is None, scale=scale, enable_gqa=grouped
+            )
     return out.transpose(1, 2)
 
 

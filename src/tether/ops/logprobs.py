@@ -21,8 +21,9 @@ from torch.utils.checkpoint import checkpoint
 LOGIT_BYTES = 128 * 2**20
 """Up to this many bytes of float32 logits are kept from the forward pass to the backward pass; if there are more, only
 one chunk of rows, of at most this many bytes, exists at a time."""
-CHUNKS = 64
-"""Minimum number of chunks for logits that are not kept."""
+CHUNKS, ROWS = 64, 128
+"""Number of chunks for logits that are not kept, where each then has this many rows; else there are fewer chunks. Each
+adds a gradient of the size of the output head's weights, and a product of few rows is slow."""
 CACHE_BYTES, LAUNCH_BYTES = 2**20, 2**25
 """Approximate sizes of the blocks in which a chunk's softmax is computed: on a CPU one that stays in the cache,
 elsewhere one that is worth a kernel launch."""
@@ -71,10 +72,9 @@ def chunked_logprobs(
 
     with torch.no_grad():
         row_bytes = 4 * project(hidden[:0]).size(-1)
-    count = hidden.size(0)
-    if count * row_bytes <= logit_bytes:
+    size = chunk_rows(hidden.size(0), row_bytes, logit_bytes=logit_bytes)
+    if size == hidden.size(0):
         return one(hidden, ids)
-    size = max(1, min(count // CHUNKS, logit_bytes // row_bytes))
     parts = [
         # reentrant where possible: each chunk's gradient is then added to the weights' gradient at once, instead of
         # accumulating in a separate tensor of the weights' size
@@ -84,6 +84,13 @@ def chunked_logprobs(
         for rows, targets in zip(hidden.split(size), ids.split(size), strict=True)
     ]
     return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+
+def chunk_rows(count: int, row_bytes: int, *, logit_bytes: int = LOGIT_BYTES) -> int:
+    """Rows whose logits, of ``row_bytes`` in float32 each, exist at the same time: all, if they are kept."""
+    if count * row_bytes <= logit_bytes:
+        return count
+    return max(1, min(max(count // CHUNKS, ROWS), logit_bytes // row_bytes))
 
 
 class TokenSoftmax(torch.autograd.Function):
@@ -135,6 +142,6 @@ class TokenSoftmax(torch.autograd.Function):
 
 def _blocks(logits: Tensor) -> Iterator[slice]:
     """Slices of rows, of at least one row each."""
-    size = CACHE_BYTES if logits.device.type == "cpu" else LAUNCH_BYTES
+    size = LAUNCH_BYTES if logits.device.type == "cuda" else CACHE_BYTES
     rows = max(1, size // max(1, 4 * logits.size(1)))
     return (slice(start, start + rows) for start in range(0, logits.size(0), rows))

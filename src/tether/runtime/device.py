@@ -36,8 +36,9 @@ def pick_dtype(name: Dtype) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def pick_matmul_dtype(name: MatmulDtype, model: nn.Module) -> Dtype:
-    """The dtype of the matrix products of a model with float32 weights; bfloat16 weights leave no choice.
+def pick_matmul_dtype(name: MatmulDtype, model: nn.Module, device: torch.device | None = None) -> Dtype:
+    """The dtype of the matrix products of a model with float32 weights, on its device unless one is given; bfloat16
+    weights leave no choice.
 
     ``auto`` is bfloat16 where large products are at least 1.5 times as fast in it. Hardware either has instructions for
     them or not, so that the answer does not vary between runs. A model too small to gain stays in float32.
@@ -51,7 +52,7 @@ def pick_matmul_dtype(name: MatmulDtype, model: nn.Module) -> Dtype:
         return "bfloat16"
     if largest.numel() < SMALL_MATRIX:
         return "float32"
-    full, rounded = (matrix_rate(dtype, largest.device) for dtype in (torch.float32, torch.bfloat16))
+    full, rounded = (matrix_rate(dtype, device or largest.device) for dtype in (torch.float32, torch.bfloat16))
     return "bfloat16" if rounded >= WORTH_ROUNDING * full else "float32"
 
 

@@ -19,7 +19,7 @@ from tether.observers import Alarm, Hook, StepRecord, Stop, Tracker
 from tether.runtime.changes import HOW_LONG, changes, refuse_changes, refuse_other_inputs
 from tether.runtime.checkpoint import Checkpoints, RunPosition, remove_checkpoints, summed
 from tether.runtime.costs import costed
-from tether.runtime.device import forget_peak
+from tether.runtime.device import forget_peak, peak_gib
 from tether.runtime.directory import ALARMS, SUMMARY, RunDirectory, begun_with
 from tether.runtime.journal import Journal
 from tether.runtime.metric_names import require_metric
@@ -94,6 +94,12 @@ class Recorder:
     started: float = field(default_factory=time.monotonic)
     """When this session began, including the time for loading."""
     clock: float = 0.0
+    expected_gib: float | None = None
+    """Peak memory that the run was estimated to take."""
+    peak_before: float = 0.0
+    """The peak of the process before the run took its first step, on a CPU,"""
+    peak_gib: float = 0.0
+    """and the highest of all steps in this session."""
 
     @property
     def writes(self) -> bool:
@@ -132,6 +138,7 @@ class Recorder:
         row = costed(step, result.metrics, seconds, matrix_rate=self.matrix_rate, device=self.device, world=self.world)
         require_metric(self.checkpoints.kept.best, row.keys() | self.sometimes)
         self.row, self.recorded = row, step
+        self.peak_gib = max(self.peak_gib, row["memory/peak_gib"])
         if self.writes:
             self._write(step, result, alarms)
         stops = [one for one in said if isinstance(one, Stop)] + self._hooked(step, result, alarms)
@@ -324,6 +331,7 @@ class Recorder:
                 try:
                     with self.progress if self.writes else contextlib.nullcontext():
                         self.start()
+                        self.peak_before = peak_gib(self.device)
                         yield
                     self.tidy()
                 except Interrupted as stop:

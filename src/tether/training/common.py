@@ -35,6 +35,7 @@ from tether.runtime.device import Dtype, matrix_rate, pick_device, pick_dtype
 from tether.runtime.directory import RunDirectory, begun_with, refuse_if_taken
 from tether.runtime.files import atomic_write
 from tether.runtime.journal import Journal
+from tether.runtime.memory import resident_bytes
 from tether.runtime.metric_names import require_known
 from tether.runtime.progress import ProgressLine
 from tether.runtime.recorder import Recorder
@@ -43,6 +44,7 @@ from tether.trackers.names import require_installed
 from tether.trackers.tracking import Tracking
 from tether.training import inputs
 from tether.training.card import write_card
+from tether.training.estimate import tell
 from tether.training.given import NOTHING, Given
 from tether.training.inputs import (
     DATE,
@@ -52,6 +54,7 @@ from tether.training.inputs import (
     naming_the_model_of_a_run,
 )
 from tether.training.loading import placing, reader, set_matmul_dtype, tell_unpacked
+from tether.training.workload import Extent
 from tether.types import StepResult
 from tether.untrusted import one_line
 
@@ -87,7 +90,9 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     matmul_dtype: Dtype
     started: float
-    """When loading began, by the monotonic clock."""
+    """When loading began, by the monotonic clock,"""
+    resident: int
+    """and what the process had in RAM then, in bytes."""
     report: DataReport = field(default_factory=DataReport)
     fingerprints: dict[str, str] = field(default_factory=dict)
     base: Path = field(default_factory=here)
@@ -110,7 +115,7 @@ class Loaded:
 
 def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedModel, PreTrainedTokenizerBase]]) -> Loaded:
     """The model that ``read`` finds, ready to be trained."""
-    started, base = time.monotonic(), here()
+    started, resident, base = time.monotonic(), resident_bytes(), here()
     require_installed(run.track)
     torch.manual_seed(run.seed)
     if not start.resumed:
@@ -131,6 +136,7 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         tokenizer,
         matmul_dtype,
         started,
+        resident,
         report=DataReport(quiet=run.quiet),
         fingerprints={"model": found, **start.given.fingerprints},
         base=base,
@@ -175,8 +181,10 @@ def open_run(
     total: int,
     rollouts_every: int = 0,
     hooks: Sequence[Hook] = (),
+    extent: Extent | None = None,
 ) -> Recorder:
-    """The run directory and everything that writes into it; ``title`` is the command's name, ``total`` its steps."""
+    """The run directory and everything that writes into it; ``title`` is the command's name, ``total`` its steps, and
+    ``extent`` what its memory is estimated from."""
     run = command.run
     device = pick_device(run.device.device)
     options = {**inputs.located(flatten(command), loaded.base), **loaded.given.shown}
@@ -192,8 +200,13 @@ def open_run(
         resumed=start.resumed,
         given=run.out,
     )
+    expected = None
     if not run.quiet:
         loaded.report.tell()
+        if extent and loaded.given.optimizer is None:
+            expected = tell(
+                title, command, extent, matmul_dtype=loaded.matmul_dtype, device=device, process=loaded.resident
+            )
     dtype = pick_dtype("bfloat16" if run.device.dtype == "bfloat16" else loaded.matmul_dtype)
     return Recorder(
         directory=directory,
@@ -217,6 +230,7 @@ def open_run(
         trackers=trackers_of(run, directory, total=total, rollouts_every=rollouts_every),
         sometimes=frozenset(loaded.sometimes),
         started=loaded.started,
+        expected_gib=expected,
     )
 
 
@@ -294,6 +308,9 @@ def last_line(recorder: Recorder) -> str:
     """``done in 12 s: runs/grpo``, and why the run ended early and which step's model it has, where there is more to
     say."""
     parts = [f"done in {recorder.seconds:.0f} s: {recorder.directory.given}"]
+    if recorder.expected_gib and recorder.peak_gib > recorder.peak_before:
+        error = recorder.expected_gib / recorder.peak_gib - 1
+        parts.append(f"memory {recorder.peak_gib:.2f} GiB at the peak, {error:+.0%} expected")
     if recorder.ended:
         parts.append(f"ended after step {recorder.recorded} of {recorder.progress.total}: {recorder.ended}")
     if best := recorder.best:

@@ -37,6 +37,7 @@ from tether.training.common import (
     save_policy,
     until_ended,
 )
+from tether.training.estimate import extent_of, of_pairs
 from tether.training.held_out import held_out_of
 from tether.training.loading import require_room
 from tether.training.policy import early_stopping
@@ -103,6 +104,7 @@ def train(command: DPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
         state=RunState(state, (early_stopping(run, command.evaluation, window=1, metric=PATIENCE), *monitors)),
         total=state.total_steps,
         hooks=hooks,
+        extent=extent_of(loaded.model, run, of_pairs(splits.training), *(questions.extent[1:] if questions else ())),
     )
     answers = None
     if questions and anchor:

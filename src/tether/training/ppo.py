@@ -13,6 +13,7 @@ from tether.models.reference import reference_of
 from tether.observers import Hook, Monitor
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Start, load, open_run
+from tether.training.estimate import extent_of
 from tether.training.held_out import held_out_of
 from tether.training.policy import conclude, early_stopping, run_policy
 from tether.training.task import load_task
@@ -58,6 +59,7 @@ def train(command: PPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
         total=state.total_steps,
         rollouts_every=command.task.rollouts_every,
         hooks=hooks,
+        extent=extent_of(loaded.model, run, *task.extent),
     )
     held_out = held_out_of(task, loaded, state, config.sampling, recorder)
     step = partial(ppo.step, state, config=config)

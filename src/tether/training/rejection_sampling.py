@@ -16,6 +16,7 @@ from tether.observers import Hook, Monitor
 from tether.runtime.recorder import Recorder
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Start, load, located, open_run
+from tether.training.estimate import extent_of
 from tether.training.held_out import HeldOut, held_out_of
 from tether.training.policy import conclude, early_stopping
 from tether.training.task import Task, journaled, load_task
@@ -60,6 +61,7 @@ def train(
         total=config.rounds,
         rollouts_every=command.task.rollouts_every,
         hooks=hooks,
+        extent=extent_of(loaded.model, run, *task.extent),
     )
     held_out = held_out_of(task, loaded, state, config.sampling, recorder)
     with recorder.session(stop_after=run.stop_after_seconds):

@@ -25,6 +25,7 @@ from tether.runtime.judged_pairs import JudgedPair, write_judged
 from tether.runtime.metric_names import EVALUATED
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Loaded, Start, finish, load, open_run, save, until_ended
+from tether.training.estimate import extent_of, of_pairs
 from tether.training.preference_splits import Splits, split, tell_small
 from tether.types import PreferencePair
 from tether.untrusted import one_line
@@ -85,6 +86,7 @@ def train(command: Reward, start: Start = NEW, *, monitors: Sequence[Monitor] = 
         state=RunState(state, tuple(monitors)),
         total=state.total_steps,
         hooks=hooks,
+        extent=extent_of(loaded.model, run, of_pairs(splits.training)),
     )
     if not run.quiet:
         tell_small(splits, wants_test=command.test_share > 0 or command.test_pairs is not None)

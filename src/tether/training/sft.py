@@ -16,6 +16,7 @@ from tether.observers import Hook, Monitor
 from tether.runtime.metric_names import EVALUATED
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Start, finish, load, located, open_run, save_policy, until_ended
+from tether.training.estimate import extent_of, of_demonstrations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,7 @@ def train(command: SFT, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
         state=RunState(state, tuple(monitors)),
         total=state.total_steps,
         hooks=hooks,
+        extent=extent_of(loaded.model, run, of_demonstrations(data)),
     )
     with recorder.session(stop_after=run.stop_after_seconds):
         results = sft.steps(state, data, held_out, config=command.sft, world=recorder.world)

@@ -22,8 +22,10 @@ from tether.runtime.journal import JournaledGenerator, JournaledScorer
 from tether.runtime.metric_names import evaluation_names, reward_names
 from tether.runtime.recorder import Recorder
 from tether.training.common import Loaded, keep_the_date
+from tether.training.estimate import of_prompts
 from tether.training.inputs import absolute_rewards, naming_the_model_of_a_run
 from tether.training.loading import require_room, tell_unpacked
+from tether.training.workload import Row
 from tether.types import Generator, Prompt, Sampling, Scorer
 
 
@@ -38,6 +40,11 @@ class Task:
     engine: Engine
     judge: WeightedSum | None = None
     """The rewards that are reported on the held-out prompts and not trained on."""
+
+    @property
+    def extent(self) -> tuple[Sequence[Row], Sequence[Row], WeightedSum, WeightedSum | None]:
+        """What :func:`tether.training.estimate.extent_of` is told of it."""
+        return of_prompts(self.prompts), of_prompts(self.eval_prompts), self.score, self.judge
 
 
 def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Task:
