@@ -21,7 +21,7 @@ from tether.models.loading import BASE, load_policy
 from tether.runtime.device import WORTH_ROUNDING, matrix_rate, pick_device
 from tether.runtime.memory import available_bytes, resident_bytes
 from tether.trackers.names import NEEDED
-from tether.training.fit import Found, Plan, extent_of_plan, judged, smaller, step_seconds
+from tether.training.fit import Change, Found, Plan, enough, extent_of_plan, flat, judged, smaller, step_seconds
 from tether.training.workload import Extent
 from tether.types import Prompt, Sampling, make_requests
 
@@ -165,12 +165,15 @@ def table(found: Found) -> Iterator[str]:
 def advice(plan: Plan, extent: Extent, room: int) -> Iterator[str]:
     """What to change, from what does least harm on."""
     yield "to make it smaller, each on top of those before:"
-    peak = None
-    for change, footprint in smaller(plan, extent, room):
-        peak = footprint.peak
-        yield f"{gib(peak):>8}  {' '.join(change)}{': it fits' if peak <= room else ''}"
-    if peak is None or peak > room:
+    taken, peak = list[Change](), room + 1
+    for change, peak in smaller(plan, extent, room):
+        taken.append(change)
+        yield f"{gib(peak):>8}  {' '.join(change)}"
+    if peak > room:
         yield "that is not enough: take a smaller model, or shorter prompts and completions, or fewer at a time"
+        return
+    needed, peak = enough(plan, extent, room, taken)
+    yield f"{gib(peak):>8}  with {' '.join(flat(needed))} alone, which is enough"
 
 
 def timing(phases: Mapping[str, float]) -> str:

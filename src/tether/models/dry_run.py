@@ -130,6 +130,7 @@ def shell(form: Form, *, dtype: torch.dtype, classifier: bool = False) -> PreTra
     kind: Any = classifier_class(config) if classifier else AutoModelForCausalLM
     built = kind.from_config if hasattr(kind, "from_config") else kind._from_config
     model: PreTrainedModel = built(config, dtype=dtype)
+    model.config.pad_token_id = None  # else the library looks for it among the ids
     route_in_float32(model)
     set_unpacked(model, form.unpacked)
     if form.adapter is not None:

@@ -21,9 +21,11 @@ from torch.utils.checkpoint import checkpoint
 LOGIT_BYTES = 128 * 2**20
 """Up to this many bytes of float32 logits are kept from the forward pass to the backward pass; if there are more, only
 one chunk of rows, of at most this many bytes, exists at a time."""
-CHUNKS, ROWS = 64, 128
-"""Number of chunks for logits that are not kept, where each then has this many rows; else there are fewer chunks. Each
-adds a gradient of the size of the output head's weights, and a product of few rows is slow."""
+CHUNKS = 64
+"""Number of chunks for logits that are not kept,"""
+ROWS, LARGEST_SHARE = 128, 24
+"""unless a chunk then has fewer rows than this: there are fewer chunks, of a 24th of all rows at most. A product of
+few rows is slow, and each chunk adds a gradient of the size of the output head's weights."""
 CACHE_BYTES, LAUNCH_BYTES = 2**20, 2**25
 """Approximate sizes of the blocks in which a chunk's softmax is computed: on a CPU one that stays in the cache,
 elsewhere one that is worth a kernel launch."""
@@ -90,7 +92,8 @@ def chunk_rows(count: int, row_bytes: int, *, logit_bytes: int = LOGIT_BYTES) ->
     """Rows whose logits, of ``row_bytes`` in float32 each, exist at the same time: all, if they are kept."""
     if count * row_bytes <= logit_bytes:
         return count
-    return max(1, min(max(count // CHUNKS, ROWS), logit_bytes // row_bytes))
+    size = max(count // CHUNKS, min(ROWS, count // LARGEST_SHARE))
+    return max(1, min(size, logit_bytes // row_bytes))
 
 
 class TokenSoftmax(torch.autograd.Function):

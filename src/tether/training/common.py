@@ -90,9 +90,7 @@ class Loaded:
     tokenizer: PreTrainedTokenizerBase
     matmul_dtype: Dtype
     started: float
-    """When loading began, by the monotonic clock,"""
-    resident: int
-    """and what the process had in RAM then, in bytes."""
+    """When loading began, by the monotonic clock."""
     report: DataReport = field(default_factory=DataReport)
     fingerprints: dict[str, str] = field(default_factory=dict)
     base: Path = field(default_factory=here)
@@ -103,6 +101,8 @@ class Loaded:
     """Metrics that not every row of the run has."""
     given: Given = NOTHING
     """What the options only name."""
+    resident: int = 0
+    """What the process had in RAM before anything was loaded, in bytes."""
 
     def reader(self, read: Callable[..., Any], data: DataOptions) -> Callable[..., Any]:
         """:func:`reader` for the model of the run; a source that was given in Python is read from memory."""
@@ -136,12 +136,12 @@ def load(run: RunOptions, start: Start, read: Callable[..., tuple[PreTrainedMode
         tokenizer,
         matmul_dtype,
         started,
-        resident,
         report=DataReport(quiet=run.quiet),
         fingerprints={"model": found, **start.given.fingerprints},
         base=base,
         date=date,
         given=start.given,
+        resident=resident,
     )
     keep_the_date(loaded, tokenizer)
     return loaded
@@ -200,13 +200,8 @@ def open_run(
         resumed=start.resumed,
         given=run.out,
     )
-    expected = None
     if not run.quiet:
         loaded.report.tell()
-        if extent and loaded.given.optimizer is None:
-            expected = tell(
-                title, command, extent, matmul_dtype=loaded.matmul_dtype, device=device, process=loaded.resident
-            )
     dtype = pick_dtype("bfloat16" if run.device.dtype == "bfloat16" else loaded.matmul_dtype)
     return Recorder(
         directory=directory,
@@ -230,8 +225,16 @@ def open_run(
         trackers=trackers_of(run, directory, total=total, rollouts_every=rollouts_every),
         sometimes=frozenset(loaded.sometimes),
         started=loaded.started,
-        expected_gib=expected,
+        expected_gib=expected(title, command, loaded, extent, device) if extent else None,
     )
+
+
+def expected(title: str, command: Options, loaded: Loaded, extent: Extent, device: torch.device) -> float | None:
+    """The peak of the memory, in GiB, that the run is expected to take, which is said too; None for a quiet run, or
+    with an optimizer of one's own, whose state is not known."""
+    if command.run.quiet or loaded.given.optimizer is not None:
+        return None
+    return tell(title, command, extent, matmul_dtype=loaded.matmul_dtype, device=device, process=loaded.resident)
 
 
 def trackers_of(run: RunOptions, directory: RunDirectory, *, total: int, rollouts_every: int) -> tuple[Tracker, ...]:

@@ -92,24 +92,43 @@ def judged(plan: Plan, extent: Extent, *more: str) -> Found:
     return Found(work=work, footprint=found, matmul_dtype=matmul_dtype)
 
 
-def smaller(plan: Plan, extent: Extent, room: int) -> Iterator[tuple[tuple[str, ...], Footprint]]:
+Change = tuple[str, ...]
+
+
+def smaller(plan: Plan, extent: Extent, room: int) -> Iterator[tuple[Change, int]]:
     """Changes that make the plan smaller, each on top of those before, until it fits into ``room`` bytes: the options,
-    and the footprint with all of them."""
-    taken: list[str] = []
+    and the peak with all of them."""
+    taken: list[Change] = []
     peak = judged(plan, extent).footprint.peak
     for change in CHANGES:
-        if change[0] == "--quantise" and "--lora-rank" not in (*taken, *plan.arguments):
+        if change[0] == "--quantise" and "--lora-rank" not in (*flat(taken), *plan.arguments):
             continue
         try:
-            found = judged(plan, extent, *taken, *change).footprint
+            found = judged(plan, extent, *flat([*taken, change])).footprint.peak
         except ConfigError:  # an option that the command lacks, or that does not go with the others
             continue
-        if found.peak < peak * (1 - WORTH):
-            peak = found.peak
-            taken += change
-            yield change, found
+        if found < peak * (1 - WORTH):
+            peak = found
+            taken.append(change)
+            yield change, peak
         if peak <= room:
             return
+
+
+def enough(plan: Plan, extent: Extent, room: int, taken: Sequence[Change]) -> tuple[list[Change], int]:
+    """The changes of ``taken``, with which the plan fits into ``room`` bytes, without those that are not needed, and
+    the peak: a later change may save more than all before."""
+    kept = list(taken)
+    for change in reversed(taken[:-1]):
+        without = [one for one in kept if one is not change]
+        if judged(plan, extent, *flat(without)).footprint.peak <= room:
+            kept = without
+    last = [one for i, one in enumerate(kept) if one[0] not in [later[0] for later in kept[i + 1 :]]]
+    return last, judged(plan, extent, *flat(last)).footprint.peak
+
+
+def flat(changes: Sequence[Change]) -> list[str]:
+    return [text for change in changes for text in change]
 
 
 def step_seconds(found: Found, device: torch.device) -> dict[str, float]:
