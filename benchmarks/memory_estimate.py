@@ -10,6 +10,7 @@ that the run prints.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -25,20 +26,20 @@ from benchmarks.duel import ROOT
 from benchmarks.flops import SHAPES
 from benchmarks.workload import config_of, write_prompts
 from tether.models.loading import BASE, resolve
-from tether.runtime.json_text import to_json
 
 LAYERS, TOKENS = 6, 64
 TASK = "--prompts prompts.jsonl --reward length:40 --rollouts-every 0 --max-new-tokens 64 --min-new-tokens 64 --steps 3"
-SMALL = "--prompts-per-step 4 --group-size 4"
+GRPO = f"grpo --model m {TASK} --prompts-per-step 4 --group-size 4"
+ROWS = "--batch-size 16 --epochs 0.375"
 CONFIGURATIONS = {
-    "sft, float32": "sft --model m --data rows.jsonl --batch-size 16 --epochs 0.375",
-    "reward model, float32": "reward --model m --pairs pairs.jsonl --batch-size 16 --epochs 0.375",
-    "dpo, bfloat16": "dpo --model m --pairs pairs.jsonl --batch-size 16 --epochs 0.375 --dtype bfloat16",
+    "sft, float32": f"sft --model m --data rows.jsonl {ROWS}",
+    "reward model, float32": f"reward --model m --pairs pairs.jsonl {ROWS}",
+    "dpo, bfloat16": f"dpo --model m --pairs pairs.jsonl {ROWS} --dtype bfloat16",
     "ppo, bfloat16": f"ppo --model m {TASK} --prompts-per-step 16 --dtype bfloat16",
-    "grpo, float32": f"grpo --model m {TASK} {SMALL}",
-    "grpo, bfloat16, checkpointed activations": f"grpo --model m {TASK} {SMALL} --dtype bfloat16 --checkpoint-activations",
-    "grpo, bfloat16, LoRA": f"grpo --model m {TASK} --prompts-per-step 8 --group-size 8 --dtype bfloat16 --lora-rank 16",
-    "grpo, embedded model": f"grpo --model base {TASK} --prompts-per-step 16 --group-size 8",
+    "grpo, float32": GRPO,
+    "grpo, bfloat16, checkpointed activations": f"{GRPO} --dtype bfloat16 --checkpoint-activations",
+    "grpo, bfloat16, LoRA": f"{GRPO} --prompts-per-step 8 --group-size 8 --dtype bfloat16 --lora-rank 16",
+    "grpo, embedded model": f"{GRPO} --model base --prompts-per-step 16 --group-size 8",
 }
 EXPECTED = re.compile(r"^memory: ([\d.]+) GiB expected at the peak, in the (\w+) \((.*)\)", re.MULTILINE)
 FOUND = re.compile(r"memory ([\d.]+) GiB at the peak")
@@ -53,17 +54,12 @@ def write(folder: Path) -> None:
     model.save_pretrained(folder / "m")
     tokenizer.save_pretrained(folder / "m")
     write_prompts(folder / "prompts.jsonl", tokenizer, [TOKENS] * 128)
-    prompts = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    words = [" the", " a"]
-    import json
-
-    pairs = [
-        {"prompt": json.loads(line)["prompt"], "chosen": words[0] * TOKENS, "rejected": words[1] * TOKENS}
-        for line in prompts
-    ]
-    (folder / "pairs.jsonl").write_text("\n".join(map(to_json, pairs)), encoding="utf-8")
+    lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    sides = {"chosen": " the" * TOKENS, "rejected": " a" * TOKENS}
+    pairs = [{**json.loads(line), **sides} for line in lines]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
     rows = [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs]
-    (folder / "rows.jsonl").write_text("\n".join(map(to_json, rows)), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
 def measure(folder: Path, line: str) -> tuple[float, float, str, str]:
@@ -72,7 +68,8 @@ def measure(folder: Path, line: str) -> tuple[float, float, str, str]:
     command = [sys.executable, "-m", "tether", *line.split(), "--out", "run", "--overwrite", "--save-every", "0"]
     done = subprocess.run(command, cwd=folder, env=environment, check=True, stderr=subprocess.PIPE, text=True)
     expected, found = EXPECTED.search(done.stderr), FOUND.search(done.stderr)
-    assert expected and found, done.stderr
+    if not expected or not found:
+        raise SystemExit(f"no figures in what the run said:\n{done.stderr}")
     return float(expected[1]), float(found[1]), expected[2], expected[3]
 
 

@@ -204,6 +204,10 @@ class Score:
     token_rewards: tuple[float, ...] | None = None
     """One reward per token, adding up to ``total``, 0 where the policy did not emit the token; None puts the total on
     the last token that the policy emitted."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that its rewards logged (:mod:`tether.rewards.logged`), the same for all completions of a call."""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """What its rewards logged for this completion."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,6 +160,39 @@ def test_our_pairs_train_trls_dpo_which_begins_with_our_log_probs_and_loads_here
     assert model.config.model_type == "llama"
 
 
+GRPO = """
+import json, sys
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOConfig, GRPOTrainer
+from module import letters
+model, prompts = sys.argv[1:3]
+rows = Dataset.from_list([json.loads(line) for line in open(prompts)])
+config = GRPOConfig(output_dir="grpo", report_to=[], max_steps=2, per_device_train_batch_size=4, num_generations=2,
+    max_completion_length=4, use_cpu=True, bf16=False, fp16=False, save_strategy="no", disable_tqdm=True,
+    gradient_checkpointing=False, logging_steps=1)
+trainer = GRPOTrainer(model=AutoModelForCausalLM.from_pretrained(model), reward_funcs=letters, args=config,
+    train_dataset=rows, processing_class=AutoTokenizer.from_pretrained(model))
+trainer.train()
+print(json.dumps([row["taken"] for row in trainer.state.log_history if "taken" in row]))
+"""
+MODULE = """
+def letters(completions, trainer_state, log_metric, log_extra, **columns):
+    log_metric("taken", trainer_state.global_step)
+    log_extra("letters", [len(completion) for completion in completions])
+    return [float(len(completion)) for completion in completions]
+"""
+
+
+def test_one_module_of_rewards_runs_in_both(here, tiny):
+    (here / "module.py").write_text(MODULE)
+    assert peer(GRPO, tiny, "prompts.jsonl") == [0, 1]
+    steps = "--steps 2 --prompts-per-step 2 --group-size 2 --max-new-tokens 4"
+    line = f"grpo --model {tiny} --prompts prompts.jsonl --reward module.py:letters {steps} --quiet --out out"
+    assert tether(line) == 0
+    assert [row["logged/taken"] for row in read_rows(here / "out" / "metrics.jsonl")] == [0, 1]
+
+
 @pytest.fixture
 def tiny(tmp_path):
     return make_model(tmp_path / "tiny")

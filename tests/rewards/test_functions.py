@@ -14,6 +14,7 @@ from helpers import completion
 from tether.errors import RewardError
 from tether.rewards.function import FunctionReward
 from tether.rewards.loading import load_function
+from tether.rewards.logged import NAMES
 from tether.rewards.rules import exact_answer
 from tether.types import Prompt, RolloutGroup
 
@@ -64,6 +65,7 @@ def test_what_a_function_is_given():
     seen = {}
 
     def reward(prompts, completions, completion_ids, **columns):
+        assert [columns.pop(name).__class__.__name__ for name in NAMES] == ["Progress", "method", "method"]
         seen.update(prompts=prompts, completions=completions, completion_ids=completion_ids, columns=columns)
         return [1, 2.5, -3, 0]
 

@@ -65,7 +65,8 @@ def test_a_function_that_cannot_be_called_by_name_is_refused_before_the_run(func
     said = str(caught.value)
     assert said.startswith("reward 'mine' cannot be called (")
     assert said.endswith(
-        "it gets prompts, completions, completion_ids, answer by name, each where it has a parameter for it"
+        "it gets prompts, completions, completion_ids, trainer_state, log_metric, log_extra, answer by name, "
+        "each where it has a parameter for it"
     )
 
 

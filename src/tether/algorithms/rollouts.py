@@ -231,9 +231,9 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> Figures:
     """Rewards, each part of them, and lengths. Names are TRL's.
 
     ``reward`` is the mean total, ``reward_std`` its spread over the step; ``rewards/NAME/mean`` and ``/std`` are those
-    of one part, over the completions it applies to; ``frac_reward_none`` is the share to which none applies. Lengths
-    count the tokens that the policy emitted; ``completions/clipped_ratio`` is the share cut at the length limit.
-    ``num_tokens`` counts prompts too.
+    of one part, over the completions it applies to; ``logged/NAME`` is what rewards logged; ``frac_reward_none`` is the
+    share to which none applies. Lengths count the tokens that the policy emitted; ``completions/clipped_ratio`` is the
+    share cut at the length limit. ``num_tokens`` counts prompts too.
     """
     rows = flat(groups)
     count = len(rows)
@@ -256,6 +256,9 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> Figures:
     for name in dict.fromkeys(name for _, score in rows for name in score.parts):
         values = [part for _, score in rows if (part := score.parts.get(name)) is not None]
         figures |= moments(f"rewards/{name}/mean", f"rewards/{name}/std", values)
+    for name in dict.fromkeys(name for _, score in rows for name in score.logged):
+        logged = [score.logged[name] for _, score in rows if name in score.logged]
+        figures[f"logged/{name}"] = Mean(math.fsum(logged) / len(logged), len(logged))
     return figures
 
 

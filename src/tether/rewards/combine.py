@@ -26,6 +26,10 @@ class Judgement:
     """Numbers per token have one entry per token of ``completion.ids``, 0 where ``completion.mask`` is False."""
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """What the members of an ensemble said, by their names; None where a member does not apply."""
+    logged: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of the call, the same for all its completions,"""
+    extra: Mapping[str, str] = field(default_factory=dict)
+    """and what was logged for this one (:mod:`tether.rewards.logged`)."""
 
 
 class Reward(Protocol):
@@ -90,15 +94,18 @@ class WeightedSum:
                 if value is not None:
                     per_token[completion.last_emitted] += weight * value
             parts |= {f"{reward.name}/{member}": judgement.parts.get(member) for member in names}
+        logged = {name: value for one in judgements for name, value in one.logged.items()}
+        extra = {name: value for one in judgements for name, value in one.extra.items()}
         if all(judgement.value is None for judgement in judgements):
-            return Score(total=None, parts=parts)
+            return Score(total=None, parts=parts, logged=logged, extra=extra)
         try:
             total = math.fsum(per_token)
         except (OverflowError, ValueError):  # finite numbers with an infinite sum, and infinities of either sign
             total = math.inf
         if not math.isfinite(total):
             raise RewardError(f"the rewards of {which} add up to more than a float can hold")
-        return Score(total=total, parts=parts, token_rewards=tuple(per_token) if dense else None)
+        tokens = tuple(per_token) if dense else None
+        return Score(total=total, parts=parts, token_rewards=tokens, logged=logged, extra=extra)
 
 
 def judged(reward: Reward, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:

@@ -4,8 +4,9 @@
 
 It is called once per step with flat lists, one entry per completion. Conversational prompts arrive as lists of
 messages, and their completions as one assistant message; the data's other columns arrive by name, with None for rows
-that lack one. It may be async, may return None for a completion it does not apply to, and may return a list of floats
-for a completion: one reward per token of ``completion_ids``.
+that lack one, and what TRL gives besides (:mod:`tether.rewards.logged`). It may be async, may return None for a
+completion it does not apply to, and may return a list of floats for a completion: one reward per token of
+``completion_ids``.
 
 It runs in the main thread, because signal handlers need that (math-verify's SIGALRM is one); an async one runs in the
 event loop that all async rewards share (:mod:`tether.rewards.event_loop`). What it sets for the whole process is undone
@@ -27,6 +28,7 @@ from tether.data.tokenise import Text
 from tether.errors import RewardError
 from tether.rewards.combine import Judgement, RewardValue, require_token_rewards
 from tether.rewards.event_loop import awaited
+from tether.rewards.logged import NAMES, Logged
 from tether.rewards.process import Apart
 from tether.rewards.rules import ExactAnswer
 from tether.rewards.supervision import supervised
@@ -34,7 +36,7 @@ from tether.stop_requests import DeadlineError, Interrupted
 from tether.types import Completion, Prompt, RolloutGroup
 from tether.untrusted import shown
 
-GIVEN = ("prompts", "completions", "completion_ids")
+GIVEN = ("prompts", "completions", "completion_ids", *NAMES)
 """The parameters of a reward function that are no columns of the data."""
 
 
@@ -73,27 +75,31 @@ class FunctionReward:
         flat = [(group.prompt, completion) for group in groups for completion in group.completions]
         with self.apart.inside():
             rows = iter(supervised(self.name, lambda: self._call(flat), deadline=self.deadline, retries=self.retries))
-        return [[Judgement(next(rows)) for _ in group.completions] for group in groups]
+        return [[next(rows) for _ in group.completions] for group in groups]
 
-    def _call(self, flat: Sequence[tuple[Prompt, Completion]]) -> list[RewardValue]:
+    def _call(self, flat: Sequence[tuple[Prompt, Completion]]) -> list[Judgement]:
         """One call, with new lists, which the function may change."""
+        logged = Logged(self.name, len(flat))
         arguments = {
             **_columns([prompt for prompt, _ in flat], self.columns),
             "prompts": [list(p.messages) if p.messages else p.text for p, _ in flat],
             "completions": [as_given(p, c) for p, c in flat],
             "completion_ids": [list(c.ids) for _, c in flat],
+            **logged.arguments(),
         }
         try:
             returned = self.function(**accepted(self.function, arguments))
             if inspect.isawaitable(returned):
                 returned = awaited(returned)
-            return self._check(returned, [completion for _, completion in flat])
+            values = self._check(returned, [completion for _, completion in flat])
         except (RewardError, DeadlineError, Interrupted, KeyboardInterrupt):  # a RewardError already says what is wrong
             raise
         except BaseException as error:  # SystemExit and a panic of Rust code too: one line, with the cause chained
             raise RewardError(
                 f"reward {self.name!r} raised {type(error).__name__}: {shown(error, str)}{place_of(error)}"
             ) from error
+        metrics = logged.of_call()
+        return [Judgement(value, logged=metrics, extra=logged.of_completion(i)) for i, value in enumerate(values)]
 
     def _check(self, returned: Any, completions: Sequence[Completion]) -> list[RewardValue]:
         try:

@@ -192,8 +192,8 @@ class RunDirectory:
     def rollouts(
         self, step: int, groups: Sequence[ScoredGroup], figures: Sequence[Sequence[CompletionFigures]] = ()
     ) -> None:
-        """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts, and the
-        ``figures`` of its tokens where there are some."""
+        """Write one row per completion: texts, ids, mask, log-probs, finish reason, score and its parts, what its
+        rewards logged of it, and the ``figures`` of its tokens where there are some."""
         self.make()
         table = rollout_table(step, groups, figures)
         target = self.path / "rollouts" / f"step_{step:06d}.parquet"
@@ -251,6 +251,7 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Se
     import pyarrow
 
     parts = dict.fromkeys(name for group in groups for score in group.scores for name in score.parts)
+    extra = dict.fromkeys(name for group in groups for score in group.scores for name in score.extra)
     numbers = pyarrow.list_(pyarrow.float64())
     types = {
         "step": pyarrow.int64(),
@@ -265,6 +266,7 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Se
         "weights_version": pyarrow.int64(),
         "score": pyarrow.float64(),
         **{f"rewards/{name}": pyarrow.float64() for name in parts},
+        **{f"extra/{name}": pyarrow.string() for name in extra},
         "kl": pyarrow.float64(),
         "advantage": pyarrow.float64(),
     }
@@ -286,6 +288,7 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Se
             "weights_version": completion.weights_version,
             "score": score.total,
             **{f"rewards/{name}": score.parts.get(name) for name in parts},
+            **{f"extra/{name}": score.extra.get(name) for name in extra},
             **(figure_columns(completion, found) if found is not None else {}),
         }
         for (prompt, completion, score), found in zip(completions, known or [None] * len(completions), strict=True)

@@ -231,7 +231,10 @@ def read_rollouts(file: Path, requests: Sequence[Request], asked: str) -> tuple[
 
 def write_scores(file: Path, groups: Sequence[ScoredGroup], asked: str) -> None:
     """Scores as JSON, whose numbers are read back as they were."""
-    scores = [[[one.total, dict(one.parts), one.token_rewards] for one in group.scores] for group in groups]
+    scores = [
+        [[one.total, dict(one.parts), one.token_rewards, dict(one.logged), dict(one.extra)] for one in group.scores]
+        for group in groups
+    ]
     with atomic_write(file) as unfinished:
         unfinished.write_text(json.dumps({"asked": asked, "scores": scores}), encoding="utf-8")
 
@@ -248,8 +251,14 @@ def read_scores(file: Path, groups: Sequence[RolloutGroup], asked: str) -> list[
         ScoredGroup(
             rollouts=group,
             scores=tuple(
-                Score(total=total, parts=parts, token_rewards=None if tokens is None else tuple(tokens))
-                for total, parts, tokens in scores
+                Score(
+                    total=total,
+                    parts=parts,
+                    token_rewards=None if tokens is None else tuple(tokens),
+                    logged=logged,
+                    extra=extra,
+                )
+                for total, parts, tokens, logged, extra in scores
             ),
         )
         for group, scores in zip(groups, saved["scores"], strict=True)

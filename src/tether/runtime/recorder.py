@@ -16,6 +16,7 @@ from torch import nn
 from tether.errors import GuardError, MemoryShortError, RewardError, RunError, TetherError
 from tether.names import metric_and_sign
 from tether.observers import Alarm, Hook, StepRecord, Stop, Tracker
+from tether.rewards.logged import set_progress
 from tether.runtime.changes import HOW_LONG, changes, refuse_changes, refuse_other_inputs
 from tether.runtime.checkpoint import Checkpoints, RunPosition, remove_checkpoints, summed
 from tether.runtime.costs import costed
@@ -113,6 +114,7 @@ class Recorder:
     def start(self) -> None:
         """A step begins now."""
         forget_peak(self.device)
+        set_progress(self.recorded, self.progress.total)
         self.clock = time.perf_counter()
         self.journal.begin(self.recorded + 1)
 
