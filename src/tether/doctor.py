@@ -177,7 +177,7 @@ def advice(plan: Plan, extent: Extent, room: int) -> Iterator[str]:
 
 
 def timing(phases: Mapping[str, float]) -> str:
-    """``a step takes about 12 s (sampling 4, update 8) at the full speed of this device``."""
+    """``a step takes 12 s or more (sampling 4, update 8), at the speed of matrix products alone``."""
     parts = ", ".join(f"{name} {value:.2g}" for name, value in phases.items())
     return f"a step takes {sum(phases.values()):.2g} s or more ({parts}), at the speed of matrix products alone"
 
