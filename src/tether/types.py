@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from tether.errors import ConfigError
 from tether.ops.reduce import length_mask
@@ -169,10 +170,15 @@ class Completion:
     text: str
     weights_version: int
     """Version of the weights that sampled it."""
+    routes: tuple[int, ...] | None = None
+    """Of each token, a number for the experts that the state it was drawn from got (:mod:`tether.models.routes`); None
+    where the model has no experts or the generator does not say."""
 
     def __post_init__(self) -> None:
         if not len(self.ids) == len(self.mask) == len(self.sampler_logp):
             raise ValueError("ids, mask and sampler_logp of a completion must have one entry per token")
+        if self.routes is not None and len(self.routes) != len(self.ids):
+            raise ValueError("routes of a completion must have one entry per token")
         if not any(self.mask):
             raise ValueError("a completion must hold a token that the policy emitted")
 
@@ -261,6 +267,7 @@ class Batch:
     prompt_lengths: Tensor = field(metadata=HOST)  # [B] int64; 0 only where no state before a token is read
     completion_lengths: Tensor = field(metadata=HOST)  # [B] int64, at least 1: all tokens after the prompt
     prompt_index: Tensor = field(metadata=HOST)  # [B] int64, equal where rows have one prompt
+    routes: Tensor | None = None  # [B, T] int64, of the sampler, where it says; arbitrary where the mask is False
 
     @staticmethod
     def collate(
@@ -268,6 +275,7 @@ class Batch:
         device: torch.device | str = "cpu",
         *,
         masks: Sequence[Sequence[bool]] | None = None,
+        routes: Sequence[Sequence[int]] | None = None,
     ) -> Batch:
         """Stack (prompt ids, completion ids) rows; without ``masks`` the policy emitted, or imitates, every token."""
         index: dict[tuple[int, ...], int] = {}
@@ -286,6 +294,7 @@ class Batch:
             prompt_lengths=torch.tensor([len(p) for p, _ in rows]),
             completion_lengths=lengths,
             prompt_index=torch.tensor([index.setdefault(tuple(p), len(index)) for p, _ in rows]),
+            routes=None if routes is None else pad_sequence([torch.tensor(row) for row in routes], True).to(device),
         )
 
     def __len__(self) -> int:
@@ -317,6 +326,7 @@ class Batch:
             prompt_lengths=prompt_lengths,
             completion_lengths=completion_lengths,
             prompt_index=self.prompt_index[index],
+            routes=None if self.routes is None else self.routes[index, : int(completion_lengths.max())],
         )
 
 

@@ -21,6 +21,8 @@ from tether.data.batching import micro_batches, minibatches
 from tether.digests import prompts_digest
 from tether.figures import Figures, Max, Mean, Sum, reduce
 from tether.models.balance import Balance
+from tether.models.policy import unflatten
+from tether.models.routes import Routes
 from tether.ops.divergence import k2
 from tether.ops.losses import LossInputs, LossTerms
 from tether.ops.masked import masked_mean
@@ -68,7 +70,7 @@ class Update(Generic[E]):
     rows: list[Metrics] = field(default_factory=list)
     """Metrics of each of them."""
     gap: Metrics = field(default_factory=dict)
-    """Differences between the sampler's and the trainer's log-probs at the first minibatch."""
+    """Differences between the sampler and the trainer at the first minibatch."""
 
     @staticmethod
     def begun(
@@ -150,8 +152,10 @@ def learn(
                 state.optimizer.zero_grad()
                 update.passed = plan.epochs * plan.minibatches
                 break
-            if update.passed == 0 and plan.measure_gap:
-                update.gap = reduce(logprob_gap(done.logp, part.old_logp, part.batch.mask), world)
+            if update.passed == 0:
+                mask = part.batch.mask
+                gap = logprob_gap(done.logp, part.old_logp, mask) if plan.measure_gap else {}
+                update.gap = reduce(gap | routes_gap(done.routes, part.batch.routes, mask), world)
             row = done.metrics(world) | {"policy/approxkl": float(moved_by)}
         moved = apply(
             state.guard, state.optimizer, done.accumulated, scale=scale, config=plan.optim, where=where, world=world
@@ -169,6 +173,8 @@ class Minibatch:
     accumulated: Accumulated
     mask: Tensor
     logp: Tensor
+    routes: Tensor | None
+    """Of a mixture of experts: those of the training pass (:mod:`tether.models.routes`), int64."""
     figures: dict[str, Tensor]
     """Figures of the loss, by metric name."""
 
@@ -192,14 +198,18 @@ def accumulate_minibatch(
     mask = experience.batch.mask
     tokens, sequences = int(world.sum(mask.sum())), world.sum(len(experience.batch))
     logp, figures = torch.zeros(mask.shape, device=mask.device), dict[str, Tensor]()
+    recorded = Routes(state.policy)
+    routes = torch.zeros(mask.shape, dtype=torch.int64, device=mask.device) if recorded.routers else None
 
     def put(whole: Tensor, rows: Tensor, values: Tensor) -> None:
-        whole[rows, : values.size(1)] = values.detach().float()
+        whole[rows, : values.size(1)] = values.detach().to(whole.dtype)
 
     def loss_of(rows: Tensor) -> Tensor:
         micro = experience.rows(rows)
         inputs, terms = objective(micro)
         put(logp, rows, inputs.logp)
+        if routes is not None and recorded.picked is not None:
+            put(routes, rows, unflatten(recorded.picked, micro.batch.mask))
         for name, values in terms.figures.items():
             put(figures.setdefault(name, torch.zeros_like(logp)), rows, values)
         return reduce_loss(
@@ -211,15 +221,16 @@ def accumulate_minibatch(
             max_length=plan.max_length,
         )
 
-    accumulated = accumulate(
-        state.guard,
-        state.optimizer,
-        partial(micro_batches, experience.batch),
-        loss_of,
-        balance=Balance.of(state.policy),
-        world=world,
-    )
-    return Minibatch(accumulated, mask, logp, figures)
+    with recorded.recording():
+        accumulated = accumulate(
+            state.guard,
+            state.optimizer,
+            partial(micro_batches, experience.batch),
+            loss_of,
+            balance=Balance.of(state.policy),
+            world=world,
+        )
+    return Minibatch(accumulated, mask, logp, None if recorded.picked is None else routes, figures)
 
 
 def logprob_gap(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> Figures:
@@ -229,3 +240,11 @@ def logprob_gap(logp: Tensor, sampler_logp: Tensor, mask: Tensor) -> Figures:
         "sampling/logprob_gap_mean": Mean(float(masked_mean(gap, mask)), float(mask.sum())),
         "sampling/logprob_gap_max": Max(float(gap.max())),
     }
+
+
+def routes_gap(routes: Tensor | None, sampler_routes: Tensor | None, mask: Tensor) -> Figures:
+    """The share of emitted tokens that got other experts, in any layer, in the training pass than in sampling."""
+    if routes is None or sampler_routes is None:
+        return {}
+    differ = (routes != sampler_routes).float()
+    return {"sampling/expert_gap": Mean(float(masked_mean(differ, mask)), float(mask.sum()))}

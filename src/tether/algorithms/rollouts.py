@@ -138,7 +138,14 @@ def require_answers(
 def batch_of(groups: Sequence[ScoredGroup], device: torch.device) -> Batch:
     """The groups' prompts and completions as a batch of P * G rows."""
     rows = [(g.rollouts.prompt.ids, c.ids) for g in groups for c in g.rollouts.completions]
-    return Batch.collate(rows, device, masks=[c.mask for c, _ in flat(groups)])
+    completions = [completion for completion, _ in flat(groups)]
+    routes = [c.routes for c in completions if c.routes is not None]
+    return Batch.collate(
+        rows,
+        device,
+        masks=[c.mask for c in completions],
+        routes=routes if len(routes) == len(rows) else None,
+    )
 
 
 def lengths_of(groups: Sequence[ScoredGroup]) -> Lengths:

@@ -24,6 +24,7 @@ from tether.generation.sampling import diverged, draw, log_distribution, uniform
 from tether.generation.stopping import Ending, text_of
 from tether.models.attention import laid_out
 from tether.models.policy import project
+from tether.models.routes import Routes
 from tether.stop_requests import check
 from tether.types import Completion, Metrics, Request, Sampling
 
@@ -132,6 +133,7 @@ class Rollout:
         self.graphed = graphed(model, self.device)
         self.trunk, self.project = model.base_model, project(model)
         self.embed = model.get_input_embeddings()
+        self.recorded = Routes(self.trunk)
         self.ending = Ending.of(model, tokenizer, sampling)
         self.end_ids = torch.tensor(self.ending.eos, dtype=torch.int64, device=self.device)
 
@@ -147,6 +149,8 @@ class Rollout:
         """The request whose prompt each slot holds."""
         self.slot_states: list[Tensor] = []
         """The hidden state at the end of each slot's prompt: the first tokens are drawn from it."""
+        self.slot_routes: list[Tensor] = []
+        """The routes of these states, if the model has experts."""
         self.seating: Seating | None = None
         """Of the present rows and slots, once it is needed."""
         # one job and one token more than there are, for what is sampled in empty rows and past a completion's end
@@ -156,6 +160,7 @@ class Rollout:
         self.u = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.logprobs = torch.zeros(shape, dtype=torch.float32, device=self.device)
+        self.routes = torch.zeros(shape, dtype=torch.int64, device=self.device) if self.recorded.routers else None
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         self.step: Callable[[Seating], None] = GraphedStep(self.decode_step) if self.graphed else self.decode_step
         self.over: list[InFlight] = []
@@ -163,13 +168,14 @@ class Rollout:
     def run(self) -> list[list[Completion]]:
         """The completions of each request."""
         started, prefill = time.monotonic(), self.tally.prefill_seconds
-        while self.waiting or self.rows:
-            check()
-            if self.may_admit():
-                self.admit()
-            else:
-                self.decode()
-            self.retire()
+        with self.recorded.recording():
+            while self.waiting or self.rows:
+                check()
+                if self.may_admit():
+                    self.admit()
+                else:
+                    self.decode()
+                self.retire()
         completions = self.completions()
         self.tally.decode_seconds += time.monotonic() - started - (self.tally.prefill_seconds - prefill)
         return completions
@@ -215,7 +221,10 @@ class Rollout:
         slot_of = {request: slot for slot, request in enumerate(self.slots)}
         states = torch.stack([self.slot_states[slot_of[row.request]] for row in newcomers])
         padded = torch.cat([states, states.new_zeros(aligned(len(states)) - len(states), states.size(1))])
-        self.emit(start, stop, self.project(padded)[: len(states)])
+        routes = (
+            torch.stack([self.slot_routes[slot_of[row.request]] for row in newcomers]) if self.slot_routes else None
+        )
+        self.emit(start, stop, self.project(padded)[: len(states)], routes)
         for row in newcomers:
             row.sampled = 1
 
@@ -239,7 +248,10 @@ class Rollout:
                 layout=PrefillLayout(self.prefixes, spans),
             ).last_hidden_state[0]
         self.slots += requests
-        self.slot_states += [hidden[start + length - 1].clone() for _, start, length in spans]
+        ends = [start + length - 1 for _, start, length in spans]
+        self.slot_states += [hidden[end].clone() for end in ends]
+        if (routes := self.recorded.take()) is not None:
+            self.slot_routes += [routes[end].clone() for end in ends]
 
     def decode(self) -> None:
         """One step on a CPU; :data:`STRIDE` steps on CUDA, unless a stop string has to be looked for."""
@@ -269,10 +281,10 @@ class Rollout:
                 use_cache=False,
                 layout=layout,
             ).last_hidden_state[:, 0]
-        self.emit(0, rows, self.project(hidden)[:rows])
+        self.emit(0, rows, self.project(hidden)[:rows], self.recorded.take())
 
-    def emit(self, start: int, stop: int, logits: Tensor) -> None:
-        """Sample the next token of rows [start, stop) from their ``logits``."""
+    def emit(self, start: int, stop: int, logits: Tensor, routes: Tensor | None) -> None:
+        """Sample the next token of rows [start, stop) from their ``logits``; ``routes`` are those of their states."""
         count, job = self.device_rows.count[start:stop], self.device_rows.job[start:stop]
         logp = log_distribution(logits, self.sampling, step=count, ends=self.end_ids)
         self.finite.logical_and_(torch.isfinite(logp.amax(-1)).all())
@@ -280,6 +292,8 @@ class Rollout:
         token = draw(logp, self.u[job, at], greedy=self.sampling.temperature == 0)
         self.tokens[job, at] = token
         self.logprobs[job, at] = logp.gather(1, token.unsqueeze(1)).squeeze(1)
+        if self.routes is not None and routes is not None:
+            self.routes[job, at] = routes[: stop - start]
         self.device_rows.token[start:stop] = token
         count.add_(1)
 
@@ -324,8 +338,9 @@ class Rollout:
         self.device_rows.job[len(self.rows) : before] = self.spare
         needed = {row.request for row in self.rows} | {row.request for row in list(self.waiting)[:1]}
         idle = [slot for slot, request in enumerate(self.slots) if request not in needed]
-        states = self._compact(self.slot_states, idle, ())
-        self.slots, self.slot_states = self._compact(self.slots, idle, (self.prefixes.move,)), states
+        self.slot_states = self._compact(self.slot_states, idle, ())
+        self.slot_routes = self._compact(self.slot_routes, idle, ()) if self.slot_routes else []
+        self.slots = self._compact(self.slots, idle, (self.prefixes.move,))
 
     def ended(self, row: InFlight, tokens: Sequence[int]) -> bool:
         """Take the row's new tokens up to its end, and say whether it was among them."""
@@ -354,6 +369,7 @@ class Rollout:
     def completions(self) -> list[list[Completion]]:
         """The completions of each request, in the order of its seeds."""
         logprobs = self.logprobs.tolist()
+        routes = None if self.routes is None else self.routes.tolist()
         found: list[list[Completion]] = [[] for _ in self.prompts]
         for row in sorted(self.over, key=lambda row: row.job):
             finish_reason = self.ending.reason(row.ids, after=self.prompts[row.request])
@@ -367,6 +383,7 @@ class Rollout:
                     finish_reason=finish_reason,
                     text=text_of(self.tokenizer, row.ids, after=self.prompts[row.request]),
                     weights_version=self.version,
+                    routes=None if routes is None else tuple(routes[row.job][: len(row.ids)]),
                 )
             )
         return found

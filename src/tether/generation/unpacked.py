@@ -15,6 +15,7 @@ from tether.generation.sampling import diverged, draw, log_distribution, uniform
 from tether.generation.scheduler import Tally
 from tether.generation.stopping import Ending, text_of
 from tether.models.policy import project
+from tether.models.routes import Routes
 from tether.stop_requests import stoppable
 from tether.types import Completion, FinishReason, Request, Sampling
 
@@ -58,11 +59,16 @@ def lockstep(
     ids = torch.tensor([list(prompt.ids)] * len(seeds), device=device)
     drawn: list[list[int]] = [[] for _ in seeds]
     logps: list[list[float]] = [[] for _ in seeds]
+    routed: list[list[int]] = [[] for _ in seeds]
+    recorded = Routes(model)
     reasons: list[FinishReason | None] = [None for _ in seeds]
     past: Any = None
     began = prefilled = time.perf_counter()
     for t in stoppable(range(sampling.max_new_tokens)):
-        hidden, past = last_states(model, ids, past, cached=cached)
+        with recorded.recording():
+            hidden, past = last_states(model, ids, past, cached=cached)
+        routes = recorded.take()
+        found = None if routes is None else routes.view(len(seeds), -1)[:, -1].tolist()
         if t == 0:
             prefilled = time.perf_counter()
             tally.prefill_seconds += prefilled - began
@@ -79,6 +85,7 @@ def lockstep(
             if reasons[row] is None:
                 drawn[row].append(token)
                 logps[row].append(value)
+                routed[row] += found[row : row + 1] if found is not None else []
                 reasons[row] = ending.reason(drawn[row], after=prompt.ids)
                 tally.row_steps += 1
         tally.slot_steps += len(seeds)
@@ -94,8 +101,9 @@ def lockstep(
             finish_reason=reason or FinishReason.LENGTH,
             text=text_of(tokenizer, own, after=prompt.ids),
             weights_version=version,
+            routes=tuple(route) if recorded.routers else None,
         )
-        for own, logp, reason in zip(drawn, logps, reasons, strict=True)
+        for own, logp, reason, route in zip(drawn, logps, reasons, routed, strict=True)
     ]
 
 

@@ -85,3 +85,8 @@ def laid_out_by(config: Any) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = before
+
+
+def is_laid_out(config: Any) -> bool:
+    """Whether the forward passes of the model with this configuration use attention by layout at present."""
+    return bool(config._attn_implementation == NAME)

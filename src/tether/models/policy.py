@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from tether.models.attention import laid_out
 from tether.models.balance import weigh_tokens
 from tether.models.packing import Pack, pack
+from tether.models.routes import pick_routes
 from tether.models.trainable import trainable
 from tether.models.unpacked import is_unpacked
 from tether.ops.logprobs import chunked_logprobs
@@ -50,7 +51,9 @@ def completion_states(trunk: nn.Module, batch: Batch) -> Tensor:
     if is_unpacked(trunk):
         return padded_states(trunk, batch)
     packed = pack(batch, ends=False)
-    return packed_states(trunk, packed)[packed.states]
+    states = packed_states(trunk, packed)[packed.states]
+    pick_routes(lambda routes: routes[packed.states])
+    return states
 
 
 def final_states(trunk: nn.Module, batch: Batch) -> Tensor:
@@ -76,6 +79,7 @@ def padded_states(trunk: nn.Module, batch: Batch) -> Tensor:
     models that are unpacked."""
     hidden = padded_hidden(trunk, batch, last=False)
     rows = torch.arange(len(batch), device=hidden.device).unsqueeze(1)
+    pick_routes(lambda routes: routes.view(hidden.shape[:2])[rows, batch.predictors][batch.mask])
     return hidden[rows, batch.predictors][batch.mask]
 
 

@@ -22,12 +22,13 @@ OTHERS = (
     ("Completion length, tokens", ("completions/mean_length",)),
     ("Gradient norm", ("grad_norm",)),
     ("Sampler and trainer log-probs, gap in nats", ("sampling/logprob_gap_mean", "sampling/logprob_gap_max")),
+    ("Tokens with other experts in training than in sampling, share", ("sampling/expert_gap",)),
     ("Seconds per step", ("step_time",)),
 )
 """Title and metrics of each plot; one whose metrics a run does not have is left out."""
 FROM_ZERO = frozenset(
     {"kl", "eval/kl", "entropy", "completions/mean_length", "grad_norm", "step_time"}
-    | {"sampling/logprob_gap_mean", "sampling/logprob_gap_max"}
+    | {"sampling/logprob_gap_mean", "sampling/logprob_gap_max", "sampling/expert_gap"}
 )
 """Metrics whose axis begins at zero: they are sizes, and their changes are seen in proportion."""
 

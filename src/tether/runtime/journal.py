@@ -192,6 +192,8 @@ def write_rollouts(file: Path, groups: Sequence[RolloutGroup], asked: str, figur
         "sampler_logp": torch.tensor([logp for c in completions for logp in c.sampler_logp], dtype=torch.float64),
         "lengths": torch.tensor([len(c.ids) for c in completions], dtype=torch.int64),
     }
+    if all(c.routes is not None for c in completions):
+        tensors["routes"] = torch.tensor([route for c in completions for route in c.routes or ()], dtype=torch.int64)
     with atomic_write(file) as unfinished:
         save_file(tensors, unfinished, metadata={"rollouts": json.dumps(rest)})
 
@@ -203,12 +205,14 @@ def read_rollouts(file: Path, requests: Sequence[Request], asked: str) -> tuple[
         with safe_open(file, framework="pt") as saved:
             rest = json.loads(saved.metadata()["rollouts"])
             tensors = {name: saved.get_tensor(name) for name in ("ids", "mask", "sampler_logp", "lengths")}
+            routes = saved.get_tensor("routes") if "routes" in saved.keys() else None  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
     if rest["asked"] != asked:
         return None
     lengths = tensors.pop("lengths").tolist()
     per_token = ([part.tolist() for part in tensor.split(lengths)] for tensor in tensors.values())
+    routed = [None] * len(lengths) if routes is None else [tuple(part.tolist()) for part in routes.split(lengths)]
     completions = (
         Completion(
             ids=tuple(ids),
@@ -217,9 +221,10 @@ def read_rollouts(file: Path, requests: Sequence[Request], asked: str) -> tuple[
             finish_reason=FinishReason(reason),
             text=text,
             weights_version=version,
+            routes=route,
         )
-        for ids, mask, sampler_logp, reason, text, version in zip(
-            *per_token, rest["finish_reasons"], rest["texts"], rest["weights_versions"], strict=True
+        for ids, mask, sampler_logp, reason, text, version, route in zip(
+            *per_token, rest["finish_reasons"], rest["texts"], rest["weights_versions"], routed, strict=True
         )
     )
     groups = [
