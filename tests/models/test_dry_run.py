@@ -137,6 +137,7 @@ def test_a_form_of_a_model_in_memory_has_its_adapter_and_its_padding(tiny, tmp_p
     assert {w.dtype for name, w in found.named_parameters() if "lora" in name} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
     "config",
     [
@@ -153,11 +154,13 @@ def test_a_form_of_a_model_in_memory_has_its_adapter_and_its_padding(tiny, tmp_p
     ],
     ids=["padded", "experts", "longrope"],
 )  # fmt: skip
-def test_other_architectures_run_without_memory(config):
+def test_other_architectures_run_without_memory(config, dtype):
     with without_memory():
-        model = shell(Form(config, unpacked=isinstance(config, BloomConfig)), dtype=torch.bfloat16)
+        model = shell(Form(config, unpacked=isinstance(config, BloomConfig)), dtype=dtype)
         found = states(model.base_model, batch_of_the_host(), ends=False)
         found.sum().backward()
+        assert {weight.grad.dtype for weight in model.base_model.parameters() if weight.grad is not None} == {dtype}
+    assert found.dtype == dtype
     assert found.shape == (sum(len(completion) for _, completion in ROWS), 32)
 
 

@@ -48,7 +48,8 @@ class Allocated(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        run = _grouped_product if func is torch.ops.aten._grouped_mm.default else func
+        found = run(*args, **(kwargs or {}))
         for value in tree_leaves(found):
             if isinstance(value, Tensor):
                 self._count(value)
@@ -81,6 +82,12 @@ class Allocated(TorchDispatchMode):
         before, self.peak = self.now, self.now
         yield
         peaks[name] = max(peaks.get(name, 0), self.peak - before)
+
+
+def _grouped_product(x: Tensor, weight: Tensor, *rest: Any, **options: Any) -> Tensor:
+    """The product of tokens with their experts, which on ``meta`` takes bfloat16 alone."""
+    found: Tensor = torch.ops.aten._grouped_mm.default(x.bfloat16(), weight.bfloat16(), *rest, **options)
+    return found.to(x.dtype)
 
 
 @contextlib.contextmanager
