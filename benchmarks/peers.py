@@ -2,9 +2,10 @@
 
     python -m benchmarks.peers setup [--system-torch] [--only 1.16.0]
 
-Makes ``.peers/trl-1.16`` (GRPOTrainer, RewardTrainer, transformers' own generation) and ``.peers/trl-1.12`` (the last
-PPOTrainer). torch is installed first, in the version that constraints.txt pins, and kept; --system-torch uses the torch
-of the current interpreter instead, as on a GPU image that has its own.
+Makes ``.peers/trl-1.16`` (GRPOTrainer, RewardTrainer, transformers' own generation; RewardBench's code without what it
+needs for other models) and ``.peers/trl-1.12`` (the last PPOTrainer). torch is installed first, in the version that
+constraints.txt pins, and kept; --system-torch uses the torch of the current interpreter instead, as on a GPU image that
+has its own.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TRL = ("1.16.0", "1.12.0")
+REWARDBENCH = "rewardbench==0.1.4"
 
 
 def pinned(package: str) -> str:
@@ -37,6 +39,8 @@ def setup(version: str, *, system_torch: bool) -> None:
     held = folder / "constraints.txt"
     held.write_text(f"{torch}\n{pinned('transformers')}\n")
     subprocess.run([*install, "--constraint", str(held), f"trl=={version}", "transformers", "numpy"], check=True)
+    if version == TRL[0]:
+        subprocess.run([*install, "--no-deps", REWARDBENCH], check=True)
 
 
 def main() -> None:

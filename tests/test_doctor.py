@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -151,6 +152,19 @@ def test_the_data_that_is_given_is_measured(tiny, here, capsys):
     assert "reward models" in shown
     assert "in the scoring" in shown
     assert "fits here" in activations("dpo --pairs pairs.jsonl")
+
+
+def test_a_model_without_weights(tiny, here, capfd):
+    """Its configuration is enough, with a tokenizer where data is to be measured."""
+    shutil.copytree(tiny, "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert tether("doctor --method dpo --pairs pairs.jsonl --model bare") == 0
+    for file in Path("bare").glob("tokenizer*"):
+        file.unlink()
+    assert tether("doctor --method dpo --model bare") == 0
+    capfd.readouterr()
+    assert tether("doctor --method dpo --pairs pairs.jsonl --model bare") == 2
+    assert "bare: the tokenizer cannot be loaded" in (said := capfd.readouterr().err)
+    assert "or lengths in place of the data: --prompt-tokens and --completion-tokens" in said
 
 
 def test_the_options_of_a_run_that_exists(tiny, here, capsys):

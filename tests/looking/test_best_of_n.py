@@ -43,6 +43,11 @@ def test_ties_by_hand():
     assert found["preferred"] == 0.5  # 1 > 1 is false, 5 > 1
     assert found["preferred_hard"] == 0  # min(1, 4) > 1 and min(5, 0.5) > 1 are false
     assert found["margin"] == pytest.approx((math.tanh(1 / 1 - 1) + math.tanh(0.5 / 1 - 1)) / 2)
+    single = ties_score([*rows, scored([9.0], [1.0], subset="Ties", id="tied:3")])
+    level = ties_score([*rows, scored([9.0, 9.0], [1.0], subset="Ties", id="tied:3")])
+    assert single["preferred"] == 0.5  # one right answer has no spread
+    assert level["preferred"] == pytest.approx(2 / 3)
+    assert single["margin"] == level["margin"] == found["margin"]
     expected = 0.3 + 0.3 * 2 / 3 + 0.2 * 0.5 + 0.01 * found["margin"]
     assert found["score"] == pytest.approx(expected)
     everything = summed_up([*rows, scored([2.0], [1.0], subset="Math"), scored([0.0], [1.0], subset="Math")])

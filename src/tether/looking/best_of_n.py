@@ -80,12 +80,13 @@ class Scored:
 def ties_score(items: Sequence[Scored]) -> dict[str, float]:
     """RewardBench 2's score of the subset Ties, with its parts.
 
-    With gap_t, gap_r and spread_t of ``tied:N`` and ``ref:N``, and means over N of all that has both:
+    With gap_t, gap_r and spread_t of ``tied:N`` and ``ref:N``, and means over the N that have both:
 
         score = 0.3 mean[gap_t > 0] + 0.3 mean[gap_r > 0] + 0.2 mean[gap_t > spread_t]
                 + 0.2 mean[min(gap_t, gap_r) > spread_t] + 0.01 mean tanh(min(gap_t, gap_r) / spread_t - 1)
 
-    The accuracies are means over all rows of their kind; a margin without a spread counts 0.
+    The accuracies are means over all rows of their kind, the others over those whose ``tied:N`` has several right
+    answers, and that of the margin over those with spread_t > 0, as in RewardBench's own code; an empty mean is 0.
     """
     kinds: dict[str, dict[str, Scored]] = {"tied": {}, "ref": {}}
     for one in items:
@@ -97,20 +98,18 @@ def ties_score(items: Sequence[Scored]) -> dict[str, float]:
             )
         kinds[kind][number] = one
     tied, ref = kinds["tied"], kinds["ref"]
-    both = [(tied[number], ref[number]) for number in tied if number in ref]
+    both = [(tied[number], ref[number]) for number in tied if number in ref and len(tied[number].chosen) > 1]
     least = [min(t.gap, r.gap) for t, r in both]
     parts = {
         "tied_accuracy": mean([one.gap > 0 for one in tied.values()]),
         "ref_accuracy": mean([one.gap > 0 for one in ref.values()]),
         "preferred": mean([t.gap > t.spread for t, _ in both]),
         "preferred_hard": mean([low > t.spread for low, (t, _) in zip(least, both, strict=True)]),
-        "margin": mean([margin(low, t.spread) for low, (t, _) in zip(least, both, strict=True)]),
+        "margin": mean(
+            [math.tanh(low / t.spread - 1.0) for low, (t, _) in zip(least, both, strict=True) if t.spread > 0]
+        ),
     }
     return {"score": sum(weight * parts[name] for name, weight in WEIGHTS.items()), **parts}
-
-
-def margin(gap: float, spread: float) -> float:
-    return math.tanh(gap / spread - 1.0) if spread > 0 else 0.0
 
 
 def mean(values: Sequence[float]) -> float:

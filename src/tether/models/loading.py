@@ -46,8 +46,9 @@ EMBEDDED = ("tether", "assets", "base")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 
 
-def resolve(name: str) -> str:
-    """The directory or hub id behind a ``--model`` value; a directory must hold config.json and safetensors weights."""
+def resolve(name: str, *, weights: bool = True) -> str:
+    """The directory or hub id behind a ``--model`` value; a directory must hold config.json, and safetensors unless
+    ``weights`` is False."""
     if name == BASE:
         return str(resources.files("tether") / "assets" / "base")
     path = Path(name)
@@ -62,7 +63,7 @@ def resolve(name: str) -> str:
         return name
     if not (path / "config.json").is_file():
         raise ModelError("not a model directory: config.json is missing", where=name)
-    if not any((path / f).is_file() for f in ("model.safetensors", "model.safetensors.index.json")):
+    if weights and not any((path / f).is_file() for f in ("model.safetensors", "model.safetensors.index.json")):
         pickled = " (weights in a pickle are not loaded; convert them)" if any(path.glob("*.bin")) else ""
         raise ModelError(f"no weights: model.safetensors is missing{pickled}", where=name)
     return name
@@ -212,10 +213,10 @@ def naming_the_adapter(name: str, base: str) -> Iterator[None]:
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, from the same directory or hub id; of an adapter without one, its base's."""
-    source = resolve(name)
+    source = resolve(name, weights=False)
     if adapter_config(source) and not any(adapter_file(source, file) for file in TOKENIZER_FILES):
         source, _ = split_adapter(name)
-        source = resolve(source)
+        source = resolve(source, weights=False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except ModelError:

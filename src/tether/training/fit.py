@@ -12,7 +12,7 @@ from tether.commands import TABLE, find
 from tether.config import DataOptions, EvaluationOptions
 from tether.data.checks import DataReport
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
-from tether.errors import ConfigError
+from tether.errors import ConfigError, ModelError
 from tether.flags import parse
 from tether.models.dry_run import Form, shell, without_memory
 from tether.models.loading import load_tokenizer
@@ -173,7 +173,11 @@ def reading(options: Any, policy: Form) -> Callable[..., Any]:
     with without_memory():
         model = shell(policy, dtype=torch.float32)
     data: DataOptions = options.task.data if hasattr(options, "task") else options.data_options
-    tokenizer = load_tokenizer(options.model)
+    try:
+        tokenizer = load_tokenizer(options.model)
+    except ModelError as error:
+        error.advise("give its files, or lengths in place of the data: --prompt-tokens and --completion-tokens")
+        raise
 
     def load(read: Callable[..., Any], source: str) -> Any:
         more = {"max_new_tokens": sampling_of(options).max_new_tokens} if read is load_prompts else {}

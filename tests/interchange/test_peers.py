@@ -1,4 +1,4 @@
-"""What tether writes is read by TRL and transformers' pipelines, and the reverse: run in the peers' environment.
+"""What tether writes is read by TRL, RewardBench and transformers' pipelines, and the reverse, in their environment.
 
 ``python -m benchmarks.peers setup`` makes it; without it these tests are skipped.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import json
+import math
+import random
 import subprocess
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from commandline import read_rows, tether, write_rows
+from tether.looking.best_of_n import Item, Scored, ties_score
 from tether.models.loading import load_policy, load_tokenizer
 from tether.models.reward import load_reward_model, score_sequences
 from tiny import make_model
@@ -66,9 +69,83 @@ print(json.dumps([one["score"] for one in found]))
 """
 
 
-def test_a_reward_model_scores_the_same_in_a_pipeline_as_rewardbench_makes_it(judge):
+def test_a_reward_model_scores_the_same_in_a_pipeline(judge):
     found = torch.tensor(peer(PIPELINE, "rm/model", json.dumps(judge)))
     torch.testing.assert_close(found, own_scores("rm/model", judge), rtol=0, atol=1e-4)
+
+
+REWARDBENCH = """
+import importlib.util, json, sys, types
+from pathlib import Path
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+def module(path, **others):  # alone: the package imports what other models need
+    for name, attributes in others.items():
+        sys.modules[name.replace("_", ".")] = types.SimpleNamespace(**attributes)
+    root = Path(importlib.util.find_spec("rewardbench").submodule_search_locations[0])
+    spec = importlib.util.spec_from_file_location("part", root / path)
+    part = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(part)
+    return part
+"""
+IN_REWARDBENCH = (
+    REWARDBENCH
+    + """
+transformers.BatchEncoding.to = lambda batch, device: batch  # its device is fixed, to one that is not here
+name, texts = sys.argv[1], json.loads(sys.argv[2])
+judge = AutoModelForSequenceClassification.from_pretrained(name)
+build = module("models/pipeline.py").RewardBenchPipeline
+pipe = build("text-classification", judge, AutoTokenizer.from_pretrained(name))
+scores = pipe(texts, batch_size=8, truncation=True, padding=True, max_length=120, function_to_apply="none")
+print(json.dumps(scores.flatten().tolist()))
+"""
+)
+
+
+def test_a_reward_model_scores_the_same_in_rewardbench(judge):
+    found = torch.tensor(peer(IN_REWARDBENCH, "rm/model", json.dumps(judge)))
+    torch.testing.assert_close(found, own_scores("rm/model", judge), rtol=0, atol=1e-4)
+
+
+TIES_IN_REWARDBENCH = (
+    REWARDBENCH
+    + """
+utils = module("utils.py", fastchat_conversation={"Conversation": None}, rewardbench_models={"REWARD_MODEL_CONFIG": {}})
+print(json.dumps([float(utils.process_single_model(rows)[1]) for rows in json.loads(sys.argv[1])]))
+"""
+)
+
+
+def test_the_score_of_ties_is_rewardbenchs():
+    """Random scores, with equal ones, with single right answers and with rows that lack the other kind."""
+    draw = random.Random(0)
+    theirs, ours = [], []
+    for _ in range(60):
+        items = []
+        for number in range(draw.randint(1, 6)):
+            for kind in draw.choice([("ref", "tied"), ("ref", "tied"), ("ref",), ("tied",)]):
+                right = 1 if kind == "ref" else draw.choice([1, 2, 4])
+                scores = [draw.choice([0.5, draw.gauss(2, 1)]) for _ in range(right)]
+                scores += [draw.choice([0.5, draw.gauss(0, 1)]) for _ in range(3)]
+                items.append((f"{kind}:{number}", right, scores))
+        theirs.append([{"id": i, "scores": scores, "num_correct": right} for i, right, scores in items])
+        ours.append(
+            [
+                Scored(
+                    item=Item(where="", prompt="", chosen=["a"] * right, rejected=["b"] * 3, subset="Ties", id=i),
+                    chosen=scores[:right],
+                    rejected=scores[right:],
+                )
+                for i, right, scores in items
+            ]
+        )
+    expected = peer(TIES_IN_REWARDBENCH, json.dumps(theirs))
+    found = [ties_score(rows)["score"] for rows in ours]
+    both = [(a, b) for a, b in zip(found, expected, strict=True) if math.isfinite(b)]  # NaN where no row is tied
+    assert len(set(both)) > 30
+    for one, other in both:
+        assert one == pytest.approx(other, abs=1e-9)
 
 
 EVALUATED = """
