@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -39,6 +40,18 @@ def complete(
     return found
 
 
+@dataclass
+class Row:
+    """A completion that is being sampled."""
+
+    ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)
+    routes: list[int] = field(default_factory=list)
+    """Of each token, if the model has experts."""
+    reason: FinishReason | None = None
+    """Why it ended."""
+
+
 @torch.no_grad()
 def lockstep(
     model: PreTrainedModel,
@@ -53,65 +66,64 @@ def lockstep(
 ) -> list[Completion]:
     """One completion per seed, all of the same length at any time, so that nothing is padded."""
     prompt, device, logits_of = request.prompt, model.device, project(model)
-    ending = Ending.of(model, tokenizer, sampling)
+    ending, recorded = Ending.of(model, tokenizer, sampling), Routes(model)
     ends = torch.tensor(ending.eos, device=device).long()
     u = torch.stack([uniforms(seed, sampling.max_new_tokens) for seed in seeds]).to(device)
     ids = torch.tensor([list(prompt.ids)] * len(seeds), device=device)
-    drawn: list[list[int]] = [[] for _ in seeds]
-    logps: list[list[float]] = [[] for _ in seeds]
-    routed: list[list[int]] = [[] for _ in seeds]
-    recorded = Routes(model)
-    reasons: list[FinishReason | None] = [None for _ in seeds]
+    rows = [Row() for _ in seeds]
     past: Any = None
     began = prefilled = time.perf_counter()
     for t in stoppable(range(sampling.max_new_tokens)):
-        with recorded.recording():
-            hidden, past = last_states(model, ids, past, cached=cached)
-        routes = recorded.take()
-        found = None if routes is None else routes.view(len(seeds), -1)[:, -1].tolist()
+        hidden, routes, past = last_states(model, ids, past, recorded, cached=cached)
         if t == 0:
             prefilled = time.perf_counter()
             tally.prefill_seconds += prefilled - began
             tally.prompt_tokens += len(prompt.ids)
-        logp = log_distribution(
-            logits_of(hidden), sampling, step=torch.full((len(seeds),), t, device=device), ends=ends
-        )
+        step = torch.full((len(seeds),), t, device=device)
+        logp = log_distribution(logits_of(hidden), sampling, step=step, ends=ends)
         if not torch.isfinite(logp.amax(-1)).all():
             raise diverged()
         tokens = draw(logp, u[:, t], greedy=sampling.temperature == 0)
         chosen = logp.gather(1, tokens.unsqueeze(1)).squeeze(1).tolist()
         ids = torch.cat([ids, tokens.unsqueeze(1)], 1)
-        for row, (token, value) in enumerate(zip(tokens.tolist(), chosen, strict=True)):
-            if reasons[row] is None:
-                drawn[row].append(token)
-                logps[row].append(value)
-                routed[row] += found[row : row + 1] if found is not None else []
-                reasons[row] = ending.reason(drawn[row], after=prompt.ids)
+        for row, token, value, route in zip(rows, tokens.tolist(), chosen, routes, strict=True):
+            if row.reason is None:
+                row.ids.append(token)
+                row.logps.append(value)
+                row.routes += route
+                row.reason = ending.reason(row.ids, after=prompt.ids)
                 tally.row_steps += 1
         tally.slot_steps += len(seeds)
-        if None not in reasons:
+        if all(row.reason for row in rows):
             break
     tally.decode_seconds += time.perf_counter() - prefilled
-    tally.new_tokens += sum(map(len, drawn))
+    tally.new_tokens += sum(len(row.ids) for row in rows)
     return [
         Completion(
-            ids=tuple(own),
-            mask=(True,) * len(own),
-            sampler_logp=tuple(logp),
-            finish_reason=reason or FinishReason.LENGTH,
-            text=text_of(tokenizer, own, after=prompt.ids),
+            ids=tuple(row.ids),
+            mask=(True,) * len(row.ids),
+            sampler_logp=tuple(row.logps),
+            finish_reason=row.reason or FinishReason.LENGTH,
+            text=text_of(tokenizer, row.ids, after=prompt.ids),
             weights_version=version,
-            routes=tuple(route) if recorded.routers else None,
+            routes=tuple(row.routes) if recorded.routers else None,
         )
-        for own, logp, reason, route in zip(drawn, logps, reasons, routed, strict=True)
+        for row in rows
     ]
 
 
-def last_states(model: PreTrainedModel, ids: Tensor, past: Any, *, cached: bool) -> tuple[Tensor, Any]:
-    """The hidden state at the last position of each row, [B, D], and the cache after it."""
+def last_states(
+    model: PreTrainedModel, ids: Tensor, past: Any, recorded: Routes, *, cached: bool
+) -> tuple[Tensor, list[list[int]], Any]:
+    """The hidden state at the last position of each row, [B, D], its route, if the model has experts, and the cache
+    after it."""
     new = ids if past is None else ids[:, -1:]
-    out = model.base_model(input_ids=new, use_cache=cached, **({"past_key_values": past} if past is not None else {}))
+    given = {"past_key_values": past} if past is not None else {}
+    with recorded.recording():
+        out = model.base_model(input_ids=new, use_cache=cached, **given)
     found = getattr(out, "past_key_values", None) if cached else None
     if cached and found is None:
         raise ValueError("the model gives no cache of keys and values")
-    return out.last_hidden_state[:, -1], found
+    routes = recorded.take()
+    last: list[list[int]] = [[]] * len(ids) if routes is None else routes.view(len(ids), -1)[:, -1:].tolist()
+    return out.last_hidden_state[:, -1], last, found
