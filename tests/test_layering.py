@@ -13,7 +13,7 @@ SRC = Path(__file__).resolve().parents[1] / "src" / "tether"
 LAYERS = (
     ("ops",),
     ("errors", "seeds", "hub", "world", "commands", "names", "presets"),
-    ("stop_requests", "durations", "untrusted"),
+    ("stop_requests", "durations", "untrusted", "event_loop"),
     ("types",),
     ("observers", "digests"),
     ("figures", "statistics", "data", "monitor", "annotator"),

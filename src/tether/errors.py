@@ -82,6 +82,10 @@ class RewardError(TetherError):
     """A reward that cannot be loaded or that failed; a failed reward is never a zero."""
 
 
+class EpisodeError(RewardError):
+    """An environment that cannot be loaded or that failed."""
+
+
 class RunError(TetherError):
     """A run directory that cannot be used."""
 

@@ -134,6 +134,20 @@ def write_continuation(
     return Continuation(Written(opened, False), Written(closed, False))
 
 
+def write_observation(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Message], template: Template = PLAIN) -> str:
+    """What a chat template writes between the text of the model's turn and that of its next one, with ``turns`` between
+    them. Raises :class:`RowError`."""
+    before = [{"role": "user", "content": "."}, {"role": "assistant", "content": _HERE}]
+    written = render(tokenizer, [*before, *turns], open_turn=True, template=template)
+    _, found, tail = written.partition(_HERE)
+    if not found:
+        raise RowError(
+            "refused by the chat template",
+            f"the chat template of {tokenizer.name_or_path} does not write the model's earlier turns as they are",
+        )
+    return tail
+
+
 # ------------------------------------------------------------------------------------------------ from text to its ids
 
 
@@ -148,7 +162,7 @@ def continuation_ids(encoder: Encoder, written: Continuation) -> tuple[list[int]
     """``(prompt ids, completion ids)``; the completion ends with EOS."""
     prompt_ids, whole = encoder(written.opened), encoder(written.closed)
     unmerged = whole[: len(prompt_ids)] == prompt_ids
-    completion_ids = whole[len(prompt_ids) :] if unmerged else _encode_tail(encoder.tokenizer, written.tail)
+    completion_ids = whole[len(prompt_ids) :] if unmerged else following_ids(encoder.tokenizer, written.tail)
     return prompt_ids, _ended(encoder, completion_ids)
 
 
@@ -225,7 +239,7 @@ def _encode_rendered(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _encode_tail(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def following_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a text that continues another.
 
     Tokenizers like SentencePiece put a space in front of a text, but not after a line break.

@@ -60,12 +60,14 @@ class Pool:
         """Bytes per token, in all layers."""
         return Pool(model, 1, 1).data.nbytes
 
-    def keys(self, layer: int, places: int, length: int) -> Tensor:
-        """[places, H_kv, length, d], a view."""
-        return self.data[layer, 0, :places, :, :length]
-
-    def values(self, layer: int, places: int, length: int) -> Tensor:
-        return self.data[layer, 1, :places, :, :length]
+    def of(self, layer: int, count: int, length: int, *, places: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Keys and values of the first ``count`` sequences, [count, H_kv, length, d] each, which are views; or of those
+        at ``places``."""
+        if places is None:
+            keys, values = self.data[layer, :, :count, :, :length]
+        else:
+            keys, values = self.data[layer, :, :, :, :length].index_select(1, places)
+        return keys, values
 
     def move(self, targets: Tensor, sources: Tensor) -> None:
         """Copy the sequences at ``sources`` to the places ``targets``."""
@@ -143,42 +145,63 @@ class Seating:
 
 
 class DecodeLayout:
-    """One new token per row: a :class:`tether.models.attention.Layout`. All shapes come from the seating."""
+    """New tokens of rows, as many of each: a :class:`tether.models.attention.Layout`. The seating has all shapes.
 
-    def __init__(self, prefixes: Pool, own: Pool, seating: Seating, positions: Tensor, counts: Tensor) -> None:
-        """``positions`` [n]: of the new tokens in their texts; ``counts`` [n]: tokens per row, the new one included."""
-        self.prefixes, self.own, self.seating = prefixes, own, seating
-        self.positions, self.counts = positions, counts
+    A decoding step has one new token per row. What an environment shows is several, of some of the rows: these are at
+    ``places`` of the pool, and the seating counts them from 0.
+    """
+
+    def __init__(
+        self,
+        prefixes: Pool,
+        own: Pool,
+        seating: Seating,
+        positions: Tensor,
+        counts: Tensor,
+        *,
+        new: int = 1,
+        places: Tensor | None = None,
+    ) -> None:
+        """``positions`` [n]: of the last new token in its text; ``counts`` [n]: tokens per row, the ``new`` ones
+        included; ``places`` [n]: None for the first n."""
+        self.prefixes, self.own, self.seating, self.new, self.places = prefixes, own, seating, new, places
         self.shape = seating.shape
-        self.rows = torch.arange(self.shape.rows, device=counts.device)
+        back = torch.arange(1 - new, 1, device=counts.device)
+        self.positions, self.counts = positions.unsqueeze(1) + back, counts.unsqueeze(1) + back  # [n, new]
+        self.rows = torch.arange(self.shape.rows, device=counts.device) if places is None else places
         self.biases: dict[int | None, tuple[Tensor, Tensor]] = {}
 
     def attend(self, layer: Layer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         seating, shape, n = self.seating, self.shape, self.shape.rows
-        self.own.data[layer.index, 0][self.rows, :, self.counts - 1] = k[:n, :, 0]
-        self.own.data[layer.index, 1][self.rows, :, self.counts - 1] = v[:n, :, 0]
+        at = (self.rows.unsqueeze(1), slice(None), self.counts - 1)
+        self.own.data[layer.index, 0][at] = k[:n].transpose(1, 2)
+        self.own.data[layer.index, 1][at] = v[:n].transpose(1, 2)
         prefix_bias, own_bias = self._biases(layer.window)
-        seated = q[:n, :, 0].index_select(0, seating.grid).unflatten(0, (shape.slots, shape.members))
-        to_prefix = self._attention(layer, seated.transpose(1, 2), self.prefixes, shape.prefix_reach, prefix_bias)
-        to_own = self._attention(layer, q[:n], self.own, shape.own_reach, own_bias)
-        out, _ = merge(
-            (
-                to_prefix[0].transpose(1, 2).flatten(0, 1).index_select(0, seating.seats),
-                to_prefix[1].transpose(1, 2).flatten(0, 1).index_select(0, seating.seats),
-            ),
-            (to_own[0].squeeze(2), to_own[1].squeeze(2)),
-        )
-        return F.pad(out, (0, 0, 0, 0, 0, q.size(0) - n)).unsqueeze(1) if n < q.size(0) else out.unsqueeze(1)
+        # on the grid, the new tokens of all rows of a slot are queries of one product
+        seated = q[:n].index_select(0, seating.grid).unflatten(0, (shape.slots, shape.members)).transpose(1, 2)
+        prefix = self.prefixes.of(layer.index, shape.slots, shape.prefix_reach)
+        to_prefix = self._attention(layer, seated.flatten(2, 3), prefix, prefix_bias)
+        own = self.own.of(layer.index, n, shape.own_reach, places=self.places)
+        to_own = self._attention(layer, q[:n], own, own_bias)
+        out, _ = merge((self._unseated(to_prefix[0]), self._unseated(to_prefix[1])), to_own)
+        out = out.transpose(1, 2)
+        return F.pad(out, (0, 0, 0, 0, 0, 0, 0, q.size(0) - n)) if n < q.size(0) else out
+
+    def _unseated(self, x: Tensor) -> Tensor:
+        """From the grid, [slots, H, members * new, ...], to the rows, [n, H, new, ...]."""
+        on_grid = x.unflatten(2, (self.shape.members, self.new)).transpose(1, 2).flatten(0, 1)
+        return on_grid.index_select(0, self.seating.seats)
 
     @staticmethod
-    def _attention(layer: Layer, q: Tensor, pool: Pool, reach: int, bias: Tensor) -> tuple[Tensor, Tensor]:
-        k, v = pool.keys(layer.index, q.size(0), reach), pool.values(layer.index, q.size(0), reach)
+    def _attention(layer: Layer, q: Tensor, cached: tuple[Tensor, Tensor], bias: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = cached
         if layer.softcap is not None:
             return plain_attention(q, k, v, bias=bias, scale=layer.scale, softcap=layer.softcap)
         return fused_attention(q, k, v, bias=bias, scale=layer.scale)
 
     def _biases(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Biases of rows on prefixes, [slots, 1, 1 or members, reach], and on their own keys, [n, 1, 1, reach]."""
+        """Biases of rows on prefixes, [slots, 1, 1 or members * new, reach], and on their own keys, [n, 1, new,
+        reach]."""
         if window not in self.biases:
             self.biases[window] = self._make_biases(window)
         return self.biases[window]
@@ -188,13 +211,13 @@ class DecodeLayout:
         at = torch.arange(max(shape.prefix_reach, shape.own_reach), device=self.counts.device)
         in_prefix, in_own = at[: shape.prefix_reach], at[: shape.own_reach]
         prefix = _hide(in_prefix >= seating.prefix_lengths.unsqueeze(1))[:, None, None]
-        first = self.positions - self.counts + 1  # of each row's own tokens
-        own = _hide(in_own >= self.counts.unsqueeze(1))[:, None, None]
+        first = self.positions[:, :1] - self.counts[:, :1] + 1  # of each row's own tokens
+        own = _hide(in_own >= self.counts.unsqueeze(2)).unsqueeze(1)
         if window is not None:
-            seated = self.positions.index_select(0, seating.grid).view(shape.slots, shape.members)
+            seated = self.positions.index_select(0, seating.grid).view(shape.slots, shape.members * self.new)
             keys = in_prefix.expand(shape.slots, shape.prefix_reach)
             prefix = prefix + window_bias(seated, keys, window).unsqueeze(1)
-            own = own + window_bias(self.positions.unsqueeze(1), first.unsqueeze(1) + in_own, window).unsqueeze(1)
+            own = own + window_bias(self.positions, first + in_own, window).unsqueeze(1)
         return prefix, own
 
 

@@ -17,17 +17,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether.errors import ModelError
+from tether.errors import EpisodeError, ModelError
 from tether.generation.cache import Pool, extent
 from tether.generation.checks import check_samples
-from tether.generation.scheduler import Rollout, Room, Tally
+from tether.generation.episodes import Calls, Episode, Episodes
+from tether.generation.scheduler import Rollout
+from tether.generation.stopping import Ending
+from tether.generation.tally import Room, Tally
 from tether.generation.unpacked import complete
+from tether.models.loading import context_length
 from tether.models.memory import within_memory
 from tether.models.policy import replace_weights
 from tether.models.unpacked import is_unpacked
 from tether.stop_requests import at_safe_points
 from tether.types import Budget, Completion, Metrics, Request, RolloutGroup, Sampling
 
+Begun = tuple[Request, list[Episode]]
+"""A request, and its episodes, if completions are episodes."""
 CACHE_GIB = 4.0
 """For the cache on a CPU, unless the budget says otherwise."""
 
@@ -36,8 +42,17 @@ class Engine:
     """A :class:`tether.types.Generator` that samples from the very module that is being trained: no weights are copied
     as long as :meth:`load_weights` is given that module's own tensors."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, budget: Budget | None = None):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        budget: Budget | None = None,
+        episodes: Episodes | None = None,
+    ) -> None:
+        """``episodes``: each completion is one, with an environment."""
         self.model, self.tokenizer, self.budget = model, tokenizer, budget or Budget()
+        self.episodes: Episodes | None = None
         self.version = 0
         self.tally = Tally()
         self.cached = True
@@ -49,6 +64,13 @@ class Engine:
                 raise
             self.cached = False
             check_samples(self, model)
+        if episodes is not None and is_unpacked(model):
+            raise EpisodeError(
+                f"{type(model).__name__} is computed without sharing prompts, and episodes need that",
+                where=episodes.name,
+                hint="docs/models.md says which models share them",
+            )
+        self.episodes = episodes
         self.tally = Tally()
 
     @at_safe_points()
@@ -71,34 +93,64 @@ class Engine:
         :class:`tether.errors.MemoryShortError` where not even one completion at a time fits into memory.
         """
         self.tally = Tally()
-        done: list[list[Completion]] = [[] for _ in requests]
-        asked = [i for i, request in enumerate(requests) if request.seeds]
-        for band in bands([len(requests[i].prompt.ids) for i in asked], self.model.device):
-            members = [asked[k] for k in band]
-            for i, completions in zip(members, self._roll_out([requests[i] for i in members], sampling), strict=True):
-                done[i] = completions
+        asked = [request for request in requests if request.seeds]
+        begun = self._begin(asked, sampling)
+        opened = [request if not own else replace(request, prompt=own[0].prompt) for request, own in begun]
+        done: dict[int, list[Completion]] = {}
+        for band in bands([len(request.prompt.ids) for request in opened], self.model.device):
+            found = self._roll_out([begun[k] for k in band], [opened[k] for k in band], sampling)
+            done |= dict(zip(band, found, strict=True))
+        numbers = iter(range(len(opened)))
         return [
-            RolloutGroup(prompt=request.prompt, completions=tuple(completions))
-            for request, completions in zip(requests, done, strict=True)
+            RolloutGroup(prompt=opened[k := next(numbers)].prompt, completions=tuple(done[k]))
+            if request.seeds
+            else RolloutGroup(prompt=request.prompt, completions=())
+            for request in requests
         ]
 
-    def _roll_out(self, requests: Sequence[Request], sampling: Sampling) -> list[list[Completion]]:
-        """The completions of each request. Each time that memory runs out, half as many are in flight from then on."""
+    def _begin(self, requests: Sequence[Request], sampling: Sampling) -> list[Begun]:
+        """Each request, with new episodes where completions are episodes."""
+        if self.episodes is None:
+            return [(request, []) for request in requests]
+        episodes = self.episodes.begin(requests, self.tokenizer, Ending.of(self.model, self.tokenizer, sampling))
+        room = context_length(self.model) - sampling.max_new_tokens
+        for own in episodes:
+            if len(own[0].prompt.ids) > room:
+                raise EpisodeError(
+                    f"the prompt has {len(own[0].prompt.ids)} tokens with what the reset shows, and the context has "
+                    f"room for {room}",
+                    where=self.episodes.name,
+                )
+        return list(zip(requests, episodes, strict=True))
+
+    def _roll_out(
+        self, begun: Sequence[Begun], requests: Sequence[Request], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """The completions of ``requests``: those of ``begun``, with what was shown first. Each time that memory runs
+        out, half as many are in flight from then on, and episodes begin again."""
         one = partial(complete, self.model, self.tokenizer, sampling=sampling, version=self.version, cached=self.cached)
+        fresh = [begun]
 
         def attempt(rows: int) -> list[list[Completion]]:
             if is_unpacked(self.model):
                 return [one(request, max_rows=rows, tally=self.tally) for request in requests]
             room = room_for(self.model, requests, sampling, replace(self.budget, max_rows=rows))
-            return Rollout(
-                self.model, self.tokenizer, requests, sampling, room=room, version=self.version, tally=self.tally
-            ).run()
+            roll = partial(Rollout, room=room, version=self.version, tally=self.tally)
+            if self.episodes is None:
+                return roll(self.model, self.tokenizer, requests, sampling).run()
+            episodes = [own for _, own in fresh.pop()] if fresh else self._again(begun, sampling)
+            with Calls(self.episodes) as calls:
+                return roll(self.model, self.tokenizer, requests, sampling, episodes=episodes, calls=calls).run()
 
         asked = min(self.budget.max_rows, sum(len(request.seeds) for request in requests))
         found, rows = within_memory(attempt, asked)
         if rows < asked:
             self.budget = replace(self.budget, max_rows=rows)
         return found
+
+    def _again(self, begun: Sequence[Begun], sampling: Sampling) -> list[list[Episode]]:
+        """New episodes of the same requests."""
+        return [own for _, own in self._begin([request for request, _ in begun], sampling)]
 
 
 def bands(lengths: Sequence[int], device: torch.device) -> list[list[int]]:

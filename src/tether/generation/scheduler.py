@@ -1,6 +1,8 @@
 """A rollout of the engine: requests from their first token to their last, by continuous batching.
 
 Completions in flight are rows of one batch. A row that ends leaves at once and a waiting completion takes its place.
+An episode whose environment has not answered keeps its keys and steps aside; what the environment shows is then the
+only thing that is run before it goes on.
 On CUDA a decoding step is one graph per shape, with no Python between its layers (:mod:`tether.generation.graphs`);
 the host looks at the tokens every :data:`tether.generation.graphs.STRIDE` steps and drops those behind an end.
 """
@@ -10,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -19,14 +20,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.data.batching import within_budget
 from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, Shape, aligned, extent
+from tether.generation.episodes import PATIENCE, Calls, Episode
 from tether.generation.graphs import STRIDE, GraphedStep, graph_shape, graphed
+from tether.generation.rows import DeviceRows, InFlight, arranged, completion_of, shown_tokens
 from tether.generation.sampling import diverged, draw, log_distribution, uniforms
 from tether.generation.stopping import Ending, text_of
+from tether.generation.tally import Room, Tally
 from tether.models.attention import laid_out
 from tether.models.policy import project
 from tether.models.routes import Routes
 from tether.stop_requests import check
-from tether.types import Completion, Metrics, Request, Sampling
+from tether.types import Completion, Request, Sampling
 
 T = TypeVar("T")
 
@@ -34,86 +38,11 @@ PREFILL_TOKENS = 8192
 """Prompt tokens of one forward pass; a longer prompt has a pass of its own."""
 
 
-@dataclass
-class Tally:
-    """What a call of :meth:`tether.generation.engine.Engine.generate` did."""
-
-    prompt_tokens: int = 0
-    prefill_seconds: float = 0.0
-    new_tokens: int = 0
-    decode_seconds: float = 0.0
-    row_steps: int = 0
-    """Rows in use, summed over decoding steps."""
-    slot_steps: int = 0
-    """Rows there was room for, summed over decoding steps."""
-    cache_bytes: int = 0
-    """The most that was allocated."""
-
-    def metrics(self) -> Metrics:
-        return {
-            "sampling/prefill_tokens_per_second": self.prompt_tokens / max(self.prefill_seconds, 1e-9),
-            "sampling/decode_tokens_per_second": self.new_tokens / max(self.decode_seconds, 1e-9),
-            "sampling/slot_occupancy": self.row_steps / max(self.slot_steps, 1),
-            "sampling/cache_gib": self.cache_bytes / 2**30,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Room:
-    """The size of a rollout's cache: completions and prompts at once, and tokens of each."""
-
-    rows: int
-    row_tokens: int
-    slots: int
-    slot_tokens: int
-
-
-@dataclass
-class InFlight:
-    """A completion that waits or is being sampled, as the host knows it."""
-
-    request: int
-    seed: int
-    job: int
-    """Its number among all completions of the rollout."""
-    ids: list[int] = field(default_factory=list)
-    """The tokens that the host has looked at."""
-    sampled: int = 0
-    """Tokens that the device has sampled."""
-
-
-@dataclass(frozen=True)
-class DeviceRows:
-    """The rows on the device, [capacity] int64 each. Tensors are only changed in place, so that graphs can replay."""
-
-    token: Tensor
-    """The last token sampled, which the next step runs."""
-    count: Tensor
-    """Tokens sampled so far; at least 1 in empty rows."""
-    prompt_length: Tensor
-    job: Tensor
-    """In empty rows a number that no completion has."""
-
-    @staticmethod
-    def empty(capacity: int, *, job: int, device: torch.device) -> DeviceRows:
-        token, count, prompt_length, jobs = (
-            torch.full((capacity,), value, dtype=torch.int64, device=device) for value in (0, 1, 1, job)
-        )
-        return DeviceRows(token, count, prompt_length, jobs)
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.token, self.count, self.prompt_length, self.job
-
-    def move(self, targets: Tensor, sources: Tensor) -> None:
-        """Copy the rows at ``sources`` to ``targets``."""
-        for tensor in self.tensors():
-            tensor[targets] = tensor[sources]
-
-
 class Rollout:
     """Admits completions, decodes, retires those that have ended, until all requests are answered.
 
-    Rows and slots are dense: rows [0, n) of the own pool are ``rows``, slots [0, s) of the prefix pool are ``slots``.
+    Rows and slots are dense: rows [0, n) of the own pool are ``rows``, the next ones ``aside``, slots [0, s) of the
+    prefix pool are ``slots``.
     """
 
     def __init__(
@@ -126,7 +55,11 @@ class Rollout:
         room: Room,
         version: int,
         tally: Tally,
+        episodes: Sequence[Sequence[Episode]] = (),
+        calls: Calls | None = None,
     ) -> None:
+        """``episodes`` are those of each request, where there are any, and ``calls`` what asks their environments."""
+        self.calls = calls
         self.model, self.tokenizer, self.version, self.tally = model, tokenizer, version, tally
         self.prompts, self.sampling = [request.prompt.ids for request in requests], sampling
         self.device = model.device
@@ -137,14 +70,20 @@ class Rollout:
         self.ending = Ending.of(model, tokenizer, sampling)
         self.end_ids = torch.tensor(self.ending.eos, dtype=torch.int64, device=self.device)
 
-        seeds = [(i, seed) for i, request in enumerate(requests) for seed in request.seeds]
-        self.waiting = deque(InFlight(request=i, seed=seed, job=job) for job, (i, seed) in enumerate(seeds))
+        seeds = [(i, k, seed) for i, request in enumerate(requests) for k, seed in enumerate(request.seeds)]
+        self.waiting = deque(InFlight(request=i, seed=seed, job=job) for job, (i, _, seed) in enumerate(seeds))
+        if episodes:
+            for row, (i, k, _) in zip(self.waiting, seeds, strict=True):
+                row.episode = episodes[i][k]
+                row.ids = row.episode.ids
         self.capacity = room.rows
         self.prefixes = Pool(model, room.slots, room.slot_tokens)
         self.own = Pool(model, room.rows, room.row_tokens)
         self.tally.cache_bytes = max(self.tally.cache_bytes, self.prefixes.data.nbytes + self.own.data.nbytes)
 
         self.rows: list[InFlight] = []
+        self.aside: list[InFlight] = []
+        """Episodes whose environment has not answered yet."""
         self.slots: list[int] = []
         """The request whose prompt each slot holds."""
         self.slot_states: list[Tensor] = []
@@ -169,11 +108,11 @@ class Rollout:
         """The completions of each request."""
         started, prefill = time.monotonic(), self.tally.prefill_seconds
         with self.recorded.recording():
-            while self.waiting or self.rows:
+            while self.waiting or self.rows or self.aside:
                 check()
                 if self.may_admit():
                     self.admit()
-                else:
+                elif self.rows:
                     self.decode()
                 self.retire()
         completions = self.completions()
@@ -185,7 +124,7 @@ class Rollout:
         together."""
         if not self.waiting:
             return False
-        room = self.capacity - len(self.rows)
+        room = self.capacity - len(self.rows) - len(self.aside)
         slotted = self.waiting[0].request in self.slots or len(self.slots) < self.prefixes.places
         return slotted and room >= max(1, min(len(self.waiting), self.capacity // 8))
 
@@ -194,7 +133,7 @@ class Rollout:
         started = time.monotonic()
         newcomers: list[InFlight] = []
         fresh: list[int] = []
-        while self.waiting and len(self.rows) + len(newcomers) < self.capacity:
+        while self.waiting and len(self.rows) + len(self.aside) + len(newcomers) < self.capacity:
             request = self.waiting[0].request
             if request not in self.slots and request not in fresh:
                 if len(self.slots) + len(fresh) == self.prefixes.places:
@@ -208,14 +147,9 @@ class Rollout:
         self.tally.prefill_seconds += time.monotonic() - started
 
         start, stop = len(self.rows), len(self.rows) + len(newcomers)
-        self.rows += newcomers
-        self.seating = None
+        self.arrange([*self.rows, *newcomers], self.aside)
         jobs = [row.job for row in newcomers]
-        lengths = [len(self.prompts[row.request]) for row in newcomers]
-        for tensor, values in zip(
-            self.device_rows.tensors(), ([0] * len(jobs), [0] * len(jobs), lengths, jobs), strict=True
-        ):
-            tensor[start:stop] = torch.tensor(values, device=self.device)
+        self.device_rows.put(range(start, stop), newcomers, [len(self.prompts[row.request]) for row in newcomers])
         drawn = [uniforms(row.seed, self.sampling.max_new_tokens) for row in newcomers]
         self.u[jobs, :-1] = torch.stack(drawn).to(self.device)
         slot_of = {request: slot for slot, request in enumerate(self.slots)}
@@ -258,7 +192,7 @@ class Rollout:
         steps = STRIDE if self.graphed and not self.sampling.stop else 1
         reach = min(max(row.sampled for row in self.rows) + steps - 1, self.sampling.max_new_tokens)
         if self.seating is None or reach > self.seating.shape.own_reach:
-            self.seating = self.seat(reach)
+            self.seating = self.seat(self.rows, reach)
         for _ in range(steps):
             self.step(self.seating)
         for row in self.rows:
@@ -297,26 +231,45 @@ class Rollout:
         self.device_rows.token[start:stop] = token
         count.add_(1)
 
-    def seat(self, reach: int) -> Seating:
-        """The rows by slot, and the shape of steps in which rows have up to ``reach`` tokens."""
+    def seat(self, rows: Sequence[InFlight], reach: int) -> Seating:
+        """The ``rows`` by slot, and the shape of steps in which they have up to ``reach`` tokens."""
         members: list[list[int]] = [[] for _ in self.slots]
         slot_of = {request: slot for slot, request in enumerate(self.slots)}
-        for place, row in enumerate(self.rows):
+        for place, row in enumerate(rows):
             members[slot_of[row.request]].append(place)
         lengths = [len(self.prompts[request]) for request in self.slots]
         shape = Shape(
-            rows=len(self.rows),
+            rows=len(rows),
             slots=len(self.slots),
             members=-(-max(map(len, members)) // 4) * 4,
             prefix_reach=extent(max(lengths), self.device),
             own_reach=extent(reach, self.device),
         )
-        if self.graphed:
+        if self.graphed and rows is self.rows:
             shape = graph_shape(shape, self.prefixes, self.own)
         return Seating.of(members, lengths, shape, self.device)
 
     def retire(self) -> None:
-        """Look at the new tokens; completions that have ended leave, and so do prompts with no completion left."""
+        """Look at the new tokens; completions that have ended leave, and so do prompts with no completion left.
+        Episodes that have ended a turn ask their environment, and those that have an answer go on."""
+        ended = [row for row, seen in zip(self.rows, self.look(), strict=True) if self.ended(row, seen)]
+        asking = [row for row in [*self.rows, *self.aside] if row.answer is not None]
+        answered = self.answered(asking) if asking else []
+        over = [row for row in ended if row.answer is None and row.episode is None]
+        over += [row for row in answered if row.episode is not None and row.episode.finish]
+        if not over and not asking:
+            return
+        left = [row for row in [*self.rows, *self.aside] if row not in over]
+        self.over += over
+        self.arrange([row for row in left if row.answer is None], [row for row in left if row.answer is not None])
+        self.go_on([row for row in answered if row not in over])
+        if over:
+            self.leave()
+
+    def look(self) -> list[list[int]]:
+        """The new tokens of each row."""
+        if not self.rows:
+            return []
         new = max(row.sampled - len(row.ids) for row in self.rows)
         jobs = torch.tensor([row.job for row in self.rows], device=self.device)
         first = torch.tensor([len(row.ids) for row in self.rows], device=self.device)
@@ -324,31 +277,91 @@ class Rollout:
         tokens = self.tokens[jobs.unsqueeze(1), at].tolist()
         if not self.finite:
             raise diverged()
-        gone = [
-            place
-            for place, (row, seen) in enumerate(zip(self.rows, tokens, strict=True))
-            if self.ended(row, seen[: row.sampled - len(row.ids)])
-        ]
-        if not gone:
-            return
-        self.seating = None
-        self.over += [self.rows[place] for place in gone]
-        before = len(self.rows)
-        self.rows = self._compact(self.rows, gone, (self.own.move, self.device_rows.move))
-        self.device_rows.job[len(self.rows) : before] = self.spare
-        needed = {row.request for row in self.rows} | {row.request for row in list(self.waiting)[:1]}
-        idle = [slot for slot, request in enumerate(self.slots) if request not in needed]
-        self.slot_states = self._compact(self.slot_states, idle, ())
-        self.slot_routes = self._compact(self.slot_routes, idle, ()) if self.slot_routes else []
-        self.slots = self._compact(self.slots, idle, (self.prefixes.move,))
+        return [seen[: row.sampled - len(row.ids)] for row, seen in zip(self.rows, tokens, strict=True)]
 
     def ended(self, row: InFlight, tokens: Sequence[int]) -> bool:
-        """Take the row's new tokens up to its end, and say whether it was among them."""
+        """Take the row's new tokens up to the end of its turn, and say whether it was among them."""
         for token in tokens:
+            if row.episode is not None and self.calls is not None:
+                if row.episode.emitted(token):
+                    row.answer = self.calls.ask(row.episode.environment.step, row.episode.action)
+                    return True
+                continue
             row.ids.append(token)
             if self.ending.reason(row.ids, after=self.prompts[row.request]):
                 return True
         return False
+
+    def answered(self, asking: Sequence[InFlight]) -> list[InFlight]:
+        """Those whose environment has answered, after a moment's patience, or as long as nothing else can be done."""
+        assert self.calls is not None
+        answers = [row.answer for row in asking if row.answer is not None]
+        self.calls.wait(answers, patience=PATIENCE)
+        if len(asking) == len(self.rows) + len(self.aside) and not self.may_admit():
+            self.calls.any_of(answers)
+        found = [row for row in asking if row.answer is not None and row.answer.done()]
+        for row in found:
+            row.hear()
+        return found
+
+    def go_on(self, rows: Sequence[InFlight]) -> None:
+        """Let episodes sample their next turn: the device is told what the host knows, and what lies between the last
+        token that was run and the last one that there is runs through the model, as many tokens at once as rows have
+        in common."""
+        if not rows:
+            return
+        place = {id(row): at for at, row in enumerate(self.rows)}
+        self.device_rows.put([place[id(row)] for row in rows], rows, [len(self.prompts[row.request]) for row in rows])
+        by_length: dict[int, list[InFlight]] = {}
+        for row in rows:
+            assert row.episode is not None
+            row.sampled = len(row.ids)
+            if shown := len(row.ids) - row.episode.turns[-1].stop:
+                by_length.setdefault(shown, []).append(row)
+        for shown, members in sorted(by_length.items()):
+            self.show(members, [place[id(row)] for row in members], shown)
+
+    def show(self, rows: Sequence[InFlight], places: Sequence[int], new: int) -> None:
+        """Run ``new`` tokens of each of ``rows``, which are at ``places``: all that it has after the last one that was
+        run, but for its last one, which the next step runs."""
+        self.tally.shown_tokens += new * len(rows)
+        ids, positions, counts = shown_tokens(rows, [len(self.prompts[row.request]) for row in rows], new)
+        layout = DecodeLayout(
+            self.prefixes,
+            self.own,
+            self.seat(rows, int(counts.max())),
+            positions[: len(rows), -1].to(self.device),
+            counts.to(self.device),
+            new=new,
+            places=torch.tensor(places, device=self.device),
+        )
+        with laid_out(self.trunk):
+            self.trunk(
+                inputs_embeds=self.embed(ids.to(self.device)),
+                position_ids=positions.to(self.device),
+                use_cache=False,
+                layout=layout,
+            )
+        self.recorded.take()
+
+    def arrange(self, active: Sequence[InFlight], aside: Sequence[InFlight]) -> None:
+        """Give the rows these places; on the device, only ``active`` ones are sampled."""
+        before = [*self.rows, *self.aside]
+        self.rows, self.aside, targets, sources = arranged(before, active, aside)
+        self.seating = None
+        if targets:
+            moves = (torch.tensor(targets, device=self.device), torch.tensor(sources, device=self.device))
+            self.own.move(*moves)
+            self.device_rows.move(*moves)
+        self.device_rows.job[len(self.rows) :] = self.spare
+
+    def leave(self) -> None:
+        """Prompts with no completion left leave their slots."""
+        needed = {row.request for row in [*self.rows, *self.aside, *list(self.waiting)[:1]]}
+        idle = [slot for slot, request in enumerate(self.slots) if request not in needed]
+        self.slot_states = self._compact(self.slot_states, idle, ())
+        self.slot_routes = self._compact(self.slot_routes, idle, ()) if self.slot_routes else []
+        self.slots = self._compact(self.slots, idle, (self.prefixes.move,))
 
     def _compact(
         self, members: list[T], gone: Sequence[int], moves: Sequence[Callable[[Tensor, Tensor], None]]
@@ -372,18 +385,15 @@ class Rollout:
         routes = None if self.routes is None else self.routes.tolist()
         found: list[list[Completion]] = [[] for _ in self.prompts]
         for row in sorted(self.over, key=lambda row: row.job):
-            finish_reason = self.ending.reason(row.ids, after=self.prompts[row.request])
-            assert finish_reason is not None
-            self.tally.new_tokens += len(row.ids)
-            found[row.request].append(
-                Completion(
-                    ids=tuple(row.ids),
-                    mask=(True,) * len(row.ids),
-                    sampler_logp=tuple(logprobs[row.job][: len(row.ids)]),
-                    finish_reason=finish_reason,
-                    text=text_of(self.tokenizer, row.ids, after=self.prompts[row.request]),
-                    weights_version=self.version,
-                    routes=None if routes is None else tuple(routes[row.job][: len(row.ids)]),
-                )
+            after = self.prompts[row.request]
+            one = completion_of(
+                row,
+                logprobs[row.job],
+                None if routes is None else routes[row.job],
+                text=text_of(self.tokenizer, row.ids, after=after),
+                finish_reason=self.ending.reason(row.ids, after=after) if row.episode is None else row.episode.finish,
+                version=self.version,
             )
+            self.tally.new_tokens += sum(one.mask)
+            found[row.request].append(one)
         return found

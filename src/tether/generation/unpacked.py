@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.generation.sampling import diverged, draw, log_distribution, uniforms
-from tether.generation.scheduler import Tally
 from tether.generation.stopping import Ending, text_of
+from tether.generation.tally import Tally
 from tether.models.policy import project
 from tether.models.routes import Routes
 from tether.stop_requests import stoppable

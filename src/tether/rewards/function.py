@@ -9,7 +9,7 @@ completion it does not apply to, and may return a list of floats for a completio
 ``completion_ids``.
 
 It runs in the main thread, because signal handlers need that (math-verify's SIGALRM is one); an async one runs in the
-event loop that all async rewards share (:mod:`tether.rewards.event_loop`). What it sets for the whole process is undone
+event loop that all async rewards share (:mod:`tether.event_loop`). What it sets for the whole process is undone
 after it (:mod:`tether.rewards.process`).
 """
 
@@ -26,8 +26,8 @@ from typing import Any
 
 from tether.data.tokenise import Text
 from tether.errors import RewardError
+from tether.event_loop import awaited
 from tether.rewards.combine import Judgement, RewardValue, require_token_rewards
-from tether.rewards.event_loop import awaited
 from tether.rewards.logged import NAMES, Logged
 from tether.rewards.process import Apart
 from tether.rewards.rules import ExactAnswer

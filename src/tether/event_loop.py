@@ -1,4 +1,4 @@
-"""One event loop for all async rewards, in a thread of its own.
+"""One event loop for all async rewards and environments, in a thread of its own.
 
 A client that a reward file makes once, for the whole run, belongs to the loop of its first use. A notebook's thread has
 a loop already, so this one has its own thread; it is a daemon, so that a call that hangs does not keep the process from
@@ -25,7 +25,7 @@ class LoopThread:
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
         self.given_up: Future[Any] | None = None
-        self.thread = threading.Thread(target=self._run, name="tether-async-rewards", daemon=True)
+        self.thread = threading.Thread(target=self._run, name="tether-async-calls", daemon=True)
         self.thread.start()
         atexit.register(self.close)
 
