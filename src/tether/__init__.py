@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     )
     from tether.evaluation import PolicyEvaluation, evaluate_policy, policy_kl, sample_and_score
     from tether.generation.engine import Engine
+    from tether.generation.environment import Environment, Observation
+    from tether.generation.episodes import Episodes
     from tether.models.loading import context_length, load_policy
     from tether.models.reference import FrozenCopy, Reference, reference_of
     from tether.models.reward import load_reward_model, new_reward_model, save_reward_model
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tether.observers import Alarm, Monitor, StepRecord, Stop
     from tether.ops.losses import LossInputs, LossTerms
     from tether.rewards.combine import Judgement, Reward, WeightedSum
+    from tether.rewards.episode import EpisodeReward
     from tether.rewards.function import FunctionReward
     from tether.rewards.resolve import resolve_scorer
     from tether.statistics import Estimate
@@ -54,6 +57,7 @@ if TYPE_CHECKING:
         ScoredGroup,
         Scorer,
         StepResult,
+        Turn,
         make_requests,
     )
     from tether.world import World
@@ -99,6 +103,8 @@ _HOMES = {
         "sample_and_score",
     ),
     "tether.generation.engine": ("Engine",),
+    "tether.generation.environment": ("Environment", "Observation"),
+    "tether.generation.episodes": ("Episodes",),
     "tether.models.loading": (
         "context_length",
         "load_policy",
@@ -129,6 +135,7 @@ _HOMES = {
         "Reward",
         "WeightedSum",
     ),
+    "tether.rewards.episode": ("EpisodeReward",),
     "tether.rewards.function": ("FunctionReward",),
     "tether.rewards.resolve": ("resolve_scorer",),
     "tether.statistics": ("Estimate",),
@@ -149,6 +156,7 @@ _HOMES = {
         "ScoredGroup",
         "Scorer",
         "StepResult",
+        "Turn",
         "make_requests",
     ),
     "tether.world": ("World",),
@@ -164,6 +172,9 @@ __all__ = [
     "DataError",
     "Demonstration",
     "Engine",
+    "Environment",
+    "EpisodeReward",
+    "Episodes",
     "Estimate",
     "Evaluation",
     "FinishReason",
@@ -178,6 +189,7 @@ __all__ = [
     "MemoryShortError",
     "ModelError",
     "Monitor",
+    "Observation",
     "Optim",
     "PolicyEvaluation",
     "PreferencePair",
@@ -197,6 +209,7 @@ __all__ = [
     "StepResult",
     "Stop",
     "TetherError",
+    "Turn",
     "WeightedSum",
     "World",
     "__version__",

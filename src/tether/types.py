@@ -14,7 +14,7 @@ lengths. Tokens that an environment put between the policy's turns are False: th
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
@@ -203,36 +203,6 @@ class Completion:
     def last_emitted(self) -> int:
         """Index of the last token that the policy emitted."""
         return len(self.mask) - 1 - self.mask[::-1].index(True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Observation:
-    """What an environment shows, and what it says of the last action.
-
-    >>> Observation(text=" 5 is too low.", reward=-1.0)
-    """
-
-    text: str | Sequence[Message] = ""
-    """What the policy sees next: text, which in a conversation is a turn of the user, or turns."""
-    reward: float = 0.0
-    """Of the last action; that of a reset is not read."""
-    done: bool = False
-    """Whether the episode is over; the text is then not shown."""
-    info: Mapping[str, float] = field(default_factory=dict)
-    """Other figures of the last action; those of an episode's last action are reported."""
-
-
-class Environment(Protocol):
-    """What a policy acts in: one object per episode. Both methods may be ``async``."""
-
-    def reset(self, prompt: Prompt, *, seed: int) -> Observation | Awaitable[Observation]:
-        """Begin an episode. What it shows follows the prompt; it depends on prompt and seed alone, which the episodes
-        of a group have in common."""
-        ...
-
-    def step(self, action: str) -> Observation | Awaitable[Observation]:
-        """What follows from what the policy said in its turn."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ import torch
 from tether.data.tokenise import encode_prompt
 from tether.errors import EpisodeError
 from tether.generation.engine import Engine
+from tether.generation.environment import Observation
 from tether.generation.episodes import Episodes
 from tether.generation.naive import NaiveGenerator
 from tether.generation.rows import InFlight, arranged
 from tether.models.loading import load_policy
 from tether.models.policy import completion_logprobs
-from tether.types import Batch, Budget, FinishReason, Observation, Prompt, Sampling, make_requests
+from tether.types import Batch, Budget, FinishReason, Prompt, Sampling, make_requests
 from tiny import make_model
 
 PROMPTS = [Prompt(ids=(0, 5, 6, 7, 8, 9), text="abc"), Prompt(ids=(0, 70), text="d"), Prompt(ids=(0, 7) * 5, text="e")]
@@ -271,7 +272,7 @@ class Fails(Talk):
         ("nan", "its reward is nan, which is no finite number"),
         ("info", "its info 'steps' is 'many', which is no finite number"),
         ("turns", "messages were shown in a text that is no conversation"),
-        ("hangs", "it did not answer within 0.2 s; raise --env-deadline"),
+        ("hangs", "it did not answer within 0.2 s; raise the deadline"),
     ],
 )
 def test_an_environment_that_fails_is_an_error(how, message, tiny):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -55,7 +55,7 @@ from tether.models.reference import Reference, as_reference
 from tether.ops.divergence import adapt_kl_coef, k1
 from tether.ops.losses import LossInputs, LossTerms, ValueInputs, ppo_loss
 from tether.ops.masked import masked_mean, masked_var, rescale, whiten
-from tether.ops.returns import gae
+from tether.ops.returns import gae, turn_discounts
 from tether.seeds import derive_seed
 from tether.stop_requests import at_safe_points
 from tether.types import Batch, FinishReason, Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
@@ -79,7 +79,9 @@ class Config:
     adaptive_kl_horizon: int = 10_000
     """Horizon of the adaptive KL controller, in completions."""
     gamma: float = 1.0
-    """Discount factor per token."""
+    """Discount factor."""
+    discount: Literal["token", "turn"] = "token"
+    """What gamma counts: every token, or with an environment only the turns, within which nothing is discounted."""
     lam: float = 0.95
     """GAE lambda: from bias (0) to variance (1)."""
     epochs_per_step: int = 2
@@ -333,6 +335,14 @@ def token_rewards(
     return rewards
 
 
+def discounts(groups: Sequence[ScoredGroup], mask: Tensor, config: Config) -> float | Tensor:
+    """gamma, or with ``discount = "turn"`` that of each token [B, T], of the completions to which a reward applies."""
+    if config.discount == "token":
+        return config.gamma
+    stops = [[turn.stop for turn in completion.turns] for completion, *_ in scored(groups)]
+    return turn_discounts(stops, mask, gamma=config.gamma)
+
+
 def collect(
     state: State, rollouts: Rollouts, prompts: Sequence[Prompt], *, config: Config, where: str, world: World
 ) -> Update[TokenExperience]:
@@ -371,7 +381,7 @@ def collect(
         require_finite(rewards, what="the reward", where=where)
         if config.whiten_rewards:
             rewards = rescale(rewards, mask, across=world.sum)
-        advantages, returns = gae(rewards, values, mask, gamma=config.gamma, lam=config.lam)
+        advantages, returns = gae(rewards, values, mask, gamma=discounts(groups, mask, config), lam=config.lam)
         unexplained = masked_var(returns - values, mask, across=world.sum)
         unexplained = unexplained / masked_var(returns, mask, across=world.sum).clamp(min=1e-8)
         if config.whiten_advantages:

@@ -113,7 +113,8 @@ def require_answers(
     if len(rollouts) != len(asked):
         raise TetherError(f"the generator gave {len(rollouts)} groups for {len(asked)} requests")
     for number, (request, group) in enumerate(zip(asked, rollouts, strict=True)):
-        if group.prompt.ids != request.prompt.ids:
+        episodes = any(completion.turns for completion in group.completions)  # a reset may show something first
+        if group.prompt.ids != request.prompt.ids and not episodes:
             raise TetherError(f"the generator gave another prompt's completions for request {number}")
         if len(group.completions) != len(request.seeds):
             raise TetherError(
@@ -121,7 +122,7 @@ def require_answers(
                 f"request {number}"
             )
         for completion in group.completions:
-            length = len(request.prompt.ids) + len(completion.ids)
+            length = len(group.prompt.ids) + len(completion.ids)
             if context is not None and length > context:
                 raise TetherError(
                     f"the generator gave a completion of request {number} with which it has {length} tokens, and the "
@@ -260,6 +261,10 @@ def rollout_figures(groups: Sequence[ScoredGroup]) -> Figures:
         "completions/mean_terminated_length": Mean(float(masked_mean(lengths, ended)), float(ended.sum())),
         "num_tokens": Sum(float(tokens)),
     }
+    if any(completion.turns for completion, _ in rows):
+        shown = sum(completion.mask.count(False) for completion, _ in rows)
+        figures["episodes/turns"] = Mean(sum(len(completion.turns) for completion, _ in rows) / count, count)
+        figures["episodes/shown_tokens"] = Mean(shown / count, count)
     for name in dict.fromkeys(name for _, score in rows for name in score.parts):
         values = [part for _, score in rows if (part := score.parts.get(name)) is not None]
         figures |= moments(f"rewards/{name}/mean", f"rewards/{name}/std", values)

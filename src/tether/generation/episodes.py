@@ -24,10 +24,11 @@ from tether.data.reading import RowError
 from tether.data.tokenise import following_ids, write_observation, write_prompt
 from tether.errors import EpisodeError
 from tether.event_loop import awaited
+from tether.generation.environment import Environment, Observation
 from tether.generation.stopping import Ending, text_of
 from tether.seeds import derive_seed
 from tether.stop_requests import check
-from tether.types import Environment, FinishReason, Message, Observation, Prompt, Request, Turn
+from tether.types import FinishReason, Message, Prompt, Request, Turn
 from tether.untrusted import shown
 
 AT_ONCE = 64
@@ -253,7 +254,7 @@ class Calls:
             raise EpisodeError(
                 f"it did not answer within {self.episodes.deadline:g} s",
                 where=self.episodes.name,
-                hint="raise --env-deadline or make it faster",
+                hint="raise the deadline of its Episodes, or make it faster",
             )
 
     def _answer(self, number: int, function: Callable[..., Any], arguments: Sequence[Any]) -> Observation:

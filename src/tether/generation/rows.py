@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tether.generation.cache import aligned
+from tether.generation.environment import Observation
 from tether.generation.episodes import Episode
-from tether.types import Completion, FinishReason, Observation
+from tether.types import Completion, FinishReason
 
 
 @dataclass(eq=False)

@@ -160,7 +160,9 @@ def _is_table(value: Any) -> bool:
 
 
 def as_given(prompt: Prompt, completion: Completion) -> Text:
-    """The completion in the form of its prompt: text, or the assistant's turn."""
+    """The completion in the form of its prompt: text, or the assistant's turn; of an episode, all of its turns."""
+    if completion.messages is not None:
+        return list(completion.messages)
     return [{"role": "assistant", "content": completion.text}] if prompt.messages else completion.text
 
 

@@ -252,6 +252,7 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Se
 
     parts = dict.fromkeys(name for group in groups for score in group.scores for name in score.parts)
     extra = dict.fromkeys(name for group in groups for score in group.scores for name in score.extra)
+    episodes = any(completion.turns for group in groups for completion in group.rollouts.completions)
     numbers = pyarrow.list_(pyarrow.float64())
     types = {
         "step": pyarrow.int64(),
@@ -267,6 +268,7 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Se
         "score": pyarrow.float64(),
         **{f"rewards/{name}": pyarrow.float64() for name in parts},
         **{f"extra/{name}": pyarrow.string() for name in extra},
+        **({"turn_rewards": numbers} if episodes else {}),
         "kl": pyarrow.float64(),
         "advantage": pyarrow.float64(),
     }
@@ -289,6 +291,7 @@ def rollout_table(step: int, groups: Sequence[ScoredGroup], figures: Sequence[Se
             "score": score.total,
             **{f"rewards/{name}": score.parts.get(name) for name in parts},
             **{f"extra/{name}": score.extra.get(name) for name in extra},
+            **({"turn_rewards": [turn.reward for turn in completion.turns]} if episodes else {}),
             **(figure_columns(completion, found) if found is not None else {}),
         }
         for (prompt, completion, score), found in zip(completions, known or [None] * len(completions), strict=True)

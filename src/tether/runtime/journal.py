@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from tether.types import (
     Score,
     ScoredGroup,
     Scorer,
+    Turn,
 )
 
 WORTH_KEEPING = 60.0
@@ -186,6 +188,10 @@ def write_rollouts(file: Path, groups: Sequence[RolloutGroup], asked: str, figur
         "texts": [completion.text for completion in completions],
         "weights_versions": [completion.weights_version for completion in completions],
     }
+    if any(completion.turns for completion in completions):
+        rest["prompts"] = [[list(group.prompt.ids), group.prompt.text, group.prompt.messages] for group in groups]
+        rest["turns"] = [[[t.start, t.stop, t.reward, dict(t.info)] for t in c.turns] for c in completions]
+        rest["messages"] = [completion.messages for completion in completions]
     tensors = {
         "ids": torch.tensor([i for c in completions for i in c.ids], dtype=torch.int64),
         "mask": torch.tensor([emitted for c in completions for emitted in c.mask], dtype=torch.bool),
@@ -222,14 +228,29 @@ def read_rollouts(file: Path, requests: Sequence[Request], asked: str) -> tuple[
             text=text,
             weights_version=version,
             routes=route,
+            turns=tuple(Turn(start=a, stop=b, reward=reward, info=info) for a, b, reward, info in turns),
+            messages=None if messages is None else tuple(messages),
         )
-        for ids, mask, sampler_logp, reason, text, version, route in zip(
-            *per_token, rest["finish_reasons"], rest["texts"], rest["weights_versions"], routed, strict=True
+        for ids, mask, sampler_logp, reason, text, version, route, turns, messages in zip(
+            *per_token,
+            rest["finish_reasons"],
+            rest["texts"],
+            rest["weights_versions"],
+            routed,
+            rest.get("turns", [()] * len(lengths)),
+            rest.get("messages", [None] * len(lengths)),
+            strict=True,
         )
     )
+    prompts = [request.prompt for request in requests]
+    if "prompts" in rest:
+        prompts = [
+            replace(prompt, ids=tuple(ids), text=text, messages=None if messages is None else tuple(messages))
+            for prompt, (ids, text, messages) in zip(prompts, rest["prompts"], strict=True)
+        ]
     groups = [
-        RolloutGroup(prompt=request.prompt, completions=tuple(itertools.islice(completions, size)))
-        for request, size in zip(requests, rest["sizes"], strict=True)
+        RolloutGroup(prompt=prompt, completions=tuple(itertools.islice(completions, size)))
+        for prompt, size in zip(prompts, rest["sizes"], strict=True)
     ]
     return groups, rest["figures"]
 
