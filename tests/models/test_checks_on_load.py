@@ -244,7 +244,12 @@ def test_whatever_a_forward_pass_raises_is_one_line(tiny, monkeypatch, error):
 def test_an_engine_that_decodes_something_else_is_refused(tiny_models, monkeypatch):
     """Keys that are stored one place off: the packed pass does not see it, decoding does."""
     model, tokenizer = load_policy(tiny_models["llama"])
-    keys = Pool.keys
-    monkeypatch.setattr(Pool, "keys", lambda self, *args: keys(self, *args).roll(1, dims=2))
+    cached = Pool.of
+
+    def one_off(self, *args, **places):
+        keys, values = cached(self, *args, **places)
+        return keys.roll(1, dims=2), values
+
+    monkeypatch.setattr(Pool, "of", one_off)
     with pytest.raises(ModelError, match="gives other log-probs when it is decoded token by token"):
         Engine(model, tokenizer)

@@ -168,7 +168,7 @@ def test_a_thread_that_hangs_does_not_keep_the_process():
     try:
         with pytest.raises(RewardError, match="did not return within"):
             values(reward, deadline=0.05)
-        left = [thread for thread in threading.enumerate() if thread.name == "tether-async-rewards"]
+        left = [thread for thread in threading.enumerate() if thread.name == "tether-async-calls"]
         assert left
         assert all(thread.daemon for thread in left)
     finally:
