@@ -77,8 +77,13 @@ def byte_tokenizer(template: bool = False) -> PreTrainedTokenizerFast:
 
 def make_model(directory: Path, architecture: str = "llama", *, seed: int = 0, template: bool = False) -> str:
     """A randomly initialised model and the byte tokenizer in ``directory``."""
+    return make_model_of(directory, ARCHITECTURES[architecture], seed=seed, template=template)
+
+
+def make_model_of(directory: Path, config, *, seed: int = 0, template: bool = False) -> str:
+    """The same for any configuration."""
     torch.manual_seed(seed)
-    AutoModelForCausalLM.from_config(ARCHITECTURES[architecture]).save_pretrained(directory)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     byte_tokenizer(template).save_pretrained(directory)
     return str(directory)
 

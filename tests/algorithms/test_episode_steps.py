@@ -49,6 +49,14 @@ class TwoTurns:
         return Observation(text=text, reward=worth(*self.said), done=done, info={"turn": len(self.said)})
 
 
+class Shows(TwoTurns):
+    """Shows something at once too."""
+
+    def reset(self, prompt, *, seed):
+        super().reset(prompt, seed=seed)
+        return Observation(text="now")
+
+
 def shown(action: str) -> str:
     return {"": "!", "!": '"#', '"': ""}.get(action, '"#')
 
@@ -153,11 +161,6 @@ def test_the_discount_of_turns_by_hand():
 
 
 def test_the_journal_keeps_episodes(tiny, tmp_path):
-    class Shows(TwoTurns):
-        def reset(self, prompt, *, seed):
-            super().reset(prompt, seed=seed)
-            return Observation(text="now")
-
     model, tokenizer = load_policy(tiny)
     directory = RunDirectory(tmp_path / "run", {})
     directory.make()
@@ -176,11 +179,6 @@ def test_the_journal_keeps_episodes(tiny, tmp_path):
 
 @pytest.mark.parametrize("algorithm", [ppo, grpo])
 def test_a_step_of_episodes_in_a_loop_of_ones_own(algorithm, tiny):
-    class Shows(TwoTurns):
-        def reset(self, prompt, *, seed):
-            super().reset(prompt, seed=seed)
-            return Observation(text="now")
-
     model, tokenizer = load_policy(tiny)
     prompts = [Prompt(ids=(0, 9), text="p"), Prompt(ids=(0, 8, 7), text="q")]
     config = algorithm.Config(group_size=4, sampling=Sampling(max_new_tokens=12), optim=Optim(learning_rate=1e-3))

@@ -14,6 +14,7 @@ import torch
 
 from tether.data.tokenise import encode_prompt
 from tether.errors import EpisodeError
+from tether.generation import cache
 from tether.generation.engine import Engine
 from tether.generation.environment import Observation
 from tether.generation.episodes import Episodes
@@ -127,10 +128,6 @@ def test_every_token_is_run_once(tiny, monkeypatch):
     model, tokenizer = load_policy(tiny)
     engine = Engine(model, tokenizer, episodes=Episodes(make=Talk, turn_tokens=5))
     ran = []
-    layers = type(model.model.layers[0].self_attn.q_proj)
-    assert layers
-    from tether.generation import cache
-
     for kind in (cache.PrefillLayout, cache.DecodeLayout):
         attend = kind.attend
 

@@ -21,7 +21,7 @@ from tether.models.policy import completion_logprobs, completion_states, padded_
 from tether.models.reward import new_reward_model
 from tether.models.saving import save_model
 from tether.types import Batch, Prompt, Sampling, make_requests
-from tiny import _GROUPED, byte_tokenizer
+from tiny import _GROUPED, make_model_of
 
 KINDS = {
     "mixtral": {"num_local_experts": 4},
@@ -35,14 +35,10 @@ ROWS = [((5, 6, 7) * 9, (8, 9, 10, 11)), ((5, 6, 7) * 9, (12, 9)), ((40,), (41, 
 @pytest.fixture(scope="module")
 def mixtures(tmp_path_factory):
     """Directories of toy models, by model type."""
-    found = {}
-    for kind, changes in KINDS.items():
-        torch.manual_seed(0)
-        directory = tmp_path_factory.mktemp(kind)
-        AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**_GROUPED | changes)).save_pretrained(directory)
-        byte_tokenizer().save_pretrained(directory)
-        found[kind] = str(directory)
-    return found
+    return {
+        kind: make_model_of(tmp_path_factory.mktemp(kind), CONFIG_MAPPING[kind](**_GROUPED | changes))
+        for kind, changes in KINDS.items()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

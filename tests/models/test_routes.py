@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from commandline import assert_resumes, read_rows, tether, workspace
@@ -28,7 +27,7 @@ from tether.runtime.directory import RunDirectory
 from tether.runtime.journal import Journal, JournaledGenerator
 from tether.types import Batch, Prompt, Sampling, make_requests
 from tether.world import ALONE
-from tiny import _ATTENTION, _GROUPED, byte_tokenizer
+from tiny import _ATTENTION, _GROUPED, make_model_of
 
 KINDS = {
     "qwen3_moe": _GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
@@ -43,14 +42,10 @@ SAMPLING = Sampling(max_new_tokens=9)
 @pytest.fixture(scope="module")
 def mixtures(tmp_path_factory):
     """Directories of toy models, by model type."""
-    found = {}
-    for kind, values in KINDS.items():
-        torch.manual_seed(0)
-        directory = tmp_path_factory.mktemp(kind)
-        AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**values)).save_pretrained(directory)
-        byte_tokenizer().save_pretrained(directory)
-        found[kind] = str(directory)
-    return found
+    return {
+        kind: make_model_of(tmp_path_factory.mktemp(kind), CONFIG_MAPPING[kind](**values))
+        for kind, values in KINDS.items()
+    }
 
 
 def naive_routes(model, completion, prompt) -> list[int]:

@@ -19,10 +19,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from tether.models.experts import routers
+from tether.models.experts import routers, watched
 
 _active: ContextVar[Balance | None] = ContextVar("balance", default=None)
 
@@ -63,16 +62,8 @@ class Balance:
         with self._watching(self._add):
             yield
 
-    @contextlib.contextmanager
-    def _watching(self, hook: Callable[..., Any]) -> Iterator[None]:
-        handles: list[RemovableHandle] = [router.register_forward_hook(hook) for router in self.routers]
-        token = _active.set(self)
-        try:
-            yield
-        finally:
-            _active.reset(token)
-            for handle in handles:
-                handle.remove()
+    def _watching(self, hook: Callable[..., Any]) -> contextlib.AbstractContextManager[None]:
+        return watched(((router, hook) for router in self.routers), _active, self)
 
     def _count(self, _router: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
         probs, weights = self._probs(output[0])

@@ -6,10 +6,15 @@ rounds the scores to the precision of the model.
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 
 def routers(model: nn.Module) -> list[nn.Module]:
@@ -27,6 +32,21 @@ def route_in_float32(model: nn.Module) -> None:
         if any(own_weights(layer) for layer in router.modules()):
             router.register_forward_pre_hook(widen)
             router.register_forward_hook(narrow, always_call=True)
+
+
+@contextlib.contextmanager
+def watched(
+    hooks: Iterable[tuple[nn.Module, Callable[..., Any]]], active: ContextVar[T | None], watcher: T
+) -> Iterator[None]:
+    """Call a hook after each forward pass of its router inside, where ``active`` is ``watcher``."""
+    handles = [router.register_forward_hook(hook) for router, hook in hooks]
+    token = active.set(watcher)
+    try:
+        yield
+    finally:
+        active.reset(token)
+        for handle in handles:
+            handle.remove()
 
 
 def widen(router: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,13 +12,14 @@ Equal choices give equal routes, in whatever order, and different ones give diff
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from tether.models.experts import routers
+from tether.models.experts import routers, watched
 
 _active: ContextVar[Routes | None] = ContextVar("routes", default=None)
 
@@ -33,17 +34,10 @@ class Routes:
         self.picked: Tensor | None = None
         """Those that :func:`pick_routes` chose in the last forward pass."""
 
-    @contextlib.contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> contextlib.AbstractContextManager[None]:
         """Record the forward passes inside; nothing in a model without routers."""
-        handles = [self._watch(layer, router) for layer, router in enumerate(self.routers)]
-        token = _active.set(self)
-        try:
-            yield
-        finally:
-            _active.reset(token)
-            for handle in handles:
-                handle.remove()
+        hooks = ((router, partial(self._record, layer)) for layer, router in enumerate(self.routers))
+        return watched(hooks, _active, self)
 
     def take(self) -> Tensor | None:
         """The routes of the tokens of the last forward pass, [N] int64, in the order of its inputs; None where no
@@ -51,12 +45,9 @@ class Routes:
         found, self.by_layer = self.by_layer, {}
         return torch.stack([x.to(found[0].device) for x in found.values()]).sum(0) if found else None
 
-    def _watch(self, layer: int, router: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def record(_router: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
-            scores, chosen = output[0], output[2]
-            self.by_layer[layer] = numbers(layer, scores.size(1)).to(chosen.device)[chosen].sum(1)
-
-        return router.register_forward_hook(record)
+    def _record(self, layer: int, _router: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> None:
+        scores, chosen = output[0], output[2]
+        self.by_layer[layer] = numbers(layer, scores.size(1)).to(chosen.device)[chosen].sum(1)
 
 
 def numbers(layer: int, experts: int) -> Tensor:
