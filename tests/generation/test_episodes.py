@@ -277,6 +277,9 @@ def test_an_environment_that_fails_is_an_error(how, message, tiny):
     with pytest.raises(EpisodeError, match=f"maze: {message}"):
         played(Engine, tiny, make=partial(Fails, how), name="maze", deadline=0.2)
     assert time.monotonic() - began < 4
+    left = [thread for thread in threading.enumerate() if thread.name == "tether-environment"]
+    assert left or how != "hangs"
+    assert all(thread.daemon for thread in left)
 
 
 def test_an_environment_that_cannot_be_made(tiny):

@@ -7,13 +7,16 @@ end-of-sequence token, a stop string, or a limit.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -209,23 +212,40 @@ def failed(name: str, what: str, error: BaseException) -> EpisodeError:
 
 @dataclass
 class Calls:
-    """Calls of environments in threads, so that an engine does not wait for one while there is something else to do."""
+    """Calls of environments in threads, so that an engine does not wait for one while there is something else to do.
+
+    The threads are daemons: an environment that hangs does not keep the process from ending.
+    """
 
     episodes: Episodes
     begun: dict[int, float] = field(default_factory=dict)
     """When each call that is running began, by its number."""
     numbers: Iterator[int] = field(default_factory=itertools.count)
 
+    threads: int = 0
+    jobs: SimpleQueue[tuple[Future[Observation], Callable[..., Any], Sequence[Any]] | None] = field(
+        default_factory=SimpleQueue
+    )
+    """What is to be called; None ends a thread."""
+
     def __enter__(self) -> Calls:
-        self.pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="tether-environment")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pool.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(Empty):  # what has not begun is not called any more
+            while True:
+                self.jobs.get_nowait()
+        for _thread in range(self.threads):
+            self.jobs.put(None)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Future[Observation]:
         """Call a method of an environment; the result is checked."""
-        return self.pool.submit(self._answer, next(self.numbers), function, arguments)
+        answer: Future[Observation] = Future()
+        self.jobs.put((answer, function, arguments))
+        if self.threads < AT_ONCE:
+            self.threads += 1
+            threading.Thread(target=self._work, name="tether-environment", daemon=True).start()
+        return answer
 
     def wait(self, answers: Sequence[Future[Observation]], *, patience: float | None = None) -> None:
         """Wait for all ``answers``, or ``patience`` seconds. Raises the error of one that failed, and
@@ -256,6 +276,15 @@ class Calls:
                 where=self.episodes.name,
                 hint="raise the deadline of its Episodes, or make it faster",
             )
+
+    def _work(self) -> None:
+        """One thread."""
+        while (job := self.jobs.get()) is not None:
+            answer, function, arguments = job
+            try:
+                answer.set_result(self._answer(next(self.numbers), function, arguments))
+            except BaseException as error:  # for whoever waits for the answer
+                answer.set_exception(error)
 
     def _answer(self, number: int, function: Callable[..., Any], arguments: Sequence[Any]) -> Observation:
         self.begun[number] = time.monotonic()
