@@ -44,6 +44,8 @@ def load_environment(spec: str, *, sources: Sources, objects: Mapping[str, Make]
 def _imported(spec: str, sources: Sources) -> Make:
     source, colon, name = spec.rpartition(":")
     known = f"built in are {', '.join(BUILT_IN)}; others are file.py:Class and module:Class"
+    if spec.endswith(".py"):
+        raise EpisodeError("name the class too", where=spec, hint=f"as in {spec}:CLASS")
     if not colon:
         raise EpisodeError(
             "no such environment", where=spec, hint=f"{did_you_mean(closest(spec, list(BUILT_IN)))} {known}".lstrip()

@@ -33,6 +33,7 @@ DISTANCES: tuple[Distance, ...] = get_args(Distance)
 MOVES: Mapping[str, Cell] = {"U": (-1, 0), "D": (1, 0), "L": (0, -1), "R": (0, 1)}
 LARGEST = 9
 """Cells on a side: a cell has a name of two characters."""
+TRIES = 10_000
 
 
 def cell_name(cell: Cell) -> str:
@@ -119,9 +120,11 @@ def parse(text: str) -> Maze:
 
 def random_maze(size: int, walls: int, rng: random.Random) -> Maze:
     """A square maze of ``size`` cells on a side, drawn uniformly from those with ``walls`` walls whose free cells are
-    all connected."""
+    all connected. Raises :class:`ValueError` where hardly any maze is like that."""
     cells = [(i, j) for i in range(size) for j in range(size)]
-    while True:
+    if walls + 2 > len(cells):
+        raise ValueError(f"a maze of {size} by {size} cells has no room for {walls} walls, a start and a goal")
+    for _ in range(TRIES):
         start, goal, *blocked = rng.sample(cells, walls + 2)
         grid = [["."] * size for _ in range(size)]
         for (i, j), what in [(start, "S"), (goal, "G"), *[(cell, "#") for cell in blocked]]:
@@ -129,6 +132,7 @@ def random_maze(size: int, walls: int, rng: random.Random) -> Maze:
         maze = Maze(tuple("".join(row) for row in grid))
         if len(maze.path_lengths) == len(maze.cells):
             return maze
+    raise ValueError(f"hardly any maze of {size} by {size} cells with {walls} walls is connected")
 
 
 def random_walk(maze: Maze, moves: int, rng: random.Random) -> str:
