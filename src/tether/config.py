@@ -78,7 +78,7 @@ class EnvironmentOptions:
 
     env: str | None = None
     """Environment in which each completion is an episode: maze, guess, calculator, file.py:Class or module:Class. Its
-    rewards are one more reward. None unless given."""
+    rewards are one more reward. No environment unless given."""
     env_weight: float = 1.0
     """Weight of its rewards beside others."""
     max_turns: int = 16

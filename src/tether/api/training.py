@@ -70,7 +70,8 @@ class Call:
         for name, value in self.arguments.items():
             option = next((key for key, here in REWARDS.items() if here == name), name)
             if value is None:
-                self.values[name] = None
+                if option == name:
+                    self.values[name] = None
             elif name == "model":
                 self.values[name] = self._model(value)
             elif name in COLUMNS:
