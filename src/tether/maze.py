@@ -263,8 +263,8 @@ class Measured:
         )
         name = f"gamma {self.gamma:g}"
         return [
-            Drawn(title=f"{name}: exact", size=size, walls=walls, values=exact, path=shortest(maze)),
-            Drawn(title=f"{name}: critic and policy", size=size, walls=walls, values=critic, path=path),
+            Drawn(title=f"{name}: exact", size=size, walls=walls, values=exact, path=shortest(maze), goal=maze.goal),
+            Drawn(title=f"{name}: critic and policy", size=size, walls=walls, values=critic, path=path, goal=maze.goal),
         ]
 
 
