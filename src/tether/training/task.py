@@ -15,6 +15,7 @@ from tether.flags import as_flag
 from tether.generation.engine import Engine
 from tether.models.fingerprint import weights_fingerprint
 from tether.rewards.checks import prepared
+from tether.rewards.client import Requests
 from tether.rewards.combine import WeightedSum, require_distinct
 from tether.rewards.learned import LearnedReward
 from tether.rewards.resolve import resolve_scorer
@@ -89,6 +90,7 @@ def load_rewards(option: str, values: Sequence[str], calls: RewardCalls, loaded:
             rounded=loaded.matmul_dtype == "bfloat16",
             deadline=calls.reward_deadline_seconds,
             retries=calls.reward_retries,
+            requests=Requests(concurrency=calls.request_concurrency, retries=calls.request_retries),
             objects=loaded.given.rewards,
         )
     for reward, weight in score.rewards:
