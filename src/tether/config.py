@@ -181,13 +181,13 @@ class RewardCalls:
     """Calls of rewards."""
 
     reward_deadline: str = "30m"
-    """Time limit of a reward function or a server for one step; a call that takes longer has failed."""
+    """Time limit of a reward function, server or judge for one step; a call that takes longer has failed."""
     reward_retries: int = 0
     """Number of times to retry a reward function that failed; use it only where repeated calls are harmless."""
     request_retries: int = 5
-    """Times to send a request again to a server that is busy or gone, after pauses of 1, 2, 4, ... seconds."""
+    """Times to send a request to a server or judge again that is busy or gone, after pauses of 1, 2, 4, ... seconds."""
     request_concurrency: int = 16
-    """Requests to a server at the same time."""
+    """Requests to a server or judge at the same time."""
 
     def __post_init__(self) -> None:
         ConfigError.unless_typed(self)
@@ -213,8 +213,9 @@ class PromptOptions:
     prompts: str
     """Rows with a prompt: a file or a hub id."""
     reward: tuple[str, ...]
-    """Reward: a reward-model directory, file.py:function, module:function, a rule such as length:40, or the address of
-    a server. NAME:= before it names it, =WEIGHT after it weights it (1 unless given); several add up."""
+    """Reward: a reward-model directory, file.py:function, module:function, a rule such as length:40, the address of a
+    server, or judge:file.yaml. NAME:= before it names it, =WEIGHT after it weights it (1 unless given); several add
+    up."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
     calls: RewardCalls = field(default_factory=RewardCalls)

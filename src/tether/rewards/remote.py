@@ -10,13 +10,12 @@ server that has a chat template of its own; OpenRLHF's servers do not read it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tether.data.conversations import joined
-from tether.rewards.client import PATIENCE, Requests, Server, Session, all_of
+from tether.rewards.client import PATIENCE, Requests, Server, Session, all_of, is_finite
 from tether.rewards.combine import Judgement, flattened, regrouped
 from tether.rewards.function import as_given
 from tether.rewards.waiting import Waiting, together
@@ -117,16 +116,8 @@ def numbers(values: Any, count: int, what: str, session: Session) -> list[float]
         found = f"{len(values)} values" if isinstance(values, list) else shown(values)
         raise session.failure(f"{url} answered {found} as {what} for {count} completions")
     for i, value in enumerate(values):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not finite(value):
+        if not is_finite(value):
             raise session.failure(
                 f"{url} answered {shown(value)} as {what} for completion {i} of a request, no finite number"
             )
     return [float(value) for value in values]
-
-
-def finite(value: float) -> bool:
-    """Whether a number is one that a float can hold."""
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False

@@ -1,9 +1,9 @@
 """From ``--reward`` values to a scorer.
 
 A value is ``[NAME:=]SPEC[=WEIGHT]``. SPEC is a rule (``length:40``), a Python function (``file.py:function`` or
-``module:function``), a reward model (a directory or a hub id) or the address of a server (``http://host:port/path``).
-Each reward is reported by its name: NAME, else the short name of SPEC (``length``, ``function``, the directory's or the
-host's name), else, where another reward has that too, SPEC.
+``module:function``), a reward model (a directory or a hub id), the address of a server (``http://host:port/path``) or a
+judge (``judge:file.yaml``). Each reward is reported by its name: NAME, else the short name of SPEC (``length``,
+``function``, the name of the directory, the host or the judge's file), else, where another reward has that too, SPEC.
 
 NAME consists of ASCII letters, digits, ``_``, ``-`` and ``.``. So ``format:=x`` names the reward ``x``; a regular
 expression that begins with ``=`` is written ``format:[=]x``.
@@ -29,9 +29,12 @@ from tether.models.reward import load_reward_model
 from tether.rewards.client import Requests, address, token_from
 from tether.rewards.combine import Reward, WeightedSum, require_distinct
 from tether.rewards.function import FunctionReward
+from tether.rewards.judge import JudgeReward
+from tether.rewards.judge_file import load_judge
 from tether.rewards.learned import LearnedReward
 from tether.rewards.loading import Sources, load_function
 from tether.rewards.remote import TOKEN, RemoteReward
+from tether.rewards.replies import Replies
 from tether.rewards.rules import RULES, rules_like
 from tether.untrusted import printable
 
@@ -79,7 +82,7 @@ def require_weight(value: str) -> None:
     function = colon and spec.rpartition(":")[2].isidentifier()
     server = is_address(spec) and "?" not in spec
     model = os.path.exists(spec) and not os.path.exists(f"{spec}={tail}")
-    if rule in RULES or function or server or model:
+    if rule in RULES or function or server or model or judge_file(spec):
         raise RewardError(
             f"the weight {tail!r} is not a number", where=f"--reward {value}", hint=f"write {spec}=0.5 for half of it"
         )
@@ -98,6 +101,16 @@ def is_address(spec: str) -> bool:
     return "://" in spec
 
 
+def judge_file(spec: str) -> str | None:
+    """The file of a judge, None for another SPEC.
+
+    >>> judge_file("judge:helpful.yaml"), judge_file("judge:function")
+    ('helpful.yaml', None)
+    """
+    kind, _, file = spec.partition(":")
+    return file if kind == "judge" and file.endswith((".yaml", ".yml")) else None
+
+
 def short_name(spec: str) -> str:
     """A rule or function without its argument or file, a model without its path, the host of an address.
 
@@ -109,6 +122,8 @@ def short_name(spec: str) -> str:
     rule = spec.partition(":")[0]
     if rule in RULES:
         return rule
+    if file := judge_file(spec):
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(file).stem)
     if is_address(spec):
         return re.split(r"[/:]", spec.partition("://")[2])[0] or "reward"
     if ":" in spec:
@@ -168,7 +183,7 @@ def resolve_reward(
     sources: Sources | None = None,
     objects: Objects = NOTHING,
 ) -> Reward:
-    """The reward behind ``spec``: a rule, an address, a Python function or a reward model, tried in this order.
+    """The reward behind ``spec``: a rule, an address, a judge, a function or a reward model, tried in this order.
 
     It is reported by ``name``, or else by its short name. ``deadline`` (seconds) is that of what is not computed here,
     ``retries`` are those of a Python function and ``requests`` those of a server: built-in rewards neither hang nor
@@ -183,6 +198,8 @@ def resolve_reward(
     if is_address(spec):
         url = address(spec)
         return RemoteReward(name=name, url=url, token=token_from(TOKEN, url), deadline=deadline, requests=requests)
+    if file := judge_file(spec):
+        return judge_reward(name, Path(file), deadline=deadline, requests=requests)
     if ":" in spec:
         return replace(load_function(spec, deadline=deadline, retries=retries, sources=sources), name=name)
     if spec.endswith(".py"):
@@ -192,12 +209,19 @@ def resolve_reward(
             "no such reward",
             where=spec,
             hint=f"{rules_like(spec)}; others are a reward-model directory or hub id, file.py:function, "
-            "module:function and http://host:port/path",
+            "module:function, http://host:port/path and judge:file.yaml",
         )
     model, own = load_reward_model(spec, dtype=dtype, device=device)
     if rounded:
         round_matmuls(model)
     return LearnedReward.of(name, model.requires_grad_(False), own, tokenizer)
+
+
+def judge_reward(name: str, file: Path, *, deadline: float | None, requests: Requests) -> JudgeReward:
+    """The judge in ``file``, whose replies are kept where the file says."""
+    judge, key = load_judge(file)
+    replies = Replies(None if judge.cache is None else file.parent / judge.cache)
+    return JudgeReward(name=name, file=judge, key=key, deadline=deadline, requests=requests, replies=replies)
 
 
 def resolve_scorer(

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from tether.errors import ConfigError, DataError
-from tether.rewards.resolve import is_address, short_name, split_name, split_weight
+from tether.rewards.resolve import is_address, judge_file, short_name, split_name, split_weight
 from tether.rewards.rules import RULES
 
 OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after", "track"})
@@ -64,6 +64,8 @@ def placeless(reward: str) -> tuple[str | None, str, float]:
     if is_address(spec):  # a server that moved has another host and port, by which it may be reported
         path = spec.partition("://")[2].partition("/")[2]
         return name, path if name else f"{short_name(spec)}/{path}", weight
+    if judge := judge_file(spec):
+        return name, f"judge:{PurePath(judge).name}", weight
     file, colon, function = spec.rpartition(":")
     return name, f"{PurePath(file).name}:{function}" if colon else short_name(spec), weight
 
