@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answers: anything as JSON, bytes as they are."""
+    """What a server answers: anything as JSON, bytes as they are. Status 0 breaks the connection in place of it."""
 
     content: Any
     status: int = 200
@@ -61,6 +61,10 @@ def answering(answer: Callable[[Any], Any]) -> Iterator[Answering]:
             body = found.content if isinstance(found.content, bytes) else json.dumps(found.content).encode()
             with lock:
                 state.together -= 1
+            if not found.status:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                self.close_connection = True
+                return
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 self.send_response(found.status)
                 for name, value in found.headers.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tether.data.chat import Chat, as_turns
 from tether.data.checks import OnBadRows
@@ -16,6 +17,7 @@ from tether.errors import ConfigError
 from tether.models.adapters import Lora
 from tether.models.quantised import Quantise
 from tether.names import metric_and_sign
+from tether.rewards.client import Requests
 from tether.runtime.device import Dtype, MatmulDtype
 from tether.trackers.names import TrackerName
 from tether.types import Budget, Sampling
@@ -204,6 +206,15 @@ class RewardCalls:
     @property
     def reward_deadline_seconds(self) -> float:
         return seconds(self.reward_deadline, name="reward_deadline")
+
+    @property
+    def supervision(self) -> dict[str, Any]:
+        """What :func:`tether.rewards.resolve.resolve_scorer` is given."""
+        return {
+            "deadline": self.reward_deadline_seconds,
+            "retries": self.reward_retries,
+            "requests": Requests(concurrency=self.request_concurrency, retries=self.request_retries),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from tether.rewards.client import Requests
 from tether.rewards.combine import WeightedSum
 from tether.rewards.judge import JudgeReward, UnreadableError, agreed, compare, read_score, read_verdict
 from tether.rewards.judge_file import JudgeFile, load_judge
-from tether.rewards.replies import Replies, Reply, file_of, key_of, write_reply
+from tether.rewards.replies import Replies, Reply, file_of, key_of, remove_unfinished, write_reply
 from tether.rewards.resolve import part_names, resolve_scorer
 from tether.types import Prompt, RolloutGroup
 
@@ -277,8 +277,17 @@ def test_replies_wait_for_the_directory_of_a_run(tmp_path):
     for write in later:
         write()
     assert file_of(tmp_path, "ab" * 32).is_file()
+    assert not replies.held  # memory does not grow with a run
     assert Replies(tmp_path).find("ab" * 32) == Reply("x", 1, 2)
     assert Replies(tmp_path).find("cd" * 32) is None
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    write_reply(tmp_path, "ab" * 32, Reply("x"))
+    (tmp_path / "ab" / f".{'ab' * 32}.7.partial").write_text("{")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.glob("ab/*")] == [f"{'ab' * 32}.json"]
+    remove_unfinished(tmp_path / "nowhere")
 
 
 # -- two completions ------------------------------------------------------------------------------------------------

@@ -152,6 +152,13 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(status, capsys):
     assert second.endswith("; try 3 of 3 in 0.02 s")
 
 
+def test_a_connection_that_breaks_is_made_again(capsys):
+    answers = iter([Answer(b"", status=0)])
+    with answering(lambda content: next(answers, None) or lengths(content)) as server:
+        assert values(reward(server.url)) == [[6.0, 6.0], [6.0, 6.0]]
+    assert capsys.readouterr().err.startswith(f"tether: reward 'far': no answer from {server.url} (")
+
+
 def test_retry_after_is_heeded(monkeypatch):
     slept = []
     sleep = remote.all_of.__globals__["asyncio"].sleep

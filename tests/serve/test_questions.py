@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from serving import reward_model
 from tether.serve.questions import QuestionError, Text, row_of, texts_of
@@ -49,6 +51,30 @@ BAD = {
 def test_bodies_that_are_refused(body, says):
     with pytest.raises(QuestionError, match=says):
         texts_of(body)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["user", "assistant", "x", ""]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "x"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+LISTS = st.lists(ANY_JSON, max_size=3) | ANY_JSON
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.fixed_dictionaries({"query": st.lists(st.text(max_size=3), max_size=3) | ANY_JSON}, optional={
+    "prompts": LISTS, "messages": LISTS
+}))  # fmt: skip
+def test_any_json_is_texts_or_one_line(content):
+    said = ""
+    try:
+        assert len(texts_of(json.dumps(content).encode())) == len(content["query"])
+    except QuestionError as error:
+        said = str(error)
+    assert "\n" not in said
 
 
 def test_what_the_reward_model_reads(tiny):

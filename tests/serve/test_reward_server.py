@@ -202,6 +202,12 @@ def test_other_machines_need_a_token(monkeypatch):
         command_module.main(ServeReward(model="m", host="0.0.0.0"))
 
 
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(ConfigError, match=r"serving needs the extra: pip install 'tether-rlhf\[serve\]'"):
+        command_module.main(ServeReward(model="m"))
+
+
 def test_a_port_that_is_taken():
     with (
         listening("127.0.0.1", 0) as one,

@@ -9,7 +9,7 @@ from typing import Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.algorithms import reward_model
-from tether.config import SampleOptions
+from tether.config import RewardCalls, SampleOptions
 from tether.data.checks import DataReport
 from tether.data.records import load_pairs
 from tether.errors import ConfigError
@@ -48,6 +48,7 @@ class Eval:
     format: Literal["pairs", "best-of-n"] = "pairs"
     """What a row of pairs is: two sides; or best-of-n, a prompt with lists of chosen and rejected answers, as in
     RewardBench 2."""
+    calls: RewardCalls = field(default_factory=RewardCalls)
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
@@ -95,7 +96,14 @@ def measured_policy(command: Eval, name: str, source: str) -> dict[str, object]:
     options, limit = command.samples, command.samples.sampling.max_new_tokens
     model, tokenizer, matmul_dtype = load_model(name, options.device)
     rounded = matmul_dtype == "bfloat16"
-    score = resolve_scorer(command.reward, tokenizer, dtype=model.dtype, device=model.device, rounded=rounded)
+    score = resolve_scorer(
+        command.reward,
+        tokenizer,
+        dtype=model.dtype,
+        device=model.device,
+        rounded=rounded,
+        **command.calls.supervision,
+    )
     prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)
     score = prepared(score, {source: prompts}, max_new_tokens=limit)
     if command.reference is None:

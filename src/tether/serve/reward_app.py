@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 PATH = "/get_reward"
+DRAINED = 8
+"""A body is read up to so many times the limit."""
 NONE: Mapping[str, str] = {}
 
 
@@ -142,12 +144,17 @@ def require_json(request: Request) -> None:
 
 
 async def body_of(request: Request, limit: int) -> bytes:
-    """The body of up to ``limit`` bytes. Raises :class:`TooLargeError`."""
-    found = bytearray()
+    """The body of up to ``limit`` bytes. Raises :class:`TooLargeError` for a larger one, of which some more is read
+    first: a client that is still sending does not read the answer."""
+    found, size = bytearray(), 0
     async for chunk in request.stream():
-        found += chunk
-        if len(found) > limit:
-            raise TooLargeError(f"the body is larger than {limit >> 20} MiB")
+        size += len(chunk)
+        if size <= limit:
+            found += chunk
+        elif size > DRAINED * limit:
+            break
+    if size > limit:
+        raise TooLargeError(f"the body is larger than {limit >> 20} MiB")
     return bytes(found)
 
 

@@ -16,10 +16,10 @@ from tether.flags import as_flag
 from tether.generation.engine import Engine
 from tether.models.fingerprint import weights_fingerprint
 from tether.rewards.checks import prepared
-from tether.rewards.client import Requests
 from tether.rewards.combine import WeightedSum, require_distinct
 from tether.rewards.judge import JudgeReward
 from tether.rewards.learned import LearnedReward
+from tether.rewards.replies import remove_unfinished
 from tether.rewards.resolve import resolve_scorer
 from tether.runtime.journal import Journal, JournaledGenerator, JournaledScorer
 from tether.runtime.metric_names import evaluation_names, reward_names
@@ -93,9 +93,7 @@ def load_rewards(option: str, values: Sequence[str], calls: RewardCalls, loaded:
             dtype=model.dtype,
             device=model.device,
             rounded=loaded.matmul_dtype == "bfloat16",
-            deadline=calls.reward_deadline_seconds,
-            retries=calls.reward_retries,
-            requests=Requests(concurrency=calls.request_concurrency, retries=calls.request_retries),
+            **calls.supervision,
             objects=loaded.given.rewards,
         )
     for reward, weight in score.rewards:
@@ -141,3 +139,4 @@ def keep_replies(scorers: Sequence[WeightedSum], run: Path, journal: Journal) ->
     for reward, _ in (one for scorer in scorers for one in scorer.rewards):
         if isinstance(reward, JudgeReward) and reward.replies.directory is None:
             reward.replies.directory, reward.replies.keep = run / REPLIES, journal.keep_for_run
+            remove_unfinished(run / REPLIES)
