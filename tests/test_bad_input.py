@@ -153,7 +153,10 @@ CASES = {
     "abbreviated flag": Case(f"{TASK} --temp 1", ("--temp", "did you mean --temperature?")),
     "flag without a value": Case(f"{TASK} --seed", ("--seed", "expected one argument")),
     "stray argument": Case(TASK.replace("grpo", "grpo stray", 1), ("unknown argument stray",)),
-    "needed options": Case("ppo --model {tiny}", ("--prompts", "--reward", "--out", "tether ppo --help")),
+    "needed options": Case("ppo --model {tiny}", ("--prompts", "--out", "tether ppo --help")),
+    "no reward": Case(
+        "ppo --model {tiny} --prompts p.jsonl --out out", ("reward must hold one, unless there is an env",)
+    ),
     "eval of nothing": Case("eval --model {tiny}", ("--model, --prompts and --reward", "--reward-model and --pairs")),
     "eval of two things": Case(
         "eval --model {tiny} --prompts p.jsonl --reward r.py:fn --reward-model m --pairs pairs.jsonl", ("or",)

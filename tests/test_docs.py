@@ -105,7 +105,16 @@ def test_options_of_the_algorithms(name, algorithm):
     assert option_rows(section(page(f"algorithms/{name}"), "Options")) == expected
 
 
-OWN_TABLES = ("Budget", "Chat", "DataOptions", "DeviceOptions", "EvaluationOptions", "Lora", "RewardCalls")
+OWN_TABLES = (
+    "Budget",
+    "Chat",
+    "DataOptions",
+    "DeviceOptions",
+    "EnvironmentOptions",
+    "EvaluationOptions",
+    "Lora",
+    "RewardCalls",
+)
 """Groups within groups, each with a table of its own."""
 
 
@@ -115,6 +124,7 @@ def test_common_options():
         "Adapters": config.Lora,
         "The device": config.DeviceOptions,
         "Prompts and rewards": config.PromptOptions,
+        "Environments": config.EnvironmentOptions,
         "Evaluation during training": config.EvaluationOptions,
         "Calls of rewards": config.RewardCalls,
         "Rows of data": config.DataOptions,

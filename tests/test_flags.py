@@ -79,7 +79,7 @@ def test_an_option_of_another_tool_names_ours(command, theirs, ours):
     [
         ("--learning-rte", "; did you mean --learning-rate?"),
         ("--group_size", "; did you mean --group-size?"),
-        ("--max", "; did you mean --max-rows or --max-new-tokens or --max-grad-norm?"),
+        ("--max", "; did you mean --max-turns or --max-rows or --max-new-tokens?"),
         ("--nonsense", ""),
         ("--tensor-parallel", ""),  # at a similarity of 0.5: --temperature
         ("--reward-weights", ""),  # --reward-retries

@@ -20,6 +20,7 @@ LAYERS = (
     ("models",),
     ("generation",),
     ("rewards",),
+    ("environments",),
     ("algorithms", "runtime"),
     ("evaluation",),
     ("report",),

@@ -22,6 +22,8 @@ NEEDED = {"out": "o", "prompts": "p", "reward": ("length:1",), "model": "base", 
 def made(cls: type) -> object:
     """An instance, with its checks."""
     given = {entry.name: NEEDED[entry.name] for entry in dataclasses.fields(cls) if required(entry)}
+    if cls is PromptOptions:  # which needs a reward or an environment
+        given["reward"] = NEEDED["reward"]
     return cls(**given)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from tether.data.chat import Chat, as_turns
@@ -74,6 +75,53 @@ def unrounded() -> DeviceOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnvironmentOptions:
+    """Environment."""
+
+    env: str | None = None
+    """Environment in which each completion is an episode: maze, guess, calculator, file.py:Class or module:Class. Its
+    rewards are one more reward. No environment unless given."""
+    env_weight: float = 1.0
+    """Weight of its rewards beside others."""
+    max_turns: int = 16
+    """Turns of the policy in an episode."""
+    turn_tokens: int | None = None
+    """Tokens of one turn. By default as many as the completion may still have."""
+    env_deadline: str = "60s"
+    """Time limit of one answer of the environment, which has failed if it takes longer."""
+    episode_limit: str | None = None
+    """Time limit of an episode, which ends with the turn that exceeds it. No limit unless given."""
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(
+            self,
+            {
+                "env_weight must be finite": math.isfinite(self.env_weight),
+                "max_turns must be at least 1": self.max_turns >= 1,
+                "turn_tokens must be at least 1": self.turn_tokens is None or self.turn_tokens >= 1,
+            },
+        )
+        if self.env is None:
+            self._require_defaults()
+        self.deadline_seconds, self.limit_seconds  # noqa: B018 - a bad duration is an error now
+
+    def _require_defaults(self) -> None:
+        """Raise :class:`ConfigError` for an option that does nothing without an environment."""
+        for entry in fields(self):
+            if getattr(self, entry.name) != entry.default:
+                raise ConfigError(f"{entry.name} needs an environment", hint="give --env")
+
+    @property
+    def deadline_seconds(self) -> float:
+        return seconds(self.env_deadline, name="env_deadline")
+
+    @property
+    def limit_seconds(self) -> float | None:
+        return None if self.episode_limit is None else seconds(self.episode_limit, name="episode_limit")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleOptions:
     """Completions."""
 
@@ -83,6 +131,7 @@ class SampleOptions:
     """Seed of every completion."""
     data: DataOptions = field(default_factory=DataOptions)
     device: DeviceOptions = field(default_factory=unrounded)
+    environment: EnvironmentOptions = field(default_factory=EnvironmentOptions)
     sampling: Sampling = field(default_factory=Sampling)
     budget: Budget = field(default_factory=Budget)
 
@@ -223,13 +272,14 @@ class PromptOptions:
 
     prompts: str
     """Rows with a prompt: a file or a hub id."""
-    reward: tuple[str, ...]
+    reward: tuple[str, ...] = ()
     """Reward: a reward-model directory, file.py:function, module:function, a rule such as length:40, the address of a
-    server, or judge:file.yaml. NAME:= before it names it, =WEIGHT after it weights it (1 unless given); several add
-    up."""
+    server, or judge:file.yaml. NAME:= before it names it, =WEIGHT after it weights it (1 unless given); several add up.
+    Required unless there is an env."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
     calls: RewardCalls = field(default_factory=RewardCalls)
+    environment: EnvironmentOptions = field(default_factory=EnvironmentOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)
     data: DataOptions = field(default_factory=DataOptions)
     budget: Budget = field(default_factory=Budget)
@@ -239,9 +289,8 @@ class PromptOptions:
         ConfigError.unless(
             self,
             {
-                "reward must hold one: a rule, file.py:function, module:function or a reward-model directory": bool(
-                    self.reward
-                ),
+                "reward must hold one, unless there is an env: a rule, file.py:function, module:function or a "
+                "reward-model directory": bool(self.reward or self.environment.env),
                 "rollouts_every must be 0 or more": self.rollouts_every >= 0,
             },
         )

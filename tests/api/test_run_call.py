@@ -110,7 +110,7 @@ def test_all_commands(tiny):
         ({"kl_coef": -1}, tether.ConfigError, "kl_coef must be 0 or more, found -1"),
         ({"kl_coef": "x"}, tether.ConfigError, "kl_coef: input should be a valid number"),
         ({"steps": 2.5}, tether.ConfigError, "steps: input should be a valid integer"),
-        ({"rewards": None}, tether.ConfigError, "missing: rewards"),
+        ({"rewards": None}, tether.ConfigError, "reward must hold one, unless there is an env"),
         ({"rewards": []}, tether.ConfigError, "rewards must hold at least one"),
         ({"rewards": "lenght:3"}, tether.RewardError, "lenght"),
         ({"model": None}, tether.ConfigError, "missing: model"),

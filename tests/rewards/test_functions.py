@@ -277,7 +277,7 @@ def test_from_an_installed_module():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("missing.py:f", r"missing.py: no such file to take a reward function from"),
+        ("missing.py:f", r"missing.py: no such file to import"),
         ("no_such_module_here:f", "no rule has this name, and there is no module 'no_such_module_here'"),
         ("tether.nonesuch:f", "there is no module 'tether.nonesuch' to take 'f' from"),
         ("good.py:nonesuch", "good.py has no function 'nonesuch'; it has first, second"),

@@ -239,7 +239,7 @@ def text_group(*texts) -> RolloutGroup:
         ),
         ("length", RewardError, "needs a target in tokens"),
         ("mine.py", RewardError, "mine.py: name the function too, as in mine.py:FUNCTION"),
-        ("missing.py:f", RewardError, "no such file to take a reward function from"),
+        ("missing.py:f", RewardError, "no such file to import"),
         ("base", ModelError, "base: not a reward model: its architecture is LlamaForCausalLM"),
     ],
 )

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.api.arguments import Parameter, describe, filled, named_as_arguments, parameters_of, require_known
 from tether.api.parameters import IN_MEMORY, OBJECTS, Model, located
-from tether.api.rewards import rewards_of
+from tether.api.rewards import name_of, rewards_of
 from tether.config import DeviceOptions, SampleOptions
 from tether.data.records import load_demonstrations, load_prompts
+from tether.environments.loading import Make
 from tether.errors import DataError
 from tether.evaluation import PolicyEvaluation, evaluate_policy, require_comparable
 from tether.flags import options_of
@@ -26,7 +27,8 @@ from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum
 from tether.rewards.resolve import resolve_scorer
 from tether.statistics import Estimate, known, mean_difference, mean_interval, mean_score, share_interval, win_share
-from tether.training.loading import load_model, load_prompts_of
+from tether.training.given import described
+from tether.training.loading import episodes_of, load_model, load_prompts_of, with_episodes
 from tether.types import (
     Completion,
     FinishReason,
@@ -72,17 +74,22 @@ class Evaluation:
 
 def generate(model: Model, prompts: Any, **arguments: Any) -> list[RolloutGroup]:
     """Sample completions of ``prompts``: one group per prompt, in their order."""
-    tokenizer, options = _options(arguments)
+    tokenizer, options, objects = _options(arguments)
     with named_as_arguments(list(options_of(SampleOptions)), {}, again=""):
         loaded, tokenizer = policy_of(model, tokenizer, options.device)
         found = load_prompts_of(prompts, loaded, tokenizer, data=options.data, sampling=options.sampling)
         asked = make_requests(found, group_size=options.group_size, seed=options.seed)
-        return Engine(loaded, tokenizer, budget=options.budget).generate(asked, sampling=options.sampling)
+        episodes = episodes_of(options.environment, objects=objects)
+        engine = Engine(loaded, tokenizer, budget=options.budget, episodes=episodes)
+        return engine.generate(asked, sampling=options.sampling)
 
 
-def evaluate(policy: Model, reference: Model, prompts: Any, rewards: Any, **arguments: Any) -> Evaluation:
-    """Compare a policy with its reference on ``prompts``: reward, difference, win rate and KL, with intervals."""
-    tokenizer, options = _options(arguments)
+def evaluate(policy: Model, reference: Model, prompts: Any, rewards: Any = (), **arguments: Any) -> Evaluation:
+    """Compare a policy with its reference on ``prompts``: reward, difference, win rate and KL, with intervals.
+
+    ``rewards`` may be empty where there is an ``env``.
+    """
+    tokenizer, options, objects = _options(arguments)
     with named_as_arguments(list(options_of(SampleOptions)), {"reward": "rewards"}, again=""):
         model, tokenizer = policy_of(policy, tokenizer, options.device)
         other, own = policy_of(reference, tokenizer, options.device, argument="reference")
@@ -90,8 +97,13 @@ def evaluate(policy: Model, reference: Model, prompts: Any, rewards: Any, **argu
         found = load_prompts_of(prompts, model, tokenizer, data=options.data, sampling=options.sampling)
         limit = options.sampling.max_new_tokens
         require_comparable(model, other, found, max_new_tokens=limit, where="reference")
-        scorer = prepared(_scorer(rewards, tokenizer, model), {"prompts": found}, max_new_tokens=limit)
-        groups, against = (evaluation_samples(one, tokenizer, scorer, found, options) for one in (model, other))
+        episodes = episodes_of(options.environment, objects=objects)
+        others = None if episodes and not rewards else _scorer(rewards, tokenizer, model)
+        scorer = with_episodes(others, episodes, weight=options.environment.env_weight)
+        scorer = prepared(scorer, {"prompts": found}, max_new_tokens=limit)
+        groups, against = (
+            evaluation_samples(one, tokenizer, scorer, found, options, episodes) for one in (model, other)
+        )
         kl = evaluation_kl(groups, model, other, options.sampling)
         return _compared(groups, against, kl)
 
@@ -187,12 +199,18 @@ def policy_of(
     return model, own
 
 
-def _options(arguments: Mapping[str, Any]) -> tuple[PreTrainedTokenizerBase | None, SampleOptions]:
-    """The tokenizer, if one is given, and the options."""
+def _options(
+    arguments: Mapping[str, Any],
+) -> tuple[PreTrainedTokenizerBase | None, SampleOptions, Mapping[str, Make]]:
+    """The tokenizer, if one is given, the options, and an environment that is a Python object."""
     options = list(options_of(SampleOptions))
     require_known(list(arguments), [*(option.name for option in options), "tokenizer"], {})
     values = {name: value for name, value in arguments.items() if name != "tokenizer"}
-    return arguments.get("tokenizer"), filled(SampleOptions, options, values)
+    objects: dict[str, Make] = {}
+    if callable(env := values.get("env")):
+        values["env"] = described(f"env {name_of(env)}")
+        objects[values["env"]] = env
+    return arguments.get("tokenizer"), filled(SampleOptions, options, values), objects
 
 
 def _documented(function: Callable[..., Any], returns: Any, **about: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -16,6 +16,7 @@ from tether.api.result import Run
 from tether.api.rewards import RewardLike
 from tether.errors import ConfigError
 from tether.flags import options_of
+from tether.generation.environment import Environment
 from tether.observers import Hook, Monitor
 
 Source = str | os.PathLike[str] | Sequence[Any] | Mapping[str, Sequence[Any]]
@@ -122,6 +123,11 @@ def _in_python(one: Parameter) -> Parameter:
         objects = RewardLike | Sequence[Any] | Mapping[str, Any]
         about = "Reward." if one.name == "reward" else one.help.split(": as --reward")[0] + "."
         changes = {"name": REWARDS[one.name], "annotation": objects, "help": f"{about} {OBJECTS}"}
+    elif one.name == "env":
+        changes = {
+            "annotation": str | Callable[[], Environment],
+            "help": f"{one.help} Or a class, or a function that makes one.",
+        }
     elif one.name == "out":
         changes = {
             "annotation": str | os.PathLike[str] | None,

@@ -16,7 +16,7 @@ from tether.api.directory import CallDirectory
 from tether.api.optimizers import factory_of
 from tether.api.parameters import COLUMNS, EXTRAS, REWARDS, located, parameters
 from tether.api.result import Run
-from tether.api.rewards import rewards_of
+from tether.api.rewards import name_of, rewards_of
 from tether.commands import TABLE, Command, find
 from tether.data.memory import Rows, source_of
 from tether.errors import ConfigError, ModelError, RunError
@@ -62,6 +62,7 @@ class Call:
     values: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Rows] = field(default_factory=dict)
     rewards: dict[str, Any] = field(default_factory=dict)
+    environments: dict[str, Any] = field(default_factory=dict)
     shown: dict[str, Any] = field(default_factory=dict)
 
     def take_options(self) -> None:
@@ -69,11 +70,15 @@ class Call:
         for name, value in self.arguments.items():
             option = next((key for key, here in REWARDS.items() if here == name), name)
             if value is None:
-                self.values[name] = None
+                if option == name:
+                    self.values[name] = None
             elif name == "model":
                 self.values[name] = self._model(value)
             elif name in COLUMNS:
                 self.values[name] = self._source(name, value)
+            elif name == "env" and callable(value):
+                self.values[name] = described(f"env {name_of(value)}")
+                self.environments[self.values[name]] = value
             elif option != name:
                 found = rewards_of(value, argument=name)
                 self.rewards.update(found.objects)
@@ -115,7 +120,14 @@ class Call:
         """The Python objects."""
         own = self.arguments.get(OPTIMIZER)
         optimizer, name = factory_of(own) if own is not None else (None, "")
-        return Given(rows=self.rows, rewards=self.rewards, shown=self.shown, optimizer=optimizer, optimizer_name=name)
+        return Given(
+            rows=self.rows,
+            rewards=self.rewards,
+            environments=self.environments,
+            shown=self.shown,
+            optimizer=optimizer,
+            optimizer_name=name,
+        )
 
 
 def is_monitor(value: Any) -> bool:

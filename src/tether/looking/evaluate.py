@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,6 +15,7 @@ from tether.data.records import load_pairs
 from tether.errors import ConfigError
 from tether.evaluation import evaluate_policy, policy_kl, require_comparable, sample_and_score
 from tether.generation.engine import Engine
+from tether.generation.episodes import Episodes
 from tether.looking import best_of_n
 from tether.looking.terminal import show
 from tether.models.reference import FrozenCopy
@@ -25,7 +26,16 @@ from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
 from tether.training.common import EVAL_SEED
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.training.loading import load_model, load_prompts_of, placing, reader, set_matmul_dtype, tell_unpacked
+from tether.training.loading import (
+    episodes_of,
+    load_model,
+    load_prompts_of,
+    placing,
+    reader,
+    set_matmul_dtype,
+    tell_unpacked,
+    with_episodes,
+)
 from tether.types import Prompt, Sampling, ScoredGroup, Scorer
 
 
@@ -53,15 +63,15 @@ class Eval:
 
     def __post_init__(self) -> None:
         policy = (self.model, self.prompts, self.reward, self.reference)
-        judge = (self.reward_model, self.pairs)
+        judge, env = (self.reward_model, self.pairs), self.samples.environment.env
         ConfigError.unless_typed(self)
         ConfigError.unless(
             self,
             {
-                "give --model, --prompts and --reward to measure a policy, or --reward-model and --pairs": (
-                    all(policy[:3]) and not any(judge)
+                "give --model, --prompts and --reward or --env to measure a policy, or --reward-model and --pairs": (
+                    all(policy[:2]) and bool(self.reward or env) and not any(judge)
                 )
-                or (all(judge) and not any(policy)),
+                or (all(judge) and not any(policy) and not env),
                 "format is for a reward model: give --reward-model and --pairs": self.format == "pairs"
                 or bool(self.reward_model),
             },
@@ -96,18 +106,15 @@ def measured_policy(command: Eval, name: str, source: str) -> dict[str, object]:
     options, limit = command.samples, command.samples.sampling.max_new_tokens
     model, tokenizer, matmul_dtype = load_model(name, options.device)
     rounded = matmul_dtype == "bfloat16"
-    score = resolve_scorer(
-        command.reward,
-        tokenizer,
-        dtype=model.dtype,
-        device=model.device,
-        rounded=rounded,
-        **command.calls.supervision,
-    )
+    place: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "rounded": rounded}
+    calls = command.calls.supervision
+    rewards = resolve_scorer(command.reward, tokenizer, **place, **calls) if command.reward else None
     prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)
+    episodes = episodes_of(options.environment)
+    score = with_episodes(rewards, episodes, weight=options.environment.env_weight)
     score = prepared(score, {source: prompts}, max_new_tokens=limit)
     if command.reference is None:
-        groups = evaluation_samples(model, tokenizer, score, prompts, options)
+        groups = evaluation_samples(model, tokenizer, score, prompts, options, episodes)
         found = evaluate_policy(groups, groups, kl=0.0).as_dict()
         found = {key: value for key, value in found.items() if key not in ("kl", "win_rate")}
         return {"model": name, "reference": None, **found}
@@ -115,7 +122,9 @@ def measured_policy(command: Eval, name: str, source: str) -> dict[str, object]:
     reference, own, _ = load_model(command.reference, device)
     require_one_vocabulary(tokenizer, own, where=where)
     require_comparable(model, reference, prompts, max_new_tokens=limit, where=where)
-    groups, against = (evaluation_samples(one, tokenizer, score, prompts, options) for one in (model, reference))
+    groups, against = (
+        evaluation_samples(one, tokenizer, score, prompts, options, episodes) for one in (model, reference)
+    )
     kl = evaluation_kl(groups, model, reference, options.sampling)
     return {"model": name, "reference": command.reference, **evaluate_policy(groups, against, kl=kl).as_dict()}
 
@@ -132,10 +141,11 @@ def evaluation_samples(
     score: Scorer,
     prompts: Sequence[Prompt],
     options: SampleOptions,
+    episodes: Episodes | None = None,
 ) -> list[ScoredGroup]:
     """What a model writes to ``prompts``, scored: with the seeds of every evaluation with these ``options``."""
     return sample_and_score(
-        Engine(model, tokenizer, budget=options.budget),
+        Engine(model, tokenizer, budget=options.budget, episodes=episodes),
         score,
         prompts,
         group_size=options.group_size,

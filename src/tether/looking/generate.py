@@ -13,7 +13,7 @@ from tether.looking.terminal import show
 from tether.runtime.files import is_stream, require_file, write_output
 from tether.runtime.json_text import to_json
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.training.loading import load_model, load_prompts_of
+from tether.training.loading import episodes_of, load_model, load_prompts_of
 from tether.types import Completion, Prompt, make_requests
 from tether.untrusted import printable
 
@@ -43,7 +43,8 @@ def generate(command: Generate) -> None:
     prompts = load_prompts_of(command.prompts, model, tokenizer, data=samples.data, sampling=samples.sampling)
     names = column_names(prompts, where=command.prompts)
     asked = make_requests(prompts, group_size=samples.group_size, seed=samples.seed)
-    groups = Engine(model, tokenizer, budget=samples.budget).generate(asked, sampling=samples.sampling)
+    engine = Engine(model, tokenizer, budget=samples.budget, episodes=episodes_of(samples.environment))
+    groups = engine.generate(asked, sampling=samples.sampling)
     lines = [as_line(group.prompt, completion, names) for group in groups for completion in group.completions]
     if command.out is None:
         show("\n".join(map(printable, lines)))
@@ -52,7 +53,7 @@ def generate(command: Generate) -> None:
     write_output(out, "".join(f"{printable(line) if is_stream(out) else line}\n" for line in lines).encode())
 
 
-GENERATED = ("prompt", "completion", "finish_reason", "tokens")
+GENERATED = ("prompt", "completion", "finish_reason", "tokens", "turn_rewards", "info")
 """What ``tether generate`` says of a completion, beside the columns of its prompt."""
 
 
@@ -82,4 +83,6 @@ def as_line(prompt: Prompt, completion: Completion, names: Mapping[str, str]) ->
         "finish_reason": completion.finish_reason.value,
         "tokens": len(completion.ids),
     }
+    if completion.turns:
+        row |= {"turn_rewards": [turn.reward for turn in completion.turns], "info": dict(completion.turns[-1].info)}
     return to_json(row)

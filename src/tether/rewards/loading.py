@@ -1,4 +1,4 @@
-"""Reward functions from files and modules.
+"""Reward functions, and other objects, from files and modules.
 
 A file is imported once, however many of its functions are rewards, and under a name by which worker processes find it.
 """
@@ -63,20 +63,7 @@ def load_function(
     ``sys.path``. ``sources`` holds what is imported already. Raises :class:`RewardError`.
     """
     source, _, name = spec.rpartition(":")
-    try:
-        loaded = (sources or Sources()).source(source)
-    except RewardError:
-        raise
-    except (Exception, SystemExit) as error:  # importing runs user code, which may be a script
-        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
-            raise RewardError(
-                f"no rule has this name, and there is no module {source!r} to take {name!r} from",
-                where=spec,
-                hint=rules_like(source),
-            ) from error
-        raise RewardError(
-            f"importing it raised {type(error).__name__}: {shown(error, str)}{place_of(error)}", where=spec
-        ) from error
+    loaded = load_source(spec, sources or Sources(), kind="rule", known=rules_like(source))
     function = getattr(loaded.module, name, None)
     if not callable(function):
         names = [n for n, v in vars(loaded.module).items() if inspect.isfunction(v) and not n.startswith("_")]
@@ -84,6 +71,26 @@ def load_function(
             f"{source} has no function {name!r}", where=spec, hint=f"it has {', '.join(names) or 'no functions'}"
         )
     return FunctionReward(name, function, deadline, retries, loaded.apart)
+
+
+def load_source(spec: str, sources: Sources, *, kind: str, known: str) -> Source:
+    """The file or the module of ``spec``, ``SOURCE:NAME``. Where there is none, the :class:`RewardError` says that no
+    ``kind`` has this name, and which are ``known``."""
+    source, _, name = spec.rpartition(":")
+    try:
+        return sources.source(source)
+    except RewardError:
+        raise
+    except (Exception, SystemExit) as error:  # importing runs user code, which may be a script
+        if isinstance(error, ModuleNotFoundError) and f"{source}.".startswith(f"{error.name}."):
+            raise RewardError(
+                f"no {kind} has this name, and there is no module {source!r} to take {name!r} from",
+                where=spec,
+                hint=known,
+            ) from error
+        raise RewardError(
+            f"importing it raised {type(error).__name__}: {shown(error, str)}{place_of(error)}", where=spec
+        ) from error
 
 
 def _join_path(directory: Path) -> None:
@@ -94,7 +101,7 @@ def _join_path(directory: Path) -> None:
 def _module_from_file(path: Path, given: str) -> ModuleType:
     """The file as a module; a worker process imports it by the module's name."""
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        raise RewardError("no such file to take a reward function from", where=given)
+        raise RewardError("no such file to import", where=given)
     _join_path(path.parent)
     spec = importlib.util.spec_from_file_location(importable_name(path), path)
     assert spec is not None

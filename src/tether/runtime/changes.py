@@ -17,7 +17,7 @@ SAFE = frozenset(
         "steps", "rounds", "epochs", "save_every", "keep_last", "keep_best", "rollouts_every", "eval_prompts",
         "max_rows", "cache_gib", "checkpoint_activations", "device", "reward_deadline", "reward_retries",
         "request_retries", "request_concurrency", "max_skipped",
-        "keep_checkpoints", "eval_every", "eval_group_size", "eval_reward", "patience", "stop_kl",
+        "keep_checkpoints", "eval_every", "env_deadline", "eval_group_size", "eval_reward", "patience", "stop_kl",
     }
 )  # fmt: skip
 """Options that do not invalidate a saved state: how long, how often, where, and how much at a time."""
@@ -48,7 +48,19 @@ def _compared(name: str, value: Any) -> Any:
     """What of an option has to be equal. Of an input it is only whether there is one."""
     if name in CONTENT_DECIDES:
         return value is None
+    if name == "env" and isinstance(value, str):
+        return placeless_object(value)
     return [placeless(one) for one in value] if name in REWARDS and isinstance(value, list | tuple) else value
+
+
+def placeless_object(spec: str) -> str:
+    """``file.py:name`` without the directory of the file; anything else as it is.
+
+    >>> placeless_object("/home/me/games.py:Chess"), placeless_object("maze:manhattan")
+    ('games.py:Chess', 'maze:manhattan')
+    """
+    file, _, name = spec.rpartition(":")
+    return f"{PurePath(file).name}:{name}" if file.endswith(".py") else spec
 
 
 def placeless(reward: str) -> tuple[str | None, str, float]:

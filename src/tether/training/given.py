@@ -9,6 +9,7 @@ from typing import Any
 
 from tether.algorithms.optimise import OptimizerFactory
 from tether.data.memory import Rows
+from tether.environments.loading import Make
 from tether.rewards.combine import Reward
 
 OPTIMIZER = "optimizer"
@@ -37,6 +38,7 @@ class Given:
 
     rows: Mapping[str, Rows] = field(default_factory=dict)
     rewards: Mapping[str, Callable[..., Any] | Reward] = field(default_factory=dict)
+    environments: Mapping[str, Make] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
     """Options of which ``config.yaml`` has another value than the run: what stands for a model in memory."""
     optimizer: OptimizerFactory | None = None

@@ -123,7 +123,8 @@ class HeldOut:
     def _evaluate(self) -> Evaluated:
         if not self.against:
             with self.reference.model() as frozen:
-                engine = Engine(frozen, self.engine.tokenizer, budget=self.engine.budget)
+                own = self.engine
+                engine = Engine(frozen, own.tokenizer, budget=own.budget, episodes=own.episodes)
                 self.against = self._scored(self._sampled(engine), once=True)
         groups = self._scored(self._sampled(self.engine))
         temperature = self.sampling.temperature or 1.0

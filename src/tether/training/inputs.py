@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from tether.environments.generated import is_generated
 from tether.errors import ConfigError, ModelError
 from tether.models.loading import BASE
 from tether.rewards.resolve import is_address, judge_file, short_name, split_name, split_weight
@@ -29,12 +30,18 @@ _FORMAT = re.compile(r"""(["'])((?:(?!\1).)*%(?:(?!\1).)*)\1""", re.DOTALL)
 
 def absolute(value: str, base: Path) -> str:
     """The path of a local model or data set, ``DIRECTORY:SPLIT`` included; a hub id or ``base`` as it is."""
-    if value == BASE or not value:
+    if value == BASE or not value or is_generated(value):
         return value
     if os.path.exists(base / value):  # which, unlike the path, takes a name that is too long for one of no file
         return str(base / value)
     directory, colon, split = value.partition(":")
     return f"{base / directory}{colon}{split}" if colon and os.path.isdir(base / directory) else value
+
+
+def absolute_object(spec: str, base: Path) -> str:
+    """``file.py:name`` with the path of the file; anything else as it is."""
+    file, _, name = spec.rpartition(":")
+    return f"{base / file}:{name}" if file.endswith(".py") else spec
 
 
 def absolute_reward(value: str, base: Path) -> str:
@@ -71,6 +78,8 @@ def located(options: Mapping[str, Any], base: Path) -> dict[str, Any]:
     for name in CONTENT_DECIDES & found.keys():
         if isinstance(found[name], str):
             found[name] = absolute(found[name], base)
+    if isinstance(found.get("env"), str):
+        found["env"] = absolute_object(found["env"], base)
     for name in REWARDS:
         if isinstance(found.get(name), Sequence):
             found[name] = absolute_rewards(found[name], base)

@@ -27,7 +27,7 @@ from tether.runtime.recorder import Recorder
 from tether.training.common import Loaded, keep_the_date
 from tether.training.estimate import of_prompts
 from tether.training.inputs import absolute_rewards, naming_the_model_of_a_run
-from tether.training.loading import require_room, tell_unpacked
+from tether.training.loading import episodes_of, require_room, tell_unpacked, with_episodes
 from tether.training.workload import Row
 from tether.types import Generator, Prompt, Sampling, Scorer
 
@@ -57,7 +57,9 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
     """Prompts and rewards of a policy-training command."""
     require_room(loaded.model, sampling)
     training, held_out = load_both(options, loaded, sampling)
-    score = load_rewards("reward", options.reward, options.calls, loaded)
+    rewards = load_rewards("reward", options.reward, options.calls, loaded) if options.reward else None
+    episodes = episodes_of(options.environment, directory=loaded.base, objects=loaded.given.environments)
+    score = with_episodes(rewards, episodes, weight=options.environment.env_weight)
     unseen = {options.evaluation.eval_prompts: held_out} if options.evaluation.eval_prompts else {}
     score = prepared(score, {options.prompts: training} | unseen, max_new_tokens=sampling.max_new_tokens)
     judge = None
@@ -69,7 +71,7 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
     loaded.sometimes.update(reward_names(trained))
     if options.evaluation.eval_every:
         loaded.sometimes.update(evaluation_names(trained, judges))
-    engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget)
+    engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget, episodes=episodes)
     return Task(training, held_out, options.evaluation, score, engine, judge)
 
 
