@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from answering import Answer, answering, free_port
-from commandline import contents, read_rows, tether
+from commandline import contents, read_rows, tether, untimed
 from comparison import difference
 from faulty import ALWAYS, assert_intact, assert_resumes, last_line
 from runs import LINES
@@ -47,12 +47,15 @@ def server_process(model, port):
 @pytest.mark.slow
 def test_a_reward_server_that_is_killed_and_comes_back(here, tiny, before, monkeypatch, capfd):
     monkeypatch.setenv(TOKEN, "a-token-for-this-test")
-    local, _ = reward_model(tiny)
+    local, _ = reward_model(tiny, seed=3)
     save_reward_model(local.model, local.tokenizer, here / "judge", [((0, 5), (6, 1))])
     port = free_port()
-    line = f"{GRPO.format(url=f'http://127.0.0.1:{port}/get_reward')} {ONCE} --model {tiny}"
+    url = f"http://127.0.0.1:{port}/get_reward"
+    line = f"{GRPO.format(url=url)} {ONCE} --matmul-dtype float32 --model {tiny}"
     with server_process("judge", port) as process:
         assert tether(f"{line} --out whole") == 0
+        assert tether(f"{GRPO.format(url='judge')} {ONCE} --matmul-dtype float32 --model {tiny} --out here") == 0
+        assert untimed(read_rows(here / "whole/metrics.jsonl")) == untimed(read_rows(here / "here/metrics.jsonl"))
         before(RemoteReward, "waiting", 3, process.kill)
         capfd.readouterr()
         assert tether(f"{line} --out out") == 2

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -366,6 +367,17 @@ def test_a_judge_in_a_file(tmp_path, monkeypatch, tokenizer):
     with pytest.raises(RewardError, match=r"^p.jsonl: reward 'kind' needs the column 'answer', which no prompt has"):
         prepared(scorer, {"p.jsonl": [Prompt(ids=(0,), text="p")]}, max_new_tokens=1)
     assert part_names([(None, "judge:a/kind.yaml"), (None, "judge:two words.yml")]) == ["kind", "two_words"]
+
+
+def test_the_example(monkeypatch):
+    """It is the one that the page shows."""
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
+    example = root / "examples" / "helpful.yaml"
+    file, key = load_judge(example)
+    assert (file.endpoint, key) == ("https://api.openai.com/v1/chat/completions", "sk-x")
+    _, shown = example.read_text().split("\n", 1)
+    assert shown in (root / "docs" / "remote_rewards.md").read_text()
 
 
 def test_what_decides_the_scores_is_its_fingerprint():

@@ -14,8 +14,10 @@ from tether.rewards.client import Requests
 from tether.rewards.combine import WeightedSum
 from tether.rewards.remote import TOKEN, RemoteReward
 from tether.rewards.resolve import part_names, resolve_scorer
+from tether.rewards.signature import signature_of
 from tether.runtime.changes import changes
 from tether.types import Prompt, RolloutGroup
+from tiny import byte_tokenizer
 
 HI = ({"role": "user", "content": "hi"},)
 
@@ -65,6 +67,30 @@ def test_conversations_are_sent_as_turns_too():
     with answering(lengths) as server:
         reward(server.url).judge([*groups(1, 1), *groups(1, 1, messages=HI)])
     assert server.asked[0].content["messages"] == [None, [*HI, {"role": "assistant", "content": "c00"}]]
+
+
+def test_ids_go_with_the_signature_of_their_tokenizer(tokenizer):
+    with answering(lengths) as server:
+        resolve_scorer([server.url], tokenizer).score(groups(1))
+    content = server.asked[0].content
+    assert content["ids"] == [[[0, 0], [5, 1]], [[0, 1], [5, 1]]]
+    assert content["tokenizer"] == vars(signature_of(tokenizer))
+    assert content["tokenizer"]["size"] == len(tokenizer)
+
+
+def test_signatures(tokenizer):
+    """The same for tokenizers that give the same ids; tokens behind the others make no difference."""
+    chat, own = byte_tokenizer(template=True), signature_of(tokenizer)
+    assert signature_of(byte_tokenizer()) == own
+    assert signature_of(chat).text == own.text
+    assert signature_of(chat).conversations != own.conversations
+    chat.add_special_tokens({"additional_special_tokens": ["<more>"]})
+    assert signature_of(chat).size == own.size + 1
+    assert signature_of(chat, own.size).text == own.text
+    assert signature_of(chat).text != own.text
+    swapped = byte_tokenizer()
+    swapped.eos_token = "<s>"
+    assert signature_of(swapped).text != own.text
 
 
 def test_a_step_is_several_requests_at_the_same_time(monkeypatch):

@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import httpx2
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from helpers import completion
 from serving import reward_model, reward_server, until
@@ -19,10 +22,11 @@ from tether.models.reward import save_reward_model
 from tether.rewards.client import Requests
 from tether.rewards.learned import LearnedReward
 from tether.rewards.remote import RemoteReward
+from tether.rewards.signature import signature_of
 from tether.serve import reward_server as command_module
 from tether.serve.reward_server import ServeReward, listening
 from tether.types import Prompt, RolloutGroup
-from tiny import byte_tokenizer, make_model
+from tiny import ARCHITECTURES, byte_tokenizer, make_model
 
 HI = ({"role": "user", "content": "hi"},)
 
@@ -92,6 +96,25 @@ def test_alone_the_scores_are_bitwise_those_of_the_model_here(rewards):
     with reward_server(served) as (url, _):
         found = values(RemoteReward(name="far", url=f"{url}/get_reward", deadline=30.0), groups)
     assert found == values(local, groups)
+
+
+def test_sampled_ids_that_are_not_those_of_their_text(tmp_path):
+    """A policy may write a word in other pieces than its tokenizer: a run reads the pieces, and so does a server."""
+    core = Tokenizer(models.BPE(vocab={"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4}, merges=[("a", "b")]))
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
+    LlamaForCausalLM(ARCHITECTURES["llama"]).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    local, served = reward_model(str(tmp_path))
+    prompt = Prompt(ids=tuple(tokenizer("ab")["input_ids"]), text="ab")
+    assert prompt.ids == (4,)
+    sampled = [RolloutGroup(prompt=prompt, completions=(completion([2, 3, 1], text="ab"), completion([4], text="ab")))]
+    with reward_server(served) as (url, _):
+        far = RemoteReward(name="far", url=f"{url}/get_reward", deadline=30.0, signature=signature_of(tokenizer))
+        found, as_text = values(far, sampled), values(replace(far, signature=None), sampled)
+    assert found == values(local, sampled)
+    assert found[0] != found[1]
+    assert as_text == pytest.approx([found[1]] * 2, abs=1e-6)
 
 
 def test_conversations_are_read_by_the_template_of_the_reward_model(tmp_path):

@@ -17,15 +17,8 @@ from tether.models.memory import within_memory
 from tether.models.reward import normalised_scores, score_sequences
 from tether.rewards.combine import Judgement, flattened, regrouped
 from tether.rewards.function import as_given
+from tether.rewards.signature import PROBE, special_texts
 from tether.types import Completion, FinishReason, Prompt, PromptCompletion, RolloutGroup
-
-PROBE = "Two words, 12 (more)?\n\n caf\u00e9 "
-"""Text on which tokenizers of one vocabulary differ where they differ in BOS, merges or white space."""
-
-
-def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, ...]:
-    """The special tokens that a chat template may write by name."""
-    return tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token
 
 
 @dataclass

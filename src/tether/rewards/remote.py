@@ -4,8 +4,9 @@
       -> {"rewards": [number], "extra_logs": {name: [number]}}
 
 Source: ``remote_rm_utils.py`` and ``serve_rm.py`` of OpenRLHF. ``scores``, by which OpenRLHF filters prompts, are not
-read. Beside them goes ``messages`` where a prompt is a conversation: its turns and those of the completion, for a
-server that has a chat template of its own; OpenRLHF's servers do not read it.
+read. Beside them goes what OpenRLHF's servers do not read and ``tether serve-reward`` does: ``messages`` where a prompt
+is a conversation, its turns and those of the completion; ``ids``, those of prompt and completion; and ``tokenizer``,
+the :class:`tether.rewards.signature.Signature` by which a server knows whether they are its own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tether.data.conversations import joined
 from tether.rewards.client import PATIENCE, Requests, Server, Session, all_of, is_finite
 from tether.rewards.combine import Judgement, flattened, regrouped
 from tether.rewards.function import as_given
+from tether.rewards.signature import Signature
 from tether.rewards.waiting import Waiting, together
 from tether.types import Completion, Prompt, RolloutGroup
 from tether.untrusted import shown
@@ -44,6 +46,8 @@ class RemoteReward:
     token: str | None = field(default=None, repr=False)
     deadline: float | None = None
     requests: Requests = field(default_factory=Requests)
+    signature: Signature | None = None
+    """The policy's; without one no ids are sent."""
 
     def judge(self, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
         return together([self.waiting(groups)])[0]
@@ -70,10 +74,10 @@ class RemoteReward:
         return [judgement for part in found for judgement in part]
 
     async def _part(self, session: Session, part: Sequence[tuple[Prompt, Completion]]) -> list[Judgement]:
-        return judgements(await session.post(question(part)), len(part), session)
+        return judgements(await session.post(question(part, self.signature)), len(part), session)
 
 
-def question(part: Sequence[tuple[Prompt, Completion]]) -> dict[str, Any]:
+def question(part: Sequence[tuple[Prompt, Completion]], signature: Signature | None = None) -> dict[str, Any]:
     """What a server is sent for some completions."""
     asked: dict[str, Any] = {
         "query": [prompt.text + completion.text for prompt, completion in part],
@@ -82,6 +86,9 @@ def question(part: Sequence[tuple[Prompt, Completion]]) -> dict[str, Any]:
     }
     if any(prompt.messages for prompt, _ in part):
         asked["messages"] = [conversation(prompt, completion) for prompt, completion in part]
+    if signature is not None:
+        asked["ids"] = [[prompt.ids, completion.ids] for prompt, completion in part]
+        asked["tokenizer"] = vars(signature)
     return asked
 
 

@@ -36,6 +36,7 @@ from tether.rewards.loading import Sources, load_function
 from tether.rewards.remote import TOKEN, RemoteReward
 from tether.rewards.replies import Replies
 from tether.rewards.rules import RULES, rules_like
+from tether.rewards.signature import signature_of
 from tether.untrusted import printable
 
 
@@ -197,7 +198,14 @@ def resolve_reward(
         return FunctionReward(name, RULES[rule](argument if colon else None))
     if is_address(spec):
         url = address(spec)
-        return RemoteReward(name=name, url=url, token=token_from(TOKEN, url), deadline=deadline, requests=requests)
+        return RemoteReward(
+            name=name,
+            url=url,
+            token=token_from(TOKEN, url),
+            deadline=deadline,
+            requests=requests,
+            signature=signature_of(tokenizer),
+        )
     if file := judge_file(spec):
         return judge_reward(name, Path(file), deadline=deadline, requests=requests)
     if ":" in spec:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from tether.errors import TetherError
 from tether.rewards.learned import LearnedReward
 from tether.serve.batching import Batcher, Counts, FullError
-from tether.serve.questions import QuestionError, row_of, texts_of
+from tether.serve.questions import Question, QuestionError, question_of, reader_for, row_of
+from tether.types import PromptCompletion
 from tether.untrusted import one_line
 
 if TYPE_CHECKING:
@@ -67,14 +68,18 @@ class RewardApp:
 
     async def _rewards(self, request: Request) -> list[float]:
         require_json(request)
-        texts = texts_of(await body_of(request, self.body_limit))
+        question = question_of(await body_of(request, self.body_limit))
+        texts = question.texts
         if len(texts) > self.batcher.queue_limit:
             raise TooLargeError(f"{len(texts)} texts, and a request may hold {self.batcher.queue_limit}")
         with self.batcher.place(len(texts)):
-            rows = await asyncio.get_running_loop().run_in_executor(
-                self.reader, lambda: [row_of(self.reward, text, i) for i, text in enumerate(texts)]
-            )
+            rows = await asyncio.get_running_loop().run_in_executor(self.reader, self._read, question)
             return await self.batcher.scores(rows)
+
+    def _read(self, question: Question) -> list[PromptCompletion]:
+        """The rows of a request."""
+        reader = reader_for(self.reward, question.signature)
+        return [row_of(reader, text, i) for i, text in enumerate(question.texts)]
 
     async def health(self, _: Request) -> Response:
         return as_json({"status": "ok", "model": self.reward.name})

@@ -1,11 +1,12 @@
 """``tether serve-reward``: one of our reward models, for other processes, in OpenRLHF's form.
 
-    POST /get_reward  {"query": [text], "prompts": [text], "messages": [turns]}  ->  {"rewards": [number], ...}
+    POST /get_reward  {"query": [text], "prompts": [text], ...}  ->  {"rewards": [number], ...}
     GET  /health      {"status": "ok", "model": ...}
     GET  /metrics     Prometheus' text format
 
-It reads text, as :class:`tether.rewards.learned.LearnedReward` does for a policy of another vocabulary: ``messages`` by
-the reward model's own chat template, else ``prompts`` and the rest of ``query`` as plain text.
+It reads what :class:`tether.rewards.learned.LearnedReward` would read in the run: the run's ids where the reward
+model's tokenizer gives the same ones, else ``messages`` by its own chat template, or ``prompts`` and the rest of
+``query``.
 """
 
 from __future__ import annotations
