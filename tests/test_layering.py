@@ -27,7 +27,7 @@ LAYERS = (
     ("trackers",),
     ("config", "flags"),
     ("training",),
-    ("looking", "doctor", "quickstart", "resume", "serve"),
+    ("looking", "doctor", "quickstart", "maze", "resume", "serve"),
     ("api",),
     ("dpo", "grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
     ("cli",),

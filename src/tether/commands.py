@@ -53,6 +53,13 @@ TABLE: Table = (
         run="tether.quickstart:main",
     ),
     Command(
+        name="maze",
+        group="start here",
+        summary="general RL: PPO with a critic beside dynamic programming, in mazes",
+        options="tether.config:MazeOptions",
+        run="tether.maze:main",
+    ),
+    Command(
         name="doctor",
         group="start here",
         summary="what this machine has, and whether a run fits into its memory",

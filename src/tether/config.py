@@ -358,3 +358,27 @@ class Quickstart:
     """Seed of every random choice."""
     overwrite: bool = False
     """Replace the run that is in the directory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MazeOptions:
+    """General RL: a model learns to walk through mazes by PPO with a critic, beside dynamic programming."""
+
+    out: str = "maze"
+    """Directory to write."""
+    gamma: tuple[float, ...] = ()
+    """Discount factor; repeatable, with a run for each. By default 1, 0.9 and 0.5."""
+    seed: int = 0
+    """Seed of every random choice."""
+    overwrite: bool = False
+    """Replace the run that is in the directory."""
+
+    def __post_init__(self) -> None:
+        ConfigError.unless_typed(self)
+        ConfigError.unless(
+            self,
+            {
+                "gamma must lie in [0, 1], and each be given once": all(0 <= one <= 1 for one in self.gamma)
+                and len(set(self.gamma)) == len(self.gamma)
+            },
+        )

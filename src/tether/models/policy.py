@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tether.errors import ModelError
 from tether.models.attention import laid_out
 from tether.models.balance import weigh_tokens
 from tether.models.packing import Pack, pack
@@ -135,6 +139,22 @@ class Critic(nn.Module):
         """
         states = policy_states() if self.trunk is None else completion_states(self.trunk, batch)
         return unflatten(self.head(states).squeeze(-1).float(), batch.mask)
+
+
+def save_critic(critic: Critic, path: Path) -> None:
+    """Write a critic as safetensors: its head, and its trunk where that is its own."""
+    save_file({name: tensor.contiguous().cpu() for name, tensor in critic.state_dict().items()}, path)
+
+
+def load_critic(path: Path | str, policy: PreTrainedModel) -> Critic:
+    """The critic that was saved beside ``policy``. Raises :class:`ModelError` where it is not one of such a policy."""
+    try:
+        weights = load_file(path)
+        critic = Critic(policy, own_trunk=any(name.startswith("trunk.") for name in weights))
+        critic.load_state_dict(weights)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ModelError(f"no critic of this policy ({str(error).splitlines()[0]})", where=path) from error
+    return critic.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -8,15 +8,20 @@ from functools import partial
 
 from tether.algorithms import ppo
 from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches, require_no_dropout
+from tether.errors import ConfigError
 from tether.models.loading import load_policy
+from tether.models.policy import save_critic
 from tether.models.reference import reference_of
 from tether.observers import Hook, Monitor
+from tether.runtime.files import atomic_write
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Start, load, open_run
 from tether.training.estimate import extent_of
 from tether.training.held_out import held_out_of
 from tether.training.policy import conclude, early_stopping, run_policy
 from tether.training.task import load_task
+
+CRITIC = "critic.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +33,19 @@ class PPO:
     task: PromptOptions
     run: RunOptions
     length: Steps = field(default_factory=Steps)
+    save_critic: bool = False
+    """Write the critic too, as critic.safetensors in the run directory."""
     ppo: ppo.Config = field(default_factory=ppo.Config)
 
     def __post_init__(self) -> None:
+        ConfigError.unless(
+            self,
+            {
+                "save_critic needs the policy of the last step: leave keep_best out": not (
+                    self.save_critic and self.run.keep_best
+                )
+            },
+        )
         require_evaluations(self.run, self.task.evaluation)
         require_no_dropout(self.run)
         require_minibatches(self.ppo.minibatches, self.length.prompts_per_step * self.ppo.group_size)
@@ -65,4 +80,7 @@ def train(command: PPO, start: Start = NEW, *, monitors: Sequence[Monitor] = (),
     step = partial(ppo.step, state, config=config)
     with recorder.session(stop_after=run.stop_after_seconds):
         run_policy(state, step, task, length=command.length, recorder=recorder, held_out=held_out)
+        if command.save_critic and recorder.writes:
+            with atomic_write(recorder.directory.path / CRITIC) as unfinished:
+                save_critic(state.critic, unfinished)
         conclude(loaded, held_out, counted="steps", run=run, recorder=recorder)
