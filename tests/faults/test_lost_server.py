@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -87,6 +89,27 @@ def test_a_reward_server_that_is_busy_for_too_long_and_then_elsewhere(here, tiny
     with answering(lengths) as server:
         assert tether(f"resume out --reward far:={server.url}") == 0
     assert len(server.asked) == 2  # steps 3 and 4
+    assert difference(here / "out", here / "whole") is None
+
+
+def test_a_signal_ends_the_wait_for_a_server(here, tiny, capfd):
+    let_go, asked = threading.Event(), []
+
+    def hangs_in_step_3(content):
+        asked.append(content)
+        if len(asked) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            let_go.wait(30)
+        return lengths(content)
+
+    with answering(lengths) as server:
+        assert tether(f"{GRPO.format(url=server.url)} {ONCE} --model {tiny} --out whole") == 0
+    with answering(hangs_in_step_3) as server:
+        assert tether(f"{GRPO.format(url=server.url)} {ONCE} --model {tiny} --out out") == 75
+        let_go.set()
+        assert "SIGTERM" in last_line(capfd)
+        assert tether("resume out") == 0
+    assert len(asked) == 5
     assert difference(here / "out", here / "whole") is None
 
 
