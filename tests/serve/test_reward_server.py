@@ -192,6 +192,26 @@ def test_a_full_queue_is_429_and_a_client_waits(rewards, monkeypatch, capsys):
     assert "429" in capsys.readouterr().err
 
 
+def test_clients_that_give_up_leave_no_place_taken(rewards):
+    go = threading.Event()
+
+    def score(rows):
+        assert go.wait(20)
+        return [1.0] * len(rows)
+
+    def gives_up(url):
+        with pytest.raises(httpx2.ReadTimeout):
+            httpx2.post(f"{url}/get_reward", json={"query": ["a"]}, timeout=0.2, trust_env=False)
+
+    with reward_server(rewards[1], score=score) as (url, batcher), concurrent.futures.ThreadPoolExecutor(9) as pool:
+        list(pool.map(gives_up, [url] * 8))
+        patient = pool.submit(post, url, json={"query": ["b"]})
+        until(lambda: batcher.held == 9)
+        go.set()
+        assert patient.result().json()["rewards"] == [1.0]
+        until(lambda: batcher.held == 0)
+
+
 def test_a_model_that_is_not_usable_is_an_error_of_one_line(rewards):
     def score(rows):
         raise RewardError("the reward model gave nan\nand more")
