@@ -9,7 +9,7 @@ from typing import Any, Literal
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tether.algorithms import reward_model
-from tether.config import SampleOptions
+from tether.config import RewardCalls, SampleOptions
 from tether.data.checks import DataReport
 from tether.data.records import load_pairs
 from tether.errors import ConfigError
@@ -58,6 +58,7 @@ class Eval:
     format: Literal["pairs", "best-of-n"] = "pairs"
     """What a row of pairs is: two sides; or best-of-n, a prompt with lists of chosen and rejected answers, as in
     RewardBench 2."""
+    calls: RewardCalls = field(default_factory=RewardCalls)
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
@@ -106,7 +107,8 @@ def measured_policy(command: Eval, name: str, source: str) -> dict[str, object]:
     model, tokenizer, matmul_dtype = load_model(name, options.device)
     rounded = matmul_dtype == "bfloat16"
     place: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "rounded": rounded}
-    rewards = resolve_scorer(command.reward, tokenizer, **place) if command.reward else None
+    calls = command.calls.supervision
+    rewards = resolve_scorer(command.reward, tokenizer, **place, **calls) if command.reward else None
     prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)
     episodes = episodes_of(options.environment)
     score = with_episodes(rewards, episodes, weight=options.environment.env_weight)
