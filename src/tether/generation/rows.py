@@ -41,6 +41,19 @@ class InFlight:
         self.answer = None
 
 
+def in_flight(seeds: Sequence[Sequence[int]], episodes: Sequence[Sequence[Episode]]) -> list[InFlight]:
+    """The completions of each request by their ``seeds``, and their ``episodes``, where there are any."""
+    rows = []
+    for i, own in enumerate(seeds):
+        for k, seed in enumerate(own):
+            row = InFlight(request=i, seed=seed, job=len(rows))
+            if episodes:
+                row.episode = episodes[i][k]
+                row.ids = row.episode.ids
+            rows.append(row)
+    return rows
+
+
 @dataclass(frozen=True)
 class DeviceRows:
     """The rows on the device, [capacity] int64 each. Tensors are only changed in place, so that graphs can replay."""

@@ -21,7 +21,7 @@ from tether.data.batching import within_budget
 from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, Shape, aligned, extent
 from tether.generation.episodes import PATIENCE, Calls, Episode
 from tether.generation.graphs import STRIDE, GraphedStep, graph_shape, graphed
-from tether.generation.rows import DeviceRows, InFlight, arranged, close, completion_of, gaps, shown_tokens
+from tether.generation.rows import DeviceRows, InFlight, arranged, close, completion_of, gaps, in_flight, shown_tokens
 from tether.generation.sampling import diverged, draw, log_distribution, uniforms
 from tether.generation.stopping import Ending, text_of
 from tether.generation.tally import Room, Tally
@@ -69,12 +69,7 @@ class Rollout:
         self.ending = Ending.of(model, tokenizer, sampling)
         self.end_ids = torch.tensor(self.ending.eos, dtype=torch.int64, device=self.device)
 
-        seeds = [(i, k, seed) for i, request in enumerate(requests) for k, seed in enumerate(request.seeds)]
-        self.waiting = deque(InFlight(request=i, seed=seed, job=job) for job, (i, _, seed) in enumerate(seeds))
-        if episodes:
-            for row, (i, k, _) in zip(self.waiting, seeds, strict=True):
-                row.episode = episodes[i][k]
-                row.ids = row.episode.ids
+        self.waiting = deque(in_flight([request.seeds for request in requests], episodes))
         self.capacity = room.rows
         self.prefixes = Pool(model, room.slots, room.slot_tokens)
         self.own = Pool(model, room.rows, room.row_tokens)
@@ -92,9 +87,9 @@ class Rollout:
         self.seating: Seating | None = None
         """Of the present rows and slots, once it is needed."""
         # one job and one token more than there are, for what is sampled in empty rows and past a completion's end
-        self.spare = len(seeds)
+        self.spare = len(self.waiting)
         self.device_rows = DeviceRows.empty(aligned(self.capacity), job=self.spare, device=self.device)
-        shape = (len(seeds) + 1, sampling.max_new_tokens + 1)
+        shape = (self.spare + 1, sampling.max_new_tokens + 1)
         self.u = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.logprobs = torch.zeros(shape, dtype=torch.float32, device=self.device)
