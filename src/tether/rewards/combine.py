@@ -33,9 +33,9 @@ class Judgement:
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """What the members of an ensemble said, by their names; None where a member does not apply."""
     logged: Mapping[str, float] = field(default_factory=dict)
-    """Metrics of the call, the same for all its completions,"""
+    """Metrics of the call, or of this completion; the step's are the means over its completions."""
     extra: Mapping[str, str] = field(default_factory=dict)
-    """and what was logged for this one (:mod:`tether.rewards.logged`)."""
+    """What was logged for this completion (:mod:`tether.rewards.logged`)."""
 
 
 NOTHING_AHEAD: Mapping[int, Ahead[list[Judgement]]] = MappingProxyType({})
