@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tether.algorithms.experience import Sampled
 from tether.algorithms.optimise import require_finite
 from tether.algorithms.pending import Rollouts
 from tether.algorithms.phases import PhaseClock
@@ -218,16 +219,30 @@ def reference_logprobs(reference: Reference, batch: Batch, *, temperature: float
         return policy_logprobs(model, batch, temperature=temperature, token_budget=token_budget)
 
 
-def old_logprobs(
-    policy: PreTrainedModel, groups: Sequence[ScoredGroup], batch: Batch, *, sampling: Sampling, token_budget: int
-) -> Tensor:
-    """log pi_old of each token, [B, T].
-
-    The sampler's own log-probs, unless it drew from a truncated distribution: then they are recomputed with the policy.
-    """
-    if sampling.truncated:
-        return policy_logprobs(policy, batch, temperature=sampling.temperature, token_budget=token_budget)
-    return sampler_logprobs(groups, batch)
+def sampled_of(
+    groups: Sequence[ScoredGroup],
+    policy: PreTrainedModel,
+    reference: Reference,
+    *,
+    recompute: bool,
+    temperature: float,
+    mask_truncated: bool = False,
+    token_budget: int,
+) -> Sampled:
+    """The groups' completions with their log-probs, without gradient. ``old_logp`` is the sampler's own unless
+    ``recompute`` runs the policy; ``mask_truncated`` leaves completions cut at the length limit out of the loss."""
+    batch = batch_of(groups, policy.device)
+    sampler_logp = old_logp = sampler_logprobs(groups, batch)
+    if recompute:
+        old_logp = policy_logprobs(policy, batch, temperature=temperature, token_budget=token_budget)
+    cut = [completion.finish_reason is FinishReason.LENGTH for completion, _ in flat(groups)]
+    return Sampled(
+        batch=batch,
+        learned=~(torch.tensor(cut, device=policy.device) & mask_truncated),
+        sampler_logp=sampler_logp,
+        old_logp=old_logp,
+        ref_logp=reference_logprobs(reference, batch, temperature=temperature, token_budget=token_budget),
+    )
 
 
 def generator_figures(generator: Generator) -> Figures:
