@@ -232,9 +232,12 @@ def sampled_of(
     """The groups' completions with their log-probs, without gradient. ``old_logp`` is the sampler's own unless
     ``recompute`` runs the policy; ``mask_truncated`` leaves completions cut at the length limit out of the loss."""
     batch = batch_of(groups, policy.device)
-    sampler_logp = old_logp = sampler_logprobs(groups, batch)
-    if recompute:
-        old_logp = policy_logprobs(policy, batch, temperature=temperature, token_budget=token_budget)
+    sampler_logp = sampler_logprobs(groups, batch)
+    old_logp = (
+        policy_logprobs(policy, batch, temperature=temperature, token_budget=token_budget)
+        if recompute
+        else sampler_logp.clone()  # a checkpoint's file holds no memory twice
+    )
     cut = [completion.finish_reason is FinishReason.LENGTH for completion, _ in flat(groups)]
     return Sampled(
         batch=batch,
