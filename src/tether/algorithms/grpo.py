@@ -150,7 +150,7 @@ class Config:
     @property
     def old_logp(self) -> OldLogp:
         """Where old log-probs come from."""
-        return old_logp_from(self.surrogate, self.sampling, optimizer_steps=self.epochs_per_step * self.minibatches)
+        return old_logp_from(self.surrogate, self.sampling, from_update=self.epochs_per_step * self.minibatches == 1)
 
 
 @dataclass(kw_only=True)

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.experience import TokenExperience, token_figures
+from tether.algorithms.experience import Sampled, TokenExperience, token_figures
 from tether.algorithms.optimise import (
     Guard,
     Optim,
@@ -144,8 +144,8 @@ class Config:
 
     @property
     def old_logp(self) -> OldLogp:
-        """Where old log-probs come from."""
-        return old_logp_from(self.surrogate, self.sampling, optimizer_steps=self.epochs_per_step * self.minibatches)
+        """Where old log-probs come from; the rewards hold their KL, so they are known before the update."""
+        return old_logp_from(self.surrogate, self.sampling, from_update=False)
 
 
 @dataclass(kw_only=True)
@@ -297,12 +297,12 @@ def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config, *, p
     """Model FLOPs of a step's phases (:mod:`tether.models.flops`); ``passes`` is the number of the update's epochs."""
     lengths = lengths_of(groups)
     policy = forward_flops(shape_of(state.policy), lengths)
-    own_trunk = state.critic.trunk is not None
+    own_trunk, recomputed = state.critic.trunk is not None, config.old_logp == "pass"
     trunk = cast(PreTrainedModel, state.critic.trunk if own_trunk else state.policy.base_model)
     critic = forward_flops(shape_of(trunk), lengths)
     return {
         "flops/generate": Sum(policy),
-        "flops/reference": Sum(policy * (1 + (config.old_logp == "pass")) + critic),
+        "flops/reference": Sum(policy * (1 + recomputed) + critic * (own_trunk or not recomputed)),
         "flops/update": Sum(training_factor(state.policy) * passes * (policy + critic * own_trunk)),
     }
 
@@ -335,6 +335,28 @@ def discounts(groups: Sequence[ScoredGroup], mask: Tensor, config: Config) -> fl
     return turn_discounts(stops, mask, gamma=config.gamma)
 
 
+def measured(state: State, groups: Sequence[ScoredGroup], config: Config, world: World) -> tuple[Sampled, Tensor]:
+    """The completions with their log-probs, which come with the values where they are recomputed, and the values."""
+    temperature = config.sampling.temperature
+
+    def values_of(part: Batch) -> tuple[Tensor, ...]:
+        states = cache(partial(completion_states, state.policy.base_model, part))
+        values: Tensor = state.critic(part, states)
+        if config.old_logp != "pass":
+            return (values,)
+        return values, *logprobs_of_states(state.policy, states(), part, temperature=temperature)
+
+    masked = config.surrogate.mask_truncated
+    measure = partial(sampled_of, groups, state.policy, state.reference, mask_truncated=masked)
+
+    def passes(budget: int) -> tuple[Sampled, Tensor]:
+        sampled = measure(temperature=temperature, token_budget=budget)
+        values, *old = per_token(sampled.batch, values_of, token_budget=budget)
+        return replace(sampled, old_logp=old[0]) if old else sampled, values
+
+    return state.guard.fit(passes, world)
+
+
 def collect(
     state: State, rollouts: Rollouts, prompts: Sequence[Prompt], *, config: Config, where: str, world: World
 ) -> Update[TokenExperience]:
@@ -342,23 +364,8 @@ def collect(
     completions to which a reward applies."""
     groups, clock = rollouts.groups, rollouts.clock
     require_rewards(groups, where=where, world=world, alone=True)
-    measure = partial(
-        sampled_of,
-        groups,
-        state.policy,
-        state.reference,
-        recompute=config.old_logp == "pass",
-        temperature=config.sampling.temperature,
-        mask_truncated=config.surrogate.mask_truncated,
-    )
-
-    def values_of(part: Batch) -> Tensor:
-        values: Tensor = state.critic(part, lambda: completion_states(state.policy.base_model, part))
-        return values
-
     with clock.phase("reference"):
-        sampled = state.guard.fit(lambda budget: measure(token_budget=budget), world)
-        values = state.guard.fit(lambda budget: per_token(sampled.batch, values_of, token_budget=budget), world)
+        sampled, values = measured(state, groups, config, world)
     with clock.phase("advantage"):
         metrics = reduce(kl_figures(sampled.old_logp, sampled.ref_logp, sampled.batch.mask, where=where), world)
         applies, left_out = applies_of(groups, torch.device("cpu")), None

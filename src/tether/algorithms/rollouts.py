@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -197,20 +198,21 @@ def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def per_token(batch: Batch, figure: Callable[[Batch], Tensor], *, token_budget: int) -> Tensor:
-    """``figure`` of every token, [B, T], 0 at padding; computed without gradient, one micro-batch at a time."""
-    out = torch.zeros(batch.mask.shape, device=batch.ids.device)
+def per_token(batch: Batch, figures: Callable[[Batch], tuple[Tensor, ...]], *, token_budget: int) -> tuple[Tensor, ...]:
+    """``figures`` of every token, [B, T] each, 0 at padding; computed without gradient, one micro-batch at a time."""
+    found: list[Tensor] = []
     for part in stoppable(micro_batches(batch, token_budget)):
-        values = figure(batch.rows(part))
-        out[part, : values.size(1)] = values
-    return out
+        computed = figures(batch.rows(part))
+        found = found or [torch.zeros(batch.mask.shape, device=batch.ids.device) for _ in computed]
+        for out, values in zip(found, computed, strict=True):
+            out[part, : values.size(1)] = values
+    return tuple(found)
 
 
 def policy_logprobs(model: PreTrainedModel, batch: Batch, *, temperature: float, token_budget: int) -> Tensor:
     """Log-probs [B, T] of the batch's completions under ``model``, without gradient."""
-    return per_token(
-        batch, lambda part: completion_logprobs(model, part, temperature=temperature)[0], token_budget=token_budget
-    )
+    (logp,) = per_token(batch, partial(completion_logprobs, model, temperature=temperature), token_budget=token_budget)
+    return logp
 
 
 def reference_logprobs(reference: Reference, batch: Batch, *, temperature: float, token_budget: int) -> Tensor:
@@ -224,8 +226,8 @@ def sampled_of(
     policy: PreTrainedModel,
     reference: Reference,
     *,
-    recompute: bool,
     temperature: float,
+    recompute: bool = False,
     mask_truncated: bool = False,
     token_budget: int,
 ) -> Sampled:

@@ -96,14 +96,14 @@ def surrogate_of(inputs: LossInputs, options: Surrogate, *, ratio_level: Level =
 OldLogp = Literal["sampler", "pass", "update"]
 
 
-def old_logp_from(options: Surrogate, sampling: Sampling, *, optimizer_steps: int) -> OldLogp:
+def old_logp_from(options: Surrogate, sampling: Sampling, *, from_update: bool) -> OldLogp:
     """Where ``old_logp`` comes from: the sampler; a pass of the policy before the update; or, where the sampler's is
-    not trusted and the update has one of its ``optimizer_steps`` only, the pass of that step."""
+    not trusted and ``from_update`` says that it will do, the pass of the update's only optimizer step."""
     if sampling.truncated:
         return "pass"
     if options.mismatch == "off":
         return "sampler"
-    return "update" if optimizer_steps == 1 else "pass"
+    return "update" if from_update else "pass"
 
 
 def inputs_of(sampled: Sampled, logp: Tensor, entropy: Tensor, advantages: Tensor, *, old: OldLogp) -> LossInputs:
