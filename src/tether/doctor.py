@@ -31,6 +31,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "quantise": ("bitsandbytes", "accelerate"),
     "report": ("matplotlib",),
     "sentiment": ("vaderSentiment",),
+    "math": ("math_verify",),
+    "json": ("jsonschema",),
     "notebook": ("ipykernel", "ipywidgets"),
     **NEEDED,
 }

@@ -29,7 +29,7 @@ from tether.rewards.combine import Reward, WeightedSum, require_distinct
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
 from tether.rewards.loading import Sources, load_function
-from tether.rewards.rules import RULES, rules_like
+from tether.rewards.rules import RULES, TAKES_TEXT, rules_like
 from tether.untrusted import printable
 
 
@@ -71,7 +71,7 @@ def require_weight(value: str) -> None:
     SPEC, can only be a weight: after a rule that takes no such text, a function, or a model that is there."""
     spec, equals, tail = split_name(value)[1].rpartition("=")
     rule, colon, _ = spec.partition(":")
-    if not equals or not spec or _is_number(tail) or rule == "format":
+    if not equals or not spec or _is_number(tail) or rule in TAKES_TEXT:
         return
     function = colon and spec.rpartition(":")[2].isidentifier()
     if rule in RULES or function or (os.path.exists(spec) and not os.path.exists(f"{spec}={tail}")):
@@ -223,8 +223,8 @@ def resolve_scorer(
                 objects=objects,
             )
         except TetherError as error:
-            if given == "format":
-                error.advise("for text that begins with '=', write format:[=]" + spec)
+            if given in TAKES_TEXT:
+                error.advise(f"for text that begins with '=', write {given}:[=]{spec}")
             raise
         rewards.append((reward, weight))
     return WeightedSum(tuple(rewards))

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tether.errors import ConfigError, ModelError
 from tether.models.loading import BASE
 from tether.rewards.resolve import short_name, split_name, split_weight
-from tether.rewards.rules import RULES
+from tether.rewards.rules import RULES, TAKES_FILE
 from tether.runtime.changes import CONTENT_DECIDES, REWARDS
 from tether.runtime.directory import CONFIG
 
@@ -43,7 +43,10 @@ def absolute_reward(value: str, base: Path) -> str:
     spec, _ = split_weight(rest)
     front, back = "" if name is None else f"{name}:=", rest[len(spec) :]
     file, colon, function = spec.rpartition(":")
-    if spec.partition(":")[0] in RULES or "://" in spec:
+    rule, _, argument = spec.partition(":")
+    if rule in TAKES_FILE:
+        return f"{front}{rule}:{base / argument}{back}" if argument else value
+    if rule in RULES or "://" in spec:
         return value
     if colon:
         return f"{front}{base / file}:{function}{back}" if file.endswith(".py") else value
