@@ -60,6 +60,7 @@ DIFFERENT = {
     ],
     "1/2": [r"\boxed{0.49}", r"\boxed{\frac{2}{1}}", r"\boxed{1}", r"\boxed{x}"],
     "1/3": [r"\boxed{0.33}"],
+    "0.0000001": [r"\boxed{0.0000002}", r"\boxed{\frac{2}{10000000}}"],  # one number to six places
     "1": [r"\boxed{1 1/2}"],  # which math-verify alone reads as 1
     "234": ["1\u202f234"],
     "x^2+1": [r"\boxed{x^2+2}", r"\boxed{x^2}", r"\boxed{y^2+1}", r"\boxed{2}"],

@@ -105,7 +105,7 @@ _FORMULA = re.compile(r"(?<!\\)\$|\\\(|\\\[")
 class Mathematics:
     """The answer is what the last ``\\boxed{...}`` holds, else what the last ``####`` marks, else what math-verify
     finds: the last formula or number. It is right where it is the same text or exactly the same number, or where
-    math-verify shows within the grader's deadline that it equals the gold one, which compares decimals to six places.
+    math-verify shows within the grader's deadline that it equals the gold one: to six places, so ``0.333333`` is 1/3.
     """
 
     grader: Grader
@@ -126,10 +126,18 @@ class Mathematics:
         found = marked(text) or (text.strip() if number(text) is not None else "")
         if len(found) > LONGEST:
             return False
-        value = number(found)
-        if found and (found.strip() == gold or (value is not None and value == number(gold))):
+        if found and (found.strip() == gold or (number(found) is not None and number(found) == number(gold))):
             return True
+        if _decimal(found) and _decimal(gold):
+            return False
         return bool(self.grader.ask(in_latex(gold), in_latex(found) if found else end_of(text)))
+
+
+def _decimal(answer: str) -> bool:
+    """Whether it is a number with finitely many decimals, which is compared exactly; not a percentage, which
+    math-verify takes for its hundredth too."""
+    value = number(answer)
+    return value is not None and "%" not in answer and 10 ** value.denominator.bit_length() % value.denominator == 0
 
 
 def in_latex(answer: str) -> str:

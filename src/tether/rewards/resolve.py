@@ -157,8 +157,8 @@ def resolve_reward(
     """The reward behind ``spec``: a rule, a Python function or a reward model, tried in this order.
 
     It is reported by ``name``, or else by its short name. ``deadline`` (seconds) and ``retries`` apply to a Python
-    function only: built-in rewards neither hang nor recover. ``sources`` holds the files that other rewards are from,
-    ``objects`` those that are Python objects.
+    function only: built-in rewards do not recover, and those that could hang have deadlines of their own. ``sources``
+    holds the files that other rewards are from, ``objects`` those that are Python objects.
     """
     name = name or short_name(spec)
     if spec in objects:
