@@ -23,6 +23,7 @@ from tether.models.loading import load_policy
 from tether.models.reference import reference_of
 from tether.models.reward import new_reward_model
 from tether.rewards.judge_file import JudgeFile
+from tether.rewards.rules import RULES
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.directory import RunDirectory, read_metrics
 from tether.runtime.journal import Journal
@@ -57,6 +58,11 @@ def section(text: str, title: str) -> str:
 def names(text: str) -> set[str]:
     """What stands in backticks in the first column of the tables."""
     return set(re.findall(r"^\| `([^`]+)` \|", text, re.MULTILINE))
+
+
+def test_every_rule_is_in_the_table():
+    rows = re.findall(r"^\| `([^`]+)`", section(page("rewards"), "Rules"), re.MULTILINE)
+    assert [row.partition(":")[0] for row in rows] == list(RULES)
 
 
 def option_rows(text: str) -> dict[str, str]:

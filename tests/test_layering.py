@@ -38,7 +38,7 @@ of commands names modules of higher layers as text, and imports none."""
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 HEAVY = {
     "datasets", "peft", "matplotlib", "vaderSentiment", "pyarrow", "tensorboard", "wandb", "trackio", "mlflow",
-    "IPython", "starlette", "uvicorn",
+    "IPython", "starlette", "uvicorn", "math_verify", "latex2sympy2_extended", "sympy", "jsonschema", "referencing",
 }  # fmt: skip
 LAZY_IMPORTS = "__init__"
 """The package itself names what Python users import from it, and imports it when they do."""

@@ -32,6 +32,8 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "report": ("matplotlib",),
     "sentiment": ("vaderSentiment",),
     "serve": ("starlette", "uvicorn"),
+    "math": ("math_verify",),
+    "json": ("jsonschema",),
     "notebook": ("ipykernel", "ipywidgets"),
     **NEEDED,
 }

@@ -19,7 +19,7 @@ from tether.models.reference import Reference
 from tether.ops.advantages import group_mean
 from tether.ops.divergence import k3
 from tether.ops.masked import masked_sum
-from tether.rewards.rules import distinct
+from tether.rewards.text_rules import distinct
 from tether.runtime.files import write_table
 from tether.statistics import mean_interval
 from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer, make_requests

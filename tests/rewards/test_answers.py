@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from tether.rewards.answer_rules import exact_answer
 from tether.rewards.answers import canonical, final_answer, marked, number
-from tether.rewards.rules import exact_answer
 
 
 @pytest.mark.parametrize(

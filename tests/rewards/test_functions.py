@@ -12,10 +12,10 @@ import torch
 
 from helpers import completion
 from tether.errors import RewardError
+from tether.rewards.answer_rules import exact_answer
 from tether.rewards.function import FunctionReward
 from tether.rewards.loading import load_function
 from tether.rewards.logged import NAMES
-from tether.rewards.rules import exact_answer
 from tether.types import Prompt, RolloutGroup
 
 
@@ -271,7 +271,7 @@ def test_from_a_module_in_the_working_directory(folder):
 
 
 def test_from_an_installed_module():
-    assert load_function("tether.rewards.rules:text_of").name == "text_of"
+    assert load_function("tether.rewards.text_rules:text_of").name == "text_of"
 
 
 @pytest.mark.parametrize(

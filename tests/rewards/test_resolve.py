@@ -23,6 +23,8 @@ from tether.types import Prompt, RolloutGroup
         ("length:40=0.1", "length:40", 0.1),
         ("format:a=b", "format:a=b", 1.0),
         ("format:a=b=2", "format:a=b", 2.0),
+        ("regex:a=b", "regex:a=b", 1.0),
+        ("math:answer:2=0.5", "math:answer:2", 0.5),
         ("sweep/lr=1e-5/model", "sweep/lr=1e-5/model", 1.0),
         ("R=", "R=", 1.0),
         ("=0.5", "=0.5", 1.0),
@@ -43,6 +45,8 @@ def test_a_weight_is_finite(weight):
     [
         ("length:10=abc", "abc", "length:10"),
         ("length:10=", "", "length:10"),
+        ("overlong:10:5=x", "x", "overlong:10:5"),
+        ("cosine:9:exact_answer=x", "x", "cosine:9:exact_answer"),
         ("repetition=0,5", "0,5", "repetition"),
         ("short:=length:10=half", "half", "length:10"),
         ("mine.py:fn=2x", "2x", "mine.py:fn"),
@@ -62,7 +66,7 @@ def test_a_weight_that_is_no_number(value, weight, spec, tokenizer, tmp_path, mo
 
 def test_an_equals_sign_that_belongs_to_a_reward_is_no_weight(tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    resolve_scorer(["format:a=b", "also:=format:a=b=2"], tokenizer)
+    resolve_scorer(["format:a=b", "also:=format:a=b=2", "regex:a=b"], tokenizer)
     (tmp_path / "sweep" / "lr=1e-5 b").mkdir(parents=True)
     (tmp_path / "sweep" / "lr").mkdir()
     with pytest.raises(ModelError):  # read as a model, which it is not
@@ -205,6 +209,8 @@ def test_a_regular_expression_that_begins_like_a_weight(tokenizer):
         resolve_scorer(["format:=x"], tokenizer)
     assert str(caught.value).startswith("x: no such reward; the rules are ")
     assert str(caught.value).endswith("; for text that begins with '=', write format:[=]x")
+    with pytest.raises(RewardError, match=r"; for text that begins with '=', write regex:\[=\]x$"):
+        resolve_scorer(["regex:=x"], tokenizer)
     (scored,) = resolve_scorer(["format:[=]x"], tokenizer).score([text_group("=x", "x")])
     assert [score.total for score in scored.scores] == [1.0, 0.0]
 

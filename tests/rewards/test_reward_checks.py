@@ -11,11 +11,11 @@ from commandline import tether, workspace, write_rows
 from tether.errors import DataError, RewardError
 from tether.models.loading import load_policy
 from tether.models.reward import new_reward_model, save_reward_model
+from tether.rewards.answer_rules import exact_answer
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
 from tether.rewards.learned import LearnedReward
-from tether.rewards.rules import exact_answer
 from tether.types import Prompt
 from tiny import ARCHITECTURES, byte_tokenizer
 

@@ -2,16 +2,50 @@
 
 import json
 import math
+import sys
 
 import pytest
 
 from tether.errors import RewardError
-from tether.rewards.rules import RULES, distinct, exact_answer, format_, length, repetition, sentiment, text_of
+from tether.rewards.answer_rules import cosine, exact_answer
+from tether.rewards.function import FunctionReward
+from tether.rewards.length_rules import length, overlong
+from tether.rewards.rules import RULES
+from tether.rewards.text_rules import distinct, format_, json_schema, regex, repetition, sentiment, text_of
 
 
 def test_length():
     rule = length("4")
     assert rule(completion_ids=[[1] * 4, [1], [], [1] * 8, [1] * 10]) == [0.0, -0.75, -1.0, -1.0, -1.5]
+
+
+def test_overlong():
+    # 100 tokens at most, of which the last 20 cost 1/20 each
+    rule = overlong("100:20")
+    lengths = [0, 80, 81, 90, 99, 100, 101, 500]
+    values = rule(completion_ids=[[1] * n for n in lengths])
+    assert values == pytest.approx([0, 0, -0.05, -0.5, -0.95, -1, -1, -1])
+    assert overlong("4:4")(completion_ids=[[], [1], [1] * 4]) == [0, -0.25, -1]
+
+
+def test_cosine():
+    rule = cosine("100:exact_answer")
+    half, third = [1] * 50, [1] * 33
+    right = rule(completions=["4"] * 5, completion_ids=[[], [1] * 25, half, [1] * 99, [1] * 100], answer=["4"] * 5)
+    # cos(pi/4) = 0.7071, cos(pi/2) = 0, cos(0.99 pi) = -0.9995
+    assert right == pytest.approx([1, 0.75 + 0.25 * 0.70711, 0.75, 0.5 + 0.25 * (1 - 0.99951), -1], abs=1e-5)
+    wrong = rule(completions=["4"] * 5, completion_ids=[[], third, half, [1] * 99, [1] * 400], answer=["5"] * 5)
+    # cos(0.33 pi) = 0.5090
+    assert wrong == pytest.approx([-1, -0.75 - 0.25 * 0.50904, -0.75, -0.5 - 0.25 * (1 - 0.99951), -1], abs=1e-5)
+    assert rule(completions=["4"], completion_ids=[half], answer=[None]) == [None]
+
+
+def test_cosine_of_other_rules_and_columns():
+    assert cosine("2:multiple_choice:key")(completions=["(B)"], completion_ids=[[1]], key=["B"]) == [0.75]
+    assert cosine("2:exact_answer:gold")(completions=["5"], completion_ids=[[1]], gold=["4"]) == [-0.75]
+    assert FunctionReward("c", cosine("2:exact_answer:gold")).needs == {"gold"}
+    with pytest.raises(RewardError, match="'exact_answer' needs the column 'gold'"):
+        cosine("2:exact_answer:gold")(completions=["5"], completion_ids=[[1]], answer=["4"])
 
 
 def test_repetition():
@@ -32,6 +66,102 @@ def test_format():
     texts = ["<think>a\nb</think> c", " \n<think></think>\n", "well, <think>a</think>", "<think>a"]
     assert rule(completions=texts) == [1.0, 1.0, 0.0, 0.0]
     assert format_(r"\d+")(completions=["12", "12 or 13"]) == [1.0, 0.0]
+
+
+def test_regex():
+    texts = ["so \\boxed{a\nb}.", "\\boxed{", ""]
+    assert regex(r"\\boxed\{.*\}")(completions=texts) == [1.0, 0.0, 0.0]
+    assert regex("^a")(completions=["ab", "b\na"]) == [1.0, 0.0]
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 0}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture
+def schema(tmp_path):
+    pytest.importorskip("jsonschema", reason="needs the extra json")
+    file = tmp_path / "person.json"
+
+    def written(value):
+        file.write_text(value if isinstance(value, str) else json.dumps(value))
+        return str(file)
+
+    return written
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ('{"name": "Ada", "age": 36}', 1.0),
+        (' \n{"name": "Ada"}\n', 1.0),
+        ('{"name": "Ada", "age": -1}', 0.0),
+        ('{"name": "Ada", "age": 36.5}', 0.0),
+        ('{"age": 36}', 0.0),
+        ('{"name": "Ada", "x": 1}', 0.0),
+        ('{"name": "Ada"', 0.0),
+        ("[]", 0.0),
+        ("", 0.0),
+        ('Here it is: {"name": "Ada"}', 0.0),
+        ('Here it is:\n```json\n{"name": "Ada"}\n```\nDone.', 1.0),
+        ('```\n{"name": "Ada"}\n```', 1.0),
+        ('```json\n{"name": 1}\n```\nno, rather\n```json\n{"name": "Ada"}\n```', 1.0),
+        ('```json\n{"name": "Ada"}\n```\nno, rather\n```json\n{"name": 1}\n```', 0.0),
+        ('```json\n{"name": "Ada"}', 0.0),
+        ('{"name": "Ada", "age": NaN}', 0.0),
+        ('{"name": "Ada", "age": ' + "9" * 5000 + "}", 0.0),
+        ("[" * 100_000, 0.0),
+        ('{"name": "\\ud800"}', 1.0),
+    ],
+)
+def test_json_schema(text, value, schema):
+    assert json_schema(schema(SCHEMA))(completions=[text]) == [value]
+
+
+def test_schemas_that_allow_all_or_nothing(schema):
+    assert json_schema(schema(True))(completions=["[1]", "no"]) == [1.0, 0.0]
+    assert json_schema(schema(False))(completions=["[1]"]) == [0.0]
+
+
+def test_a_schema_is_not_fetched(schema):
+    rule = json_schema(schema({"$ref": "http://127.0.0.1:9/other.json"}))
+    with pytest.raises(RewardError, match=r"reward 'json_schema': its process failed on '1' \(.*Unresolvable"):
+        rule(completions=["1"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not a JSON schema"),
+        ("[]", "not a JSON schema .a schema is an object"),
+        ({"type": "nonsense"}, "not a JSON schema .'nonsense' is not valid"),
+        ("[" * 100_000, "not a JSON schema"),
+    ],
+)
+def test_files_that_hold_no_schema(content, message, schema):
+    with pytest.raises(RewardError, match=f"person.json: reward 'json_schema': {message}"):
+        json_schema(schema(content))
+
+
+def test_a_schema_that_is_not_there(tmp_path):
+    pytest.importorskip("jsonschema", reason="needs the extra json")
+    with pytest.raises(RewardError, match=r"none.json: reward 'json_schema' cannot read its file \(No such file"):
+        json_schema(str(tmp_path / "none.json"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "module", "extra"), [("math", "math_verify", "math"), ("json_schema:s.json", "jsonschema", "json")]
+)
+def test_a_rule_whose_extra_is_missing_says_so_at_once(rule, module, extra, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{module}.exceptions", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    name, _, argument = rule.partition(":")
+    with pytest.raises(RewardError, match=rf"needs the extra: pip install 'tether-rlhf\[{extra}\]'"):
+        RULES[name](argument or None)
 
 
 def test_conversational_completions():
@@ -127,6 +257,20 @@ def test_exact_answer_on_school_problems(shared_data):
         ("length", "long", "a target in tokens"),
         ("length", "²", "a target in tokens"),
         ("length", "9" * 5000, "a target in tokens"),
+        ("overlong", None, "the longest length in tokens"),
+        ("overlong", "100", "such as overlong:400:80"),
+        ("overlong", "100:0", "such as overlong:400:80"),
+        ("overlong", "100:101", "such as overlong:400:80"),
+        ("cosine", None, "such as cosine:400:exact_answer"),
+        ("cosine", "400", "such as cosine:400:exact_answer"),
+        ("cosine", "0:exact_answer", "such as cosine:400:exact_answer"),
+        ("cosine", "400:length:3", "such as cosine:400:exact_answer"),
+        ("math", "answer:soon", "the seconds for a comparison after its column"),
+        ("math", "answer:0", "the seconds for a comparison after its column"),
+        ("math", "answer:nan", "the seconds for a comparison after its column"),
+        ("json_schema", None, "needs a file with a JSON schema"),
+        ("regex", None, "needs a regular expression"),
+        ("regex", "(", r"'\(' is not a regular expression"),
         ("repetition", "0", "the length of its word n-grams"),
         ("repetition", "x", "the length of its word n-grams"),
         ("format", None, "needs a regular expression"),

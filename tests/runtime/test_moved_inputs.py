@@ -164,6 +164,9 @@ def test_paths_and_what_is_none(here):
         "ds": f"{here}/ds",
         "ds=2": f"{here}/ds=2",
         "format:^a=b": "format:^a=b",
+        "json_schema:s.json=0.5": f"json_schema:{here}/s.json=0.5",
+        "a:=json_schema:/abs/s.json": "a:=json_schema:/abs/s.json",
+        "json_schema": "json_schema",
         "length:40=0.1": "length:40=0.1",
         "package.module:fn": "package.module:fn",
         "owner/judge": "owner/judge",
@@ -183,6 +186,7 @@ def test_only_the_place_of_an_input_may_differ():
     for other in (["/a/r.py:fn", "/a/judge/model"], ["/a/r.py:gn=0.5", "/a/judge/model"], ["/a/r.py:fn=0.5"]):
         assert changes(old, {**old, "reward": other}) == ["reward"]
     assert placeless("n:=/x/q.py:fn=2") == ("n", "q.py:fn", 2.0)
+    assert placeless("json_schema:/x/s.json=2") == (None, "json_schema:s.json", 2.0)
 
 
 def test_a_reward_that_changes_the_directory_moves_nothing(here, tiny, monkeypatch):

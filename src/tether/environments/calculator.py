@@ -8,7 +8,7 @@ shown the result; any other turn is an answer, and ends the episode. What is ask
     36-9= 27
     #### 27
 
-The reward is 1 for the right answer, as :class:`tether.rewards.rules.ExactAnswer` finds it, else 0.
+The reward is 1 for the right answer, as :class:`tether.rewards.answer_rules.Exact` finds it, else 0.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from typing import Any
 
 from tether.errors import EpisodeError
 from tether.generation.environment import Observation
-from tether.rewards.answers import final_answer
-from tether.rewards.rules import expected_answer
+from tether.rewards.answer_rules import Exact
 from tether.types import Prompt
 
 LONGEST, LARGEST = 100, 10**12
@@ -75,7 +74,7 @@ class CalculatorEnvironment:
             raise EpisodeError(
                 "the prompts need a column 'answer'", where="calculator", hint="--prompts problems makes some"
             )
-        self.answer, self.calls = expected_answer(str(answer)), 0
+        self.answer, self.calls = Exact().gold(answer), 0
         return Observation()
 
     def step(self, action: str) -> Observation:
@@ -84,7 +83,7 @@ class CalculatorEnvironment:
             self.calls += 1
             expression = said.removesuffix("=").rpartition("\n")[2]
             return Observation(text=f" {calculate(expression)}\n", info=self._info(0.0))
-        right = float(final_answer(said) == self.answer)
+        right = float(Exact().right(self.answer, said))
         return Observation(reward=right, done=True, info=self._info(right))
 
     def _info(self, right: float) -> dict[str, float]:

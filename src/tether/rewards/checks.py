@@ -9,6 +9,7 @@ from dataclasses import replace
 from tether.errors import RewardError, TetherError
 from tether.models.loading import context_length
 from tether.names import closest, did_you_mean
+from tether.rewards.answer_rules import against_column
 from tether.rewards.combine import Reward, WeightedSum
 from tether.rewards.function import GIVEN, FunctionReward, accepted
 from tether.rewards.judge import JudgeReward
@@ -22,7 +23,8 @@ MEASURED = 64
 def prepared(scorer: WeightedSum, data: Mapping[str, Sequence[Prompt]], *, max_new_tokens: int) -> WeightedSum:
     """The scorer, which knows the columns of the ``data``: source to prompts.
 
-    Raises :class:`RewardError` where a source lacks a column that a reward needs, or has a prompt that a reward model
+    Raises :class:`RewardError` where a source lacks a column that a reward needs, has an answer in it that the reward
+    cannot compare with, or has a prompt that a reward model
     cannot read with ``max_new_tokens`` behind it.
     """
     return WeightedSum(tuple((_prepared(reward, data, max_new_tokens), weight) for reward, weight in scorer.rewards))
@@ -35,6 +37,8 @@ def _prepared(reward: Reward, data: Mapping[str, Sequence[Prompt]], max_new_toke
             for source, columns in found.items():
                 require_columns(reward, columns, source)
                 require_callable(reward, columns)
+                if (answer := against_column(reward.function)) is not None:
+                    answer.require(data[source], source)
             return replace(reward, columns=frozenset().union(*found.values()))
         case JudgeReward():
             for source, columns in found.items():

@@ -29,10 +29,10 @@ from typing import Any
 from tether.data.tokenise import Text
 from tether.errors import RewardError
 from tether.event_loop import awaited
+from tether.rewards.answer_rules import against_column
 from tether.rewards.combine import Judgement, RewardValue, flattened, regrouped, require_token_rewards
 from tether.rewards.logged import NAMES, Logged
 from tether.rewards.process import Apart
-from tether.rewards.rules import ExactAnswer
 from tether.rewards.supervision import supervised
 from tether.rewards.waiting import Waiting, together
 from tether.stop_requests import DeadlineError, Interrupted
@@ -62,10 +62,10 @@ class FunctionReward:
 
     @property
     def needs(self) -> frozenset[str]:
-        """The columns without which ``function`` cannot be called: its parameters without default, or what it says
-        itself (:class:`tether.rewards.rules.ExactAnswer`)."""
-        if isinstance(self.function, ExactAnswer):
-            return frozenset([self.function.column])
+        """The columns without which ``function`` cannot be called: its parameters without default, or
+        that of a built-in rule that compares with one."""
+        if (answer := against_column(self.function)) is not None:
+            return frozenset([answer.column])
         try:
             parameters = inspect.signature(self.function).parameters.values()
         except (TypeError, ValueError):  # some built-in functions have no signature

@@ -35,7 +35,7 @@ from tether.rewards.learned import LearnedReward
 from tether.rewards.loading import Sources, load_function
 from tether.rewards.remote import TOKEN, RemoteReward
 from tether.rewards.replies import Replies
-from tether.rewards.rules import RULES, rules_like
+from tether.rewards.rules import RULES, TAKES_TEXT, rules_like
 from tether.rewards.signature import signature_of
 from tether.untrusted import printable
 
@@ -78,7 +78,7 @@ def require_weight(value: str) -> None:
     SPEC, can only be a weight: after a rule that takes no such text, a function, or a model that is there."""
     spec, equals, tail = split_name(value)[1].rpartition("=")
     rule, colon, _ = spec.partition(":")
-    if not equals or not spec or _is_number(tail) or rule == "format":
+    if not equals or not spec or _is_number(tail) or rule in TAKES_TEXT:
         return
     function = colon and spec.rpartition(":")[2].isidentifier()
     server = is_address(spec) and "?" not in spec
@@ -187,8 +187,9 @@ def resolve_reward(
     """The reward behind ``spec``: a rule, an address, a judge, a function or a reward model, tried in this order.
 
     It is reported by ``name``, or else by its short name. ``deadline`` (seconds) is that of what is not computed here,
-    ``retries`` are those of a Python function and ``requests`` those of a server: built-in rewards neither hang nor
-    recover. ``sources`` holds the files that other rewards are from, ``objects`` those that are Python objects.
+    ``retries`` are those of a Python function and ``requests`` those of a server: built-in rewards do not recover, and
+    those that could hang have deadlines of their own. ``sources`` holds the files that other rewards are from,
+    ``objects`` those that are Python objects.
     """
     name = name or short_name(spec)
     if spec in objects:
@@ -273,8 +274,8 @@ def resolve_scorer(
                 objects=objects,
             )
         except TetherError as error:
-            if given == "format":
-                error.advise("for text that begins with '=', write format:[=]" + spec)
+            if given in TAKES_TEXT:
+                error.advise(f"for text that begins with '=', write {given}:[=]{spec}")
             raise
         rewards.append((reward, weight))
     return WeightedSum(tuple(rewards))

@@ -8,7 +8,7 @@ from typing import Any
 
 from tether.errors import ConfigError, DataError
 from tether.rewards.resolve import is_address, judge_file, short_name, split_name, split_weight
-from tether.rewards.rules import RULES
+from tether.rewards.rules import RULES, TAKES_FILE
 
 OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after", "track"})
 """Options of the process, not of the run."""
@@ -72,7 +72,10 @@ def placeless(reward: str) -> tuple[str | None, str, float]:
     """
     name, rest = split_name(reward)
     spec, weight = split_weight(rest)
-    if spec.partition(":")[0] in RULES:
+    rule, _, argument = spec.partition(":")
+    if rule in TAKES_FILE:
+        return name, f"{rule}:{PurePath(argument).name}", weight
+    if rule in RULES:
         return name, spec, weight
     if is_address(spec):  # a server that moved has another host and port, by which it may be reported
         path = spec.partition("://")[2].partition("/")[2]
