@@ -81,6 +81,7 @@ def upward(part: str, source: str) -> list[str]:
             "tether",
             "__future__",
             "math",
+            "fractions",
             "typing",
             "collections",
             "dataclasses",
