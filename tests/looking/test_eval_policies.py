@@ -56,10 +56,10 @@ def test_several_policies_have_the_figures_that_they_have_alone(tiny, other, cap
     both = found(capsys, f"{line} --model {other} --model {tiny}")
     assert [one["model"] for one in both["models"]] == [str(other), tiny]
     assert both["reference"] == tiny
-    (pair,) = both["pairs"]
+    (pair,) = both["comparisons"]
     assert {pair["a"], pair["b"]} == {str(other), tiny}
     assert pair["difference"]["value"] >= 0
-    assert both["interval_level_of_pairs"] == pytest.approx(0.95)
+    assert both["comparison_level"] == pytest.approx(0.95)
     for model in both["models"]:
         alone = found(capsys, f"{line} --model {model['model']}")
         assert alone == model
@@ -75,7 +75,7 @@ def test_the_order_of_the_models_changes_nothing(tiny, other, capsys):
     there = found(capsys, f"{LINE} --group-size 2 --model {other} --model {tiny}")
     back = found(capsys, f"{LINE} --group-size 2 --model {tiny} --model {other}")
     assert there["models"] == back["models"][::-1]
-    assert there["pairs"] == back["pairs"]
+    assert there["comparisons"] == back["comparisons"]
 
 
 def test_a_file_of_options(tiny, other, here, capsys):
@@ -109,7 +109,7 @@ def test_tables_on_a_terminal(tiny, other, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ("--model {tiny}", ("give each --model once", "given twice")),
+        ("--model {tiny}", ("give each model once", "given twice")),
         ("--pass-at 1,4", ("pass_at is 4", "2 completions per prompt", "--group-size 4")),
         ("--majority-at 3", ("majority_at is 3", "--group-size 3")),
         ("--pass-at 0", ("pass_at must be at least 1",)),

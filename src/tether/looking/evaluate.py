@@ -7,39 +7,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from rich.console import RenderableType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether.algorithms import reward_model
 from tether.config import SampleOptions
-from tether.data.checks import DataReport
-from tether.data.records import load_pairs
 from tether.errors import ConfigError
 from tether.evaluation import completion_kl, require_comparable, sample_and_score
 from tether.generation.engine import Engine
 from tether.generation.episodes import Episodes
-from tether.looking import best_of_n
+from tether.looking import best_of_n, judges
 from tether.looking.policy_figures import Attempts, Sampled, measured, pairs
 from tether.looking.policy_tables import as_data, in_full
 from tether.looking.terminal import rendered, show
 from tether.models.reference import FrozenCopy
-from tether.models.reward import load_reward_model
 from tether.rewards.checks import prepared
 from tether.rewards.resolve import resolve_scorer
 from tether.runtime.json_text import to_json
 from tether.seeds import derive_seed
 from tether.training.common import EVAL_SEED
 from tether.training.inputs import naming_the_model_of_a_run
-from tether.training.loading import (
-    episodes_of,
-    load_model,
-    load_prompts_of,
-    placing,
-    reader,
-    set_matmul_dtype,
-    tell_unpacked,
-    with_episodes,
-)
+from tether.training.loading import episodes_of, load_model, load_prompts_of, with_episodes
 from tether.types import Prompt, Sampling, ScoredGroup, Scorer
 
 
@@ -57,13 +45,15 @@ class Eval:
     reference: str | None = None
     """Model to measure the KL and the win rate against; neither is reported unless given."""
     attempts: Attempts = field(default_factory=Attempts)
-    reward_model: str | None = None
-    """Reward model to measure, instead of a policy."""
+    reward_model: tuple[str, ...] = ()
+    """Reward model to measure, instead of a policy. Several are compared on the same pairs; repeatable."""
     pairs: str | None = None
     """Rows with chosen and rejected, for a reward model."""
     format: Literal["pairs", "best-of-n"] = "pairs"
     """What a row of pairs is: two sides; or best-of-n, a prompt with lists of chosen and rejected answers, as in
     RewardBench 2."""
+    by: str | None = None
+    """Column of the pairs: report the accuracy of the reward model for each of its values too."""
     json: bool = False
     """Print JSON on a terminal too."""
     samples: SampleOptions = field(default_factory=SampleOptions)
@@ -71,7 +61,7 @@ class Eval:
     def __post_init__(self) -> None:
         policy = (self.model, self.prompts, self.reward, self.reference)
         judge, env = (self.reward_model, self.pairs), self.samples.environment.env
-        twice = [name for name in self.model if self.model.count(name) > 1]
+        twice = [name for names in (self.model, self.reward_model) for name in names if names.count(name) > 1]
         ConfigError.unless_typed(self)
         ConfigError.unless(
             self,
@@ -84,7 +74,10 @@ class Eval:
                 or bool(self.reward_model),
                 "pass_at and majority_at are for policies: give --model, --prompts and --reward": bool(self.model)
                 or not (self.attempts.pass_at or self.attempts.majority_at),
-                f"give each --model once, and {''.join(twice[:1])} is given twice": not twice,
+                "by is for rows of two sides: give --reward-model and --pairs": self.by is None
+                or (bool(self.reward_model) and self.format == "pairs"),
+                "format best-of-n takes one --reward-model": self.format == "pairs" or len(self.reward_model) < 2,
+                f"give each model once, and {''.join(twice[:1])} is given twice": not twice,
             },
         )
         self.attempts.require_samples(self.samples.group_size, self.samples.sampling.temperature)
@@ -92,36 +85,38 @@ class Eval:
 
 @naming_the_model_of_a_run()
 def evaluate(command: Eval) -> None:
-    if command.reward_model is not None and command.pairs is not None:
-        measure = best_of_n.measured if command.format == "best-of-n" else measured_judge
-        found = measure(command.reward_model, command.pairs, command.samples)
-        show(to_json(found, indent=2, ascii_only=True))
+    if command.prompts is not None:
+        data, tables = measured_policies(command, command.prompts)
+    elif command.pairs is not None and command.format == "best-of-n":
+        data, tables = best_of_n.measured(command.reward_model[0], command.pairs, command.samples), None
     else:
-        assert command.prompts is not None
-        show(measured_policies(command, command.prompts))
+        assert command.pairs is not None
+        data, tables = measured_judges(command, command.pairs)
+    as_tables = tables is not None and sys.stdout.isatty() and not command.json
+    show(rendered(*tables) if tables is not None and as_tables else to_json(data, indent=2, ascii_only=True))
 
 
-def measured_judge(name: str, source: str, options: SampleOptions) -> dict[str, object]:
-    """What ``tether eval`` says of a reward model."""
-    device, report = options.device, DataReport()
-    judge, tokenizer = load_reward_model(name, **placing(device))
-    tell_unpacked(judge)
-    set_matmul_dtype(device.matmul_dtype, judge)
-    pairs = reader(load_pairs, judge, tokenizer, options.data, report)(source)
-    report.tell()
-    return {"reward_model": name, **vars(reward_model.evaluate(judge, pairs, token_budget=16384))}
+Said = tuple[dict[str, Any], list[RenderableType]]
+"""What is found, as JSON and as tables."""
 
 
-def measured_policies(command: Eval, source: str) -> str:
+def measured_judges(command: Eval, source: str) -> Said:
+    """What ``tether eval`` says of reward models."""
+    seed, by = derive_seed(command.samples.seed, EVAL_SEED), command.by
+    models = [judges.judged(name, source, command.samples, by=by) for name in command.reward_model]
+    found = [judges.measured(one, seed=seed) for one in models]
+    beside = judges.comparisons(models, seed=seed)
+    return judges.as_data(found, beside, by=by), judges.in_full(found, beside, by=by)
+
+
+def measured_policies(command: Eval, source: str) -> Said:
     """What ``tether eval`` says of policies."""
-    options = command.samples
+    options, name = command.samples, command.reference
     models, reference = sampled_policies(command, source)
     seed, curve = derive_seed(options.seed, EVAL_SEED), options.sampling.temperature > 0
     found = [measured(one, reference, attempts=command.attempts, curve=curve, seed=seed) for one in models]
     beside = pairs(models, seed=seed)
-    if command.json or not sys.stdout.isatty():
-        return to_json(as_data(found, beside, reference=command.reference), indent=2, ascii_only=True)
-    return rendered(*in_full(found, beside, reference=command.reference))
+    return as_data(found, beside, reference=name), in_full(found, beside, reference=name)
 
 
 def sampled_policies(command: Eval, source: str) -> tuple[list[Sampled], list[ScoredGroup] | None]:

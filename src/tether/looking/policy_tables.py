@@ -28,8 +28,8 @@ def as_data(models: Sequence[Measured], pairs: Sequence[Beside], *, reference: s
     return {
         "reference": reference,
         "models": [policy_data(one, reference) for one in models],
-        "interval_level_of_pairs": level_of_pairs(len(models)),
-        "pairs": [{"a": pair.a, "b": pair.b, **against_data(pair.found)} for pair in pairs],
+        "comparison_level": level_of_pairs(len(models)),
+        "comparisons": [{"a": pair.a, "b": pair.b, **against_data(pair.found)} for pair in pairs],
     }
 
 
