@@ -230,6 +230,9 @@ def test_a_bootstrap_is_the_same_when_it_is_repeated(monkeypatch):
     monkeypatch.setattr(statistics, "AT_ONCE", 700)  # and in parts of another size
     again = bootstrap_mean(values, seed=5)
     assert (again.low, again.high) == (pytest.approx(first.low, abs=1e-12), pytest.approx(first.high, abs=1e-12))
+    sizes = []
+    statistics.bootstrap(lambda counts: sizes.append(len(counts)) or counts[:, 0], 50, seed=5, width=175)
+    assert sizes == [1, *[4] * 1000]
 
 
 def test_the_bootstrap_of_normal_figures_is_as_wide_as_students_interval():

@@ -136,12 +136,15 @@ def share_interval(shares: Sequence[float], *, level: float = LEVEL) -> Estimate
     return Estimate(value=p, low=low, high=high, prompts=plain.prompts, std=plain.std)
 
 
-def bootstrap(statistic: Callable[[Tensor], Tensor], prompts: int, *, seed: int, level: float = LEVEL) -> Estimate:
+def bootstrap(
+    statistic: Callable[[Tensor], Tensor], prompts: int, *, seed: int, level: float = LEVEL, width: int = 0
+) -> Estimate:
     """A figure of ``prompts`` with its bootstrap interval, for all of the completions of a prompt at once.
 
     ``statistic`` gives the figure [R] for each row of counts [R, P] float64, which say how often each prompt is among
     P drawn with replacement; with ones it is the figure itself. Whatever it holds of a prompt is drawn together, so
-    that a difference of two policies on the same prompts is a paired one.
+    that a difference of two policies on the same prompts is a paired one. ``width`` is how many numbers it handles per
+    row, if more than P; it bounds the memory.
 
     The ends are quantiles of the figure over :data:`RESAMPLES` draws, the same ones for the same ``seed`` and P. The
     quantiles are not (1 -+ level) / 2 but those that give the mean of normal figures its interval by Student's t,
@@ -155,7 +158,7 @@ def bootstrap(statistic: Callable[[Tensor], Tensor], prompts: int, *, seed: int,
     if prompts == 1:
         return Estimate(value=value, low=-math.inf, high=math.inf, prompts=1, std=0.0)
     draws, found = generator(seed, "bootstrap"), []
-    rows = max(1, AT_ONCE // prompts)
+    rows = max(1, AT_ONCE // max(prompts, width))
     for first in range(0, RESAMPLES, rows):
         drawn = torch.randint(prompts, (min(rows, RESAMPLES - first), prompts), generator=draws)
         counts = torch.zeros(drawn.shape, dtype=torch.float64)

@@ -102,7 +102,7 @@ def length_correlation(scores: Tensor, lengths: Tensor, prompts: Sequence[Hashab
             (mean(x * x) - mean(x).square()) * (mean(y * y) - mean(y).square())
         ).sqrt()
 
-    return bootstrap(correlation, int(place.max()) + 1, seed=seed)
+    return bootstrap(correlation, int(place.max()) + 1, seed=seed, width=len(place))
 
 
 def length_correlation_in_pairs(scores: Tensor, lengths: Tensor, prompts: Sequence[Hashable], *, seed: int) -> Estimate:
@@ -114,7 +114,7 @@ def length_correlation_in_pairs(scores: Tensor, lengths: Tensor, prompts: Sequen
         w = counts[:, place]
         return (w @ (d * longer)) / ((w @ d.square()) * (w @ longer.square())).sqrt()
 
-    return bootstrap(correlation, int(place.max()) + 1, seed=seed)
+    return bootstrap(correlation, int(place.max()) + 1, seed=seed, width=len(place))
 
 
 def accuracy_difference(
@@ -129,4 +129,4 @@ def accuracy_difference(
         w = counts[:, place]
         return (w @ gain) / w.sum(1)
 
-    return bootstrap(difference, int(place.max()) + 1, seed=seed, level=level)
+    return bootstrap(difference, int(place.max()) + 1, seed=seed, level=level, width=len(place))

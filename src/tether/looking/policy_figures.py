@@ -264,7 +264,7 @@ def against(own: Sequence[ScoredGroup], rival: Sequence[ScoredGroup], *, seed: i
         difference=difference,
         win_rate=bootstrap_mean(share, seed=seed, level=level),
         wilson=share_interval(share, level=level),
-        equal_length=bootstrap(at_equal_length, len(share), seed=seed, level=level),
+        equal_length=bootstrap(at_equal_length, len(share), seed=seed, level=level, width=len(found.wins)),
         longer_by=float(found.weight @ found.longer_by) / len(share),
         more_completions=more,
     )

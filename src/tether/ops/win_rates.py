@@ -10,7 +10,8 @@ PRIOR = 2.5
 arXiv 0901.4011, give weakly informative priors of logistic regression."""
 FURTHEST = 1.0
 """Logits by which a step of Newton's method may move any prediction."""
-TOLERANCE, MOST_STEPS = 1e-9, 200
+TOLERANCE, MOST_STEPS = 1e-6, 200
+"""Logits of the last step: the error left behind is of the order of its square."""
 
 
 def length_controlled_win_rate(wins: Tensor, longer_by: Tensor, weights: Tensor, *, prior: float = PRIOR) -> Tensor:
@@ -33,7 +34,7 @@ def length_controlled_win_rate(wins: Tensor, longer_by: Tensor, weights: Tensor,
     y, z = wins.double(), standardised(longer_by.double())
     w = weights.double()
     share = (w @ y) / w.sum(1)
-    mixed = (share > 0) & (share < 1)
+    mixed = (share > 0) & (share < 1) & bool(z.any())
     share[mixed] = intercepts(y, z, w[mixed], share[mixed], prior).sigmoid()
     return share
 
