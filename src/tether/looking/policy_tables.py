@@ -124,7 +124,7 @@ def reference_cells(one: Measured) -> list[str]:
         plus_minus(found.difference, sign=True),
         percent(found.win_rate),
         percent(found.equal_length),
-        plus_minus(one.kl),
+        f"{one.kl.value:.1f}",
     ]
 
 
