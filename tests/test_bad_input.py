@@ -154,7 +154,7 @@ CASES = {
     "flag without a value": Case(f"{TASK} --seed", ("--seed", "expected one argument")),
     "stray argument": Case(TASK.replace("grpo", "grpo stray", 1), ("unknown argument stray",)),
     "needed options": Case("ppo --model {tiny}", ("--prompts", "--out", "tether ppo --help")),
-    "no reward": Case(
+    "neither reward nor environment": Case(
         "ppo --model {tiny} --prompts p.jsonl --out out", ("reward must hold one, unless there is an env",)
     ),
     "eval of nothing": Case("eval --model {tiny}", ("--model, --prompts and --reward", "--reward-model and --pairs")),

@@ -25,12 +25,14 @@ from tether.looking.policy_figures import Attempts
 from tether.models.loading import load_policy
 from tether.models.reference import reference_of
 from tether.models.reward import new_reward_model, save_reward_model
+from tether.rewards.judge_file import JudgeFile
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.runtime.directory import RunDirectory, read_metrics
 from tether.runtime.journal import Journal
 from tether.runtime.progress import ProgressLine
 from tether.runtime.recorder import TIMINGS, Recorder
 from tether.runtime.state import RunState
+from tether.serve.reward_server import ServeReward
 from tether.types import Budget, Demonstration, PreferencePair, Prompt, Sampling, StepResult
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +109,16 @@ def test_options_of_the_algorithms(name, algorithm):
     assert option_rows(section(page(f"algorithms/{name}"), "Options")) == expected
 
 
-OWN_TABLES = ("Budget", "Chat", "DataOptions", "DeviceOptions", "EnvironmentOptions", "EvaluationOptions", "Lora", "RewardCalls")
+OWN_TABLES = (
+    "Budget",
+    "Chat",
+    "DataOptions",
+    "DeviceOptions",
+    "EnvironmentOptions",
+    "EvaluationOptions",
+    "Lora",
+    "RewardCalls",
+)
 """Groups within groups, each with a table of its own."""
 
 
@@ -134,6 +145,20 @@ def test_common_options():
             if not str(field.type).endswith(OWN_TABLES)
         }
         assert option_rows(section(page("options"), title)) == expected
+
+
+def test_options_of_rewards_that_are_elsewhere():
+    text = page("remote_rewards")
+    served = {name.replace("_", "-"): str(entry.default) for name, entry in fields_of(ServeReward).items()}
+    assert option_rows(section(text, "Serving a reward model")) == {
+        name: default for name, default in served.items() if name not in ("model", "device")
+    }
+    rows = re.findall(r"^\| (`[^|]+`) \|", section(text, "Judges"), re.MULTILINE)
+    assert {name for row in rows for name in re.findall("`([^`]+)`", row)} == fields_of(JudgeFile).keys()
+
+
+def fields_of(cls) -> dict[str, dataclasses.Field]:
+    return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def test_figures_of_an_evaluation():
@@ -253,7 +278,7 @@ def test_options_of_eval():
         field.name.replace("_", "-"): str(field.default if field.default is not dataclasses.MISSING else ())
         for cls in own
         for field in dataclasses.fields(cls)
-        if field.name not in ("attempts", "samples")
+        if field.name not in ("attempts", "calls", "samples")
     }
     assert option_rows(section(page("evaluation"), "Options")) == expected
 

@@ -27,7 +27,7 @@ LAYERS = (
     ("trackers",),
     ("config", "flags"),
     ("training",),
-    ("looking", "doctor", "quickstart", "maze", "resume"),
+    ("looking", "doctor", "quickstart", "maze", "resume", "serve"),
     ("api",),
     ("dpo", "grpo", "ppo", "rejection_sampling", "reward_model", "sft"),
     ("cli",),
@@ -38,7 +38,7 @@ of commands names modules of higher layers as text, and imports none."""
 LAYER = {name: i for i, names in enumerate(LAYERS) for name in names}
 HEAVY = {
     "datasets", "peft", "matplotlib", "vaderSentiment", "pyarrow", "tensorboard", "wandb", "trackio", "mlflow",
-    "IPython",
+    "IPython", "starlette", "uvicorn",
 }  # fmt: skip
 LAZY_IMPORTS = "__init__"
 """The package itself names what Python users import from it, and imports it when they do."""
@@ -57,15 +57,21 @@ def part_of(path: Path) -> str:
 
 
 def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
-    """The dotted names that are imported, ``from a import b`` as ``a.b``; with ``top_only``, none in functions."""
+    """The dotted names that are imported, ``from a import b`` as ``a.b``; with ``top_only``, none in functions
+    and none that are for types alone."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif not (top_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
+        elif not (top_only and (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types(node))):
             yield from imports(node, top_only=top_only)
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """Whether a block is never run."""
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
 def upward(part: str, source: str) -> list[str]:
@@ -145,6 +151,8 @@ def test_what_is_heavy_at_the_top_is_found():
     assert heavy("try:\n    from peft import LoraConfig\nexcept ImportError:\n    pass") == ["peft.LoraConfig"]
     assert heavy("class A:\n    import datasets") == ["datasets"]
     assert heavy("def f():\n    import matplotlib") == []
+    assert heavy("if TYPE_CHECKING:\n    import matplotlib") == []
+    assert heavy("if True:\n    import matplotlib") == ["matplotlib"]
 
 
 def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:

@@ -247,6 +247,13 @@ TABLE: Table = (
         run="tether.looking.merge:main",
     ),
     Command(
+        name="serve-reward",
+        group="look",
+        summary="serve a reward model to runs in other processes",
+        options="tether.serve.reward_server:ServeReward",
+        run="tether.serve.reward_server:main",
+    ),
+    Command(
         name="ls",
         group="look",
         summary="list the runs below a directory",

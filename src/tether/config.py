@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from tether.data.chat import Chat, as_turns
 from tether.data.checks import OnBadRows
@@ -17,6 +18,7 @@ from tether.errors import ConfigError
 from tether.models.adapters import Lora
 from tether.models.quantised import Quantise
 from tether.names import metric_and_sign
+from tether.rewards.client import Requests
 from tether.runtime.device import Dtype, MatmulDtype
 from tether.trackers.names import TrackerName
 from tether.types import Budget, Sampling
@@ -227,21 +229,41 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardCalls:
-    """Calls of reward functions."""
+    """Calls of rewards."""
 
     reward_deadline: str = "30m"
-    """Time limit of a reward function for one step; a call that takes longer has failed."""
+    """Time limit of a reward function, server or judge for one step; a call that takes longer has failed."""
     reward_retries: int = 0
     """Number of times to retry a reward function that failed; use it only where repeated calls are harmless."""
+    request_retries: int = 5
+    """Times to send a request to a server or judge again that is busy or gone, after pauses of 1, 2, 4, ... seconds."""
+    request_concurrency: int = 16
+    """Requests to a server or judge at the same time."""
 
     def __post_init__(self) -> None:
         ConfigError.unless_typed(self)
-        ConfigError.unless(self, {"reward_retries must be 0 or more": self.reward_retries >= 0})
+        ConfigError.unless(
+            self,
+            {
+                "reward_retries must be 0 or more": self.reward_retries >= 0,
+                "request_retries must be 0 or more": self.request_retries >= 0,
+                "request_concurrency must be at least 1": self.request_concurrency >= 1,
+            },
+        )
         self.reward_deadline_seconds  # noqa: B018 - a bad duration is an error now
 
     @property
     def reward_deadline_seconds(self) -> float:
         return seconds(self.reward_deadline, name="reward_deadline")
+
+    @property
+    def supervision(self) -> dict[str, Any]:
+        """What :func:`tether.rewards.resolve.resolve_scorer` is given."""
+        return {
+            "deadline": self.reward_deadline_seconds,
+            "retries": self.reward_retries,
+            "requests": Requests(concurrency=self.request_concurrency, retries=self.request_retries),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,8 +273,9 @@ class PromptOptions:
     prompts: str
     """Rows with a prompt: a file or a hub id."""
     reward: tuple[str, ...] = ()
-    """Reward: a reward-model directory, file.py:function, module:function or a rule such as length:40. NAME:= before it
-    names it, =WEIGHT after it weights it (1 unless given); several add up. Required unless there is an env."""
+    """Reward: a reward-model directory, file.py:function, module:function, a rule such as length:40, the address of a
+    server, or judge:file.yaml. NAME:= before it names it, =WEIGHT after it weights it (1 unless given); several add up.
+    Required unless there is an env."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
     calls: RewardCalls = field(default_factory=RewardCalls)

@@ -31,6 +31,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "quantise": ("bitsandbytes", "accelerate"),
     "report": ("matplotlib",),
     "sentiment": ("vaderSentiment",),
+    "serve": ("starlette", "uvicorn"),
     "notebook": ("ipykernel", "ipywidgets"),
     **NEEDED,
 }

@@ -143,6 +143,8 @@ def is_a(value: Any, hint: Any) -> bool:
         return any(is_a(value, one) for one in inner)
     if origin is Literal:
         return any(value == one and type(value) is type(one) for one in inner)
+    if origin is Mapping:
+        return isinstance(value, Mapping)
     if origin is tuple:
         return isinstance(value, list | tuple) and all(is_a(one, inner[0]) for one in value)
     if hint in (int, float):
@@ -160,6 +162,8 @@ def in_words(hint: Any) -> str:
         return " or ".join(map(str, inner)) if len(inner) < 3 else f"one of {', '.join(map(str, inner))}"
     if origin is tuple:
         return f"a list, each item {in_words(inner[0])}"
+    if origin is Mapping:
+        return "a mapping"
     plain = {int: "an integer", float: "a number", bool: "True or False", str: "text", types.NoneType: "None"}
     return plain.get(hint) or f"{'an' if hint.__name__[0] in 'AEIOU' else 'a'} {hint.__name__}"
 

@@ -13,10 +13,26 @@ import contextlib
 import threading
 from collections.abc import Awaitable
 from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
 from typing import Any
 
 GRACE = 1.0
 """Seconds in which a call that was cancelled has to end."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call that runs in the loop."""
+
+    thread: LoopThread
+    outcome: Future[Any] = field(default_factory=Future)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def give_up(self) -> None:
+        """Cancel it, unless it has ended, and do not wait for it."""
+        if not self.outcome.done():
+            self.thread.given_up.append(self.outcome)
+            self.thread.loop.call_soon_threadsafe(lambda: [task.cancel() for task in self.tasks])
 
 
 class LoopThread:
@@ -24,7 +40,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.given_up: Future[Any] | None = None
+        self.given_up: list[Future[Any]] = []
         self.thread = threading.Thread(target=self._run, name="tether-async-calls", daemon=True)
         self.thread.start()
         atexit.register(self.close)
@@ -32,30 +48,25 @@ class LoopThread:
     @property
     def busy(self) -> bool:
         """Whether a call that was given up has not ended, :data:`GRACE` seconds from now."""
-        return self.given_up is not None and bool(wait([self.given_up], timeout=GRACE).not_done)
+        self.given_up = list(wait(self.given_up, timeout=GRACE).not_done)
+        return bool(self.given_up)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
-    def result(self, awaitable: Awaitable[Any]) -> Any:
-        """The result of ``awaitable``. What ends the wait early cancels it, and does not wait for it."""
-        outcome: Future[Any] = Future()
-        tasks: list[asyncio.Task[None]] = []
+    def begin(self, awaitable: Awaitable[Any]) -> Call:
+        """Run ``awaitable`` in the loop."""
+        call = Call(self)
 
         async def whole() -> None:
             try:
-                outcome.set_result(await awaitable)
+                call.outcome.set_result(await awaitable)
             except BaseException as error:  # SystemExit too: it ends the call, not the loop
-                outcome.set_exception(error)
+                call.outcome.set_exception(error)
 
-        self.loop.call_soon_threadsafe(lambda: tasks.append(self.loop.create_task(whole())))
-        try:
-            return outcome.result()
-        finally:
-            if not outcome.done():
-                self.given_up = outcome
-                self.loop.call_soon_threadsafe(lambda: [task.cancel() for task in tasks])
+        self.loop.call_soon_threadsafe(lambda: call.tasks.append(self.loop.create_task(whole())))
+        return call
 
     def close(self) -> None:
         """End the loop, unless something blocks it."""
@@ -69,8 +80,8 @@ class LoopThread:
 _current: LoopThread | None = None
 
 
-def awaited(awaitable: Awaitable[Any]) -> Any:
-    """The result of ``awaitable`` in the loop of all calls.
+def begun(awaitable: Awaitable[Any]) -> Call:
+    """``awaitable``, running in the loop of all calls.
 
     A call that was given up, at its deadline say, and has not ended blocks that loop or ignores its cancellation; the
     next call then gets a new loop.
@@ -78,4 +89,14 @@ def awaited(awaitable: Awaitable[Any]) -> Any:
     global _current
     if _current is None or _current.busy or not _current.thread.is_alive():
         _current = LoopThread()
-    return _current.result(awaitable)
+    return _current.begin(awaitable)
+
+
+def awaited(awaitable: Awaitable[Any]) -> Any:
+    """The result of ``awaitable`` in the loop of all calls. What ends the wait early cancels it, and does not wait for
+    it."""
+    call = begun(awaitable)
+    try:
+        return call.outcome.result()
+    finally:
+        call.give_up()

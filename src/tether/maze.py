@@ -52,14 +52,14 @@ class Settings:
     seed: int = 0
     gammas: Sequence[float] = (1.0, 0.9, 0.5)
     size: int = 4
-    walls: int = 4
+    walls: int = 3
     moves: int = 10
     """Moves of an episode, at most."""
     mazes: int = 20_000
     held_out: int = 256
     width: int = 64
     layers: int = 3
-    steps: int = 400
+    steps: int = 500
     """Of PPO, for each gamma."""
     prompts_per_step: int = 256
     sft: sft.Config = field(
@@ -93,7 +93,8 @@ class Settings:
             discount="turn",
             lam=0.7,
             kl_coef=0.0,
-            entropy_coef=0.003,
+            entropy_coef=0.001,
+            critic_trunk=True,
             epochs_per_step=2,
             minibatches=min(8, self.prompts_per_step),
             value_coef=0.5,
@@ -263,8 +264,8 @@ class Measured:
         )
         name = f"gamma {self.gamma:g}"
         return [
-            Drawn(title=f"{name}: exact", size=size, walls=walls, values=exact, path=shortest(maze)),
-            Drawn(title=f"{name}: critic and policy", size=size, walls=walls, values=critic, path=path),
+            Drawn(title=f"{name}: exact", size=size, walls=walls, values=exact, path=shortest(maze), goal=maze.goal),
+            Drawn(title=f"{name}: critic and policy", size=size, walls=walls, values=critic, path=path, goal=maze.goal),
         ]
 
 

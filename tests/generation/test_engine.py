@@ -301,3 +301,13 @@ def test_a_diverged_policy_is_an_error_not_a_sample(tiny_models):
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(GuardError, match="not finite"):
         run(Engine, (model, tokenizer), Sampling(max_new_tokens=3))
+
+
+def test_groups_are_told_as_they_finish_and_are_those_that_are_given(llama):
+    model, tokenizer = llama
+    told = []
+    engine = Engine(model, tokenizer, budget=Budget(max_rows=4), finished=told.append)
+    prompts = [Prompt(ids=tuple(range(70, 70 + n)), text="") for n in (3, 5, 40, 4)]
+    groups = engine.generate(make_requests(prompts, group_size=3, seed=0), sampling=Sampling(max_new_tokens=6))
+    assert sorted(map(id, told)) == sorted(map(id, groups))
+    assert [id(group) for group in told] != [id(group) for group in groups]  # the longest prompt is a band of its own

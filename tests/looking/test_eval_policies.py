@@ -115,6 +115,7 @@ def test_tables_on_a_terminal(tiny, other, capsys, monkeypatch):
         ("--pass-at 0", ("pass_at must be at least 1",)),
         ("--pass-at 1,x", ("--pass-at", "integer", "'x'")),
         ("--pass-at 2 --temperature 0", ("temperature 0", "the same")),
+        ("--majority-at 1 --env guess", ("majority_at", "env", "leave it out")),
         ("--pass-above nan", ("--pass-above", "finite")),
     ],
 )

@@ -9,7 +9,7 @@ shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -49,10 +49,13 @@ class Engine:
         *,
         budget: Budget | None = None,
         episodes: Episodes | None = None,
+        finished: Callable[[RolloutGroup], None] | None = None,
     ) -> None:
-        """``episodes``: each completion is one, with an environment."""
+        """``episodes``: each completion is one, with an environment. ``finished`` is called with each group once all of
+        its completions have ended, while others are still sampled; with some groups again where memory has run out."""
         self.model, self.tokenizer, self.budget = model, tokenizer, budget or Budget()
         self.episodes: Episodes | None = None
+        self.finished: Callable[[RolloutGroup], None] | None = None
         self.version = 0
         self.tally = Tally()
         self.cached = True
@@ -70,7 +73,7 @@ class Engine:
                 where=episodes.name,
                 hint="docs/models.md says which models share them",
             )
-        self.episodes = episodes
+        self.episodes, self.finished = episodes, finished
         self.tally = Tally()
 
     @at_safe_points()
@@ -96,15 +99,19 @@ class Engine:
         asked = [request for request in requests if request.seeds]
         begun = self._begin(asked, sampling)
         opened = [request if not own else replace(request, prompt=own[0].prompt) for request, own in begun]
-        done: dict[int, list[Completion]] = {}
+        done: dict[int, RolloutGroup] = {}
         for band in bands([len(request.prompt.ids) for request in opened], self.model.device):
-            found = self._roll_out([begun[k] for k in band], [opened[k] for k in band], sampling)
-            done |= dict(zip(band, found, strict=True))
+
+            def take(k: int, completions: list[Completion], band: Sequence[int] = band) -> None:
+                group = RolloutGroup(prompt=opened[band[k]].prompt, completions=tuple(completions))
+                done[band[k]] = group
+                if self.finished is not None:
+                    self.finished(group)
+
+            self._roll_out([begun[k] for k in band], [opened[k] for k in band], sampling, take)
         numbers = iter(range(len(opened)))
         return [
-            RolloutGroup(prompt=opened[k := next(numbers)].prompt, completions=tuple(done[k]))
-            if request.seeds
-            else RolloutGroup(prompt=request.prompt, completions=())
+            done[next(numbers)] if request.seeds else RolloutGroup(prompt=request.prompt, completions=())
             for request in requests
         ]
 
@@ -124,29 +131,36 @@ class Engine:
         return list(zip(requests, episodes, strict=True))
 
     def _roll_out(
-        self, begun: Sequence[Begun], requests: Sequence[Request], sampling: Sampling
-    ) -> list[list[Completion]]:
-        """The completions of ``requests``: those of ``begun``, with what was shown first. Each time that memory runs
-        out, half as many are in flight from then on, and episodes begin again."""
+        self,
+        begun: Sequence[Begun],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        take: Callable[[int, list[Completion]], None],
+    ) -> None:
+        """Answer ``requests``, those of ``begun`` with what was shown first: ``take`` gets the number and the
+        completions of each. Each time that memory runs out, half as many are in flight from then on, and all begin
+        again."""
         one = partial(complete, self.model, self.tokenizer, sampling=sampling, version=self.version, cached=self.cached)
         fresh = [begun]
 
-        def attempt(rows: int) -> list[list[Completion]]:
+        def attempt(rows: int) -> None:
             if is_unpacked(self.model):
-                return [one(request, max_rows=rows, tally=self.tally) for request in requests]
+                for number, request in enumerate(requests):
+                    take(number, one(request, max_rows=rows, tally=self.tally))
+                return
             room = room_for(self.model, requests, sampling, replace(self.budget, max_rows=rows))
-            roll = partial(Rollout, room=room, version=self.version, tally=self.tally)
+            roll = partial(Rollout, room=room, version=self.version, tally=self.tally, finished=take)
             if self.episodes is None:
-                return roll(self.model, self.tokenizer, requests, sampling).run()
+                roll(self.model, self.tokenizer, requests, sampling).run()
+                return
             episodes = [own for _, own in fresh.pop()] if fresh else self._again(begun, sampling)
             with Calls(self.episodes) as calls:
-                return roll(self.model, self.tokenizer, requests, sampling, episodes=episodes, calls=calls).run()
+                roll(self.model, self.tokenizer, requests, sampling, episodes=episodes, calls=calls).run()
 
         asked = min(self.budget.max_rows, sum(len(request.seeds) for request in requests))
-        found, rows = within_memory(attempt, asked)
+        _, rows = within_memory(attempt, asked)
         if rows < asked:
             self.budget = replace(self.budget, max_rows=rows)
-        return found
 
     def _again(self, begun: Sequence[Begun], sampling: Sampling) -> list[list[Episode]]:
         """New episodes of the same requests."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,19 @@ class InFlight:
         assert self.answer is not None
         self.episode.answered(self.answer.result())
         self.answer = None
+
+
+def in_flight(seeds: Sequence[Sequence[int]], episodes: Sequence[Sequence[Episode]]) -> list[InFlight]:
+    """The completions of each request by their ``seeds``, and their ``episodes``, where there are any."""
+    rows = []
+    for i, own in enumerate(seeds):
+        for k, seed in enumerate(own):
+            row = InFlight(request=i, seed=seed, job=len(rows))
+            if episodes:
+                row.episode = episodes[i][k]
+                row.ids = row.episode.ids
+            rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True)
@@ -103,6 +117,21 @@ def arranged(
     rows = [row for row in seats if row is not None]
     moves = [(at, place[id(row)]) for at, row in enumerate(rows) if place.get(id(row), at) != at]
     return rows[:count], rows[count:], [target for target, _ in moves], [source for _, source in moves]
+
+
+def gaps(gone: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+    """The places among the first ones that are ``gone`` of ``count``, and those of the last ones, which take them."""
+    left = count - len(gone)
+    return [place for place in gone if place < left], sorted(set(range(left, count)) - set(gone))
+
+
+def close(members: list[Any], targets: Sequence[int], sources: Sequence[int], gone: int) -> None:
+    """Put the ``members`` at ``sources`` to ``targets``, and drop the last ``gone``; an empty list stays empty."""
+    if not members:
+        return
+    for target, source in zip(targets, sources, strict=True):
+        members[target] = members[source]
+    del members[len(members) - gone :]
 
 
 def shown_tokens(rows: Sequence[InFlight], prompt_lengths: Sequence[int], new: int) -> tuple[Tensor, Tensor, Tensor]:

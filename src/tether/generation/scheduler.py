@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +21,7 @@ from tether.data.batching import within_budget
 from tether.generation.cache import DecodeLayout, Pool, PrefillLayout, Seating, Shape, aligned, extent
 from tether.generation.episodes import PATIENCE, Calls, Episode
 from tether.generation.graphs import STRIDE, GraphedStep, graph_shape, graphed
-from tether.generation.rows import DeviceRows, InFlight, arranged, completion_of, shown_tokens
+from tether.generation.rows import DeviceRows, InFlight, arranged, close, completion_of, gaps, in_flight, shown_tokens
 from tether.generation.sampling import diverged, draw, log_distribution, uniforms
 from tether.generation.stopping import Ending, text_of
 from tether.generation.tally import Room, Tally
@@ -31,8 +30,6 @@ from tether.models.policy import project
 from tether.models.routes import Routes
 from tether.stop_requests import check
 from tether.types import Completion, Request, Sampling
-
-T = TypeVar("T")
 
 PREFILL_TOKENS = 8192
 """Prompt tokens of one forward pass; a longer prompt has a pass of its own."""
@@ -57,9 +54,11 @@ class Rollout:
         tally: Tally,
         episodes: Sequence[Sequence[Episode]] = (),
         calls: Calls | None = None,
+        finished: Callable[[int, list[Completion]], None],
     ) -> None:
-        """``episodes`` are those of each request, where there are any, and ``calls`` what asks their environments."""
-        self.calls = calls
+        """``episodes`` are those of each request, where there are any, and ``calls`` what asks their environments.
+        ``finished`` takes the number of a request and its completions, once all of them have ended."""
+        self.calls, self.finished = calls, finished
         self.model, self.tokenizer, self.version, self.tally = model, tokenizer, version, tally
         self.prompts, self.sampling = [request.prompt.ids for request in requests], sampling
         self.device = model.device
@@ -70,12 +69,7 @@ class Rollout:
         self.ending = Ending.of(model, tokenizer, sampling)
         self.end_ids = torch.tensor(self.ending.eos, dtype=torch.int64, device=self.device)
 
-        seeds = [(i, k, seed) for i, request in enumerate(requests) for k, seed in enumerate(request.seeds)]
-        self.waiting = deque(InFlight(request=i, seed=seed, job=job) for job, (i, _, seed) in enumerate(seeds))
-        if episodes:
-            for row, (i, k, _) in zip(self.waiting, seeds, strict=True):
-                row.episode = episodes[i][k]
-                row.ids = row.episode.ids
+        self.waiting = deque(in_flight([request.seeds for request in requests], episodes))
         self.capacity = room.rows
         self.prefixes = Pool(model, room.slots, room.slot_tokens)
         self.own = Pool(model, room.rows, room.row_tokens)
@@ -93,19 +87,21 @@ class Rollout:
         self.seating: Seating | None = None
         """Of the present rows and slots, once it is needed."""
         # one job and one token more than there are, for what is sampled in empty rows and past a completion's end
-        self.spare = len(seeds)
+        self.spare = len(self.waiting)
         self.device_rows = DeviceRows.empty(aligned(self.capacity), job=self.spare, device=self.device)
-        shape = (len(seeds) + 1, sampling.max_new_tokens + 1)
+        shape = (self.spare + 1, sampling.max_new_tokens + 1)
         self.u = torch.zeros(shape, dtype=torch.float64, device=self.device)
         self.tokens = torch.zeros(shape, dtype=torch.int64, device=self.device)
         self.logprobs = torch.zeros(shape, dtype=torch.float32, device=self.device)
         self.routes = torch.zeros(shape, dtype=torch.int64, device=self.device) if self.recorded.routers else None
         self.finite = torch.ones((), dtype=torch.bool, device=self.device)
         self.step: Callable[[Seating], None] = GraphedStep(self.decode_step) if self.graphed else self.decode_step
-        self.over: list[InFlight] = []
+        self.over: list[list[InFlight]] = [[] for _ in requests]
+        """Those of each request that have ended."""
+        self.sizes = [len(request.seeds) for request in requests]
 
-    def run(self) -> list[list[Completion]]:
-        """The completions of each request."""
+    def run(self) -> None:
+        """Answer all requests."""
         started, prefill = time.monotonic(), self.tally.prefill_seconds
         with self.recorded.recording():
             while self.waiting or self.rows or self.aside:
@@ -115,9 +111,7 @@ class Rollout:
                 elif self.rows:
                     self.decode()
                 self.retire()
-        completions = self.completions()
         self.tally.decode_seconds += time.monotonic() - started - (self.tally.prefill_seconds - prefill)
-        return completions
 
     def may_admit(self) -> bool:
         """Whether a completion waits and there is room: an eighth of all rows at least, so that prompts are prefilled
@@ -260,11 +254,11 @@ class Rollout:
         if not over and not asking:
             return
         left = [row for row in [*self.rows, *self.aside] if row not in over]
-        self.over += over
         self.arrange([row for row in left if row.answer is None], [row for row in left if row.answer is not None])
         self.go_on([row for row in answered if row not in over])
         if over:
             self.leave()
+            self.hand_out(over)
 
     def look(self) -> list[list[int]]:
         """The new tokens of each row."""
@@ -359,41 +353,30 @@ class Rollout:
         """Prompts with no completion left leave their slots."""
         needed = {row.request for row in [*self.rows, *self.aside, *list(self.waiting)[:1]]}
         idle = [slot for slot, request in enumerate(self.slots) if request not in needed]
-        self.slot_states = self._compact(self.slot_states, idle, ())
-        self.slot_routes = self._compact(self.slot_routes, idle, ()) if self.slot_routes else []
-        self.slots = self._compact(self.slots, idle, (self.prefixes.move,))
-
-    def _compact(
-        self, members: list[T], gone: Sequence[int], moves: Sequence[Callable[[Tensor, Tensor], None]]
-    ) -> list[T]:
-        """``members`` without those at ``gone``, whose places the last ones take; ``moves`` do the same on the
-        device."""
-        left = len(members) - len(gone)
-        targets = [place for place in gone if place < left]
-        sources = sorted(set(range(left, len(members))) - set(gone))
-        kept = list(members)
-        for target, source in zip(targets, sources, strict=True):
-            kept[target] = members[source]
+        targets, sources = gaps(idle, len(self.slots))
         if targets:
-            for move in moves:
-                move(torch.tensor(targets, device=self.device), torch.tensor(sources, device=self.device))
-        return kept[:left]
+            self.prefixes.move(*(torch.tensor(places, device=self.device) for places in (targets, sources)))
+        for members in (self.slots, self.slot_states, self.slot_routes):
+            close(members, targets, sources, len(idle))
 
-    def completions(self) -> list[list[Completion]]:
-        """The completions of each request, in the order of its seeds."""
-        logprobs = self.logprobs.tolist()
-        routes = None if self.routes is None else self.routes.tolist()
-        found: list[list[Completion]] = [[] for _ in self.prompts]
-        for row in sorted(self.over, key=lambda row: row.job):
-            after = self.prompts[row.request]
-            one = completion_of(
-                row,
-                logprobs[row.job],
-                None if routes is None else routes[row.job],
-                text=text_of(self.tokenizer, row.ids, after=after),
-                finish_reason=self.ending.reason(row.ids, after=after) if row.episode is None else row.episode.finish,
-                version=self.version,
-            )
-            self.tally.new_tokens += sum(one.mask)
-            found[row.request].append(one)
+    def hand_out(self, over: Sequence[InFlight]) -> None:
+        """Give the completions of each request of which none is left."""
+        for row in over:
+            ended = self.over[row.request]
+            ended.append(row)
+            if len(ended) == self.sizes[row.request]:
+                self.finished(row.request, [self.completion(one) for one in sorted(ended, key=lambda one: one.job)])
+
+    def completion(self, row: InFlight) -> Completion:
+        """The completion of a row that has ended."""
+        after = self.prompts[row.request]
+        found = completion_of(
+            row,
+            self.logprobs[row.job].tolist(),
+            None if self.routes is None else self.routes[row.job].tolist(),
+            text=text_of(self.tokenizer, row.ids, after=after),
+            finish_reason=self.ending.reason(row.ids, after=after) if row.episode is None else row.episode.finish,
+            version=self.version,
+        )
+        self.tally.new_tokens += sum(found.mask)
         return found

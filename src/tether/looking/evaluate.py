@@ -11,7 +11,7 @@ from rich.console import RenderableType
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tether.config import SampleOptions
+from tether.config import RewardCalls, SampleOptions
 from tether.errors import ConfigError
 from tether.evaluation import completion_kl, require_comparable, sample_and_score
 from tether.generation.engine import Engine
@@ -56,6 +56,7 @@ class Eval:
     """Column of the pairs: report the accuracy of the reward model for each of its values too."""
     json: bool = False
     """Print JSON on a terminal too."""
+    calls: RewardCalls = field(default_factory=RewardCalls)
     samples: SampleOptions = field(default_factory=SampleOptions)
 
     def __post_init__(self) -> None:
@@ -74,6 +75,8 @@ class Eval:
                 or bool(self.reward_model),
                 "pass_at and majority_at are for policies: give --model, --prompts and --reward": bool(self.model)
                 or not (self.attempts.pass_at or self.attempts.majority_at),
+                "majority_at compares final answers, and an episode of an env has none: leave it out": not env
+                or not self.attempts.majority_at,
                 "by is for rows of two sides: give --reward-model and --pairs": self.by is None
                 or (bool(self.reward_model) and self.format == "pairs"),
                 "format best-of-n takes one --reward-model": self.format == "pairs" or len(self.reward_model) < 2,
@@ -129,7 +132,8 @@ def sampled_policies(command: Eval, source: str) -> tuple[list[Sampled], list[Sc
     model, tokenizer, matmul_dtype = load_model(first, options.device)
     rounded = matmul_dtype == "bfloat16"
     place: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "rounded": rounded}
-    rewards = resolve_scorer(command.reward, tokenizer, **place) if command.reward else None
+    calls = command.calls.supervision
+    rewards = resolve_scorer(command.reward, tokenizer, **place, **calls) if command.reward else None
     prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)
     episodes = episodes_of(options.environment)
     score = with_episodes(rewards, episodes, weight=options.environment.env_weight)

@@ -20,6 +20,7 @@ class Drawn:
     walls: Sequence[tuple[int, int]]
     values: Mapping[tuple[int, int], float]
     path: Sequence[tuple[int, int]]
+    goal: tuple[int, int]
 
 
 def maze_figure(columns: Sequence[Sequence[Drawn]], path: Path) -> None:
@@ -51,7 +52,7 @@ def _draw(axis: Any, one: Drawn, lowest: float) -> None:
             j, i + 0.32, f"{value:.1f}", ha="center", va="center", fontsize=7, color="black" if bright else "white"
         )
     axis.plot([j for _, j in one.path], [i for i, _ in one.path], color="#d55e00", linewidth=2)
-    start, goal = one.path[0], one.path[-1]
+    start, goal = one.path[0], one.goal
     axis.plot([start[1]], [start[0]], "o", color="#d55e00", markersize=7)
     axis.plot([goal[1]], [goal[0]], "*", color="#d55e00", markersize=12)
     axis.set(title=one.title, xticks=[], yticks=[])

@@ -11,6 +11,7 @@ from tether.models.loading import context_length
 from tether.names import closest, did_you_mean
 from tether.rewards.combine import Reward, WeightedSum
 from tether.rewards.function import GIVEN, FunctionReward, accepted
+from tether.rewards.judge import JudgeReward
 from tether.rewards.learned import LearnedReward
 from tether.types import Prompt
 
@@ -35,6 +36,9 @@ def _prepared(reward: Reward, data: Mapping[str, Sequence[Prompt]], max_new_toke
                 require_columns(reward, columns, source)
                 require_callable(reward, columns)
             return replace(reward, columns=frozenset().union(*found.values()))
+        case JudgeReward():
+            for source, columns in found.items():
+                require_columns(reward, columns, source)
         case LearnedReward():
             for source in found:
                 require_readable(reward, data[source], max_new_tokens, source)
@@ -46,8 +50,8 @@ def columns_of(prompts: Iterable[Prompt]) -> frozenset[str]:
     return frozenset(name for prompt in prompts for name in prompt.columns)
 
 
-def require_columns(reward: FunctionReward, columns: frozenset[str], source: str) -> None:
-    """Raise :class:`RewardError` where none of the prompts has a column that the function needs."""
+def require_columns(reward: FunctionReward | JudgeReward, columns: frozenset[str], source: str) -> None:
+    """Raise :class:`RewardError` where none of the prompts has a column that the reward needs."""
     if missing := sorted(reward.needs - columns):
         found = f"the columns are {', '.join(sorted(columns))}" if columns else "there are no columns but the prompt"
         raise RewardError(

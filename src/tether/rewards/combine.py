@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tether.errors import RewardError
-from tether.types import Completion, RolloutGroup, Score, ScoredGroup
+from tether.rewards.waiting import Waiting, together
+from tether.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 from tether.untrusted import shown
+
+T = TypeVar("T")
 
 RewardValue = float | tuple[float, ...] | None
 """What a reward says of one completion: a number, one number per token, or None where it does not apply."""
@@ -33,7 +36,12 @@ class Judgement:
 
 
 class Reward(Protocol):
-    """One source of reward."""
+    """One source of reward.
+
+    One that waits for something elsewhere may also have ``waiting(groups)``, which gives the call as a
+    :class:`tether.rewards.waiting.Waiting`, or None where there is nothing to wait for; such rewards wait at the same
+    time.
+    """
 
     @property
     def name(self) -> str: ...
@@ -61,7 +69,7 @@ class WeightedSum:
             raise RewardError("no reward given", hint="add --reward")
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        by_reward = [judged(reward, groups) for reward, _ in self.rewards]
+        by_reward = judged_by([reward for reward, _ in self.rewards], groups)
         members = [list(dict.fromkeys(m for row in rows for one in row for m in one.parts)) for rows in by_reward]
         return [
             ScoredGroup(
@@ -108,10 +116,35 @@ class WeightedSum:
         return Score(total=total, parts=parts, token_rewards=tokens, logged=logged, extra=extra)
 
 
-def judged(reward: Reward, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
-    """What ``reward`` says, or a :class:`RewardError` where that is not one judgement per completion, or a member's
+def flattened(groups: Sequence[RolloutGroup]) -> list[tuple[Prompt, Completion]]:
+    """Every completion with its prompt."""
+    return [(group.prompt, completion) for group in groups for completion in group.completions]
+
+
+def regrouped(rows: Sequence[T], groups: Sequence[RolloutGroup]) -> list[list[T]]:
+    """What there is for each of the completions of :func:`flattened`, per group."""
+    found = iter(rows)
+    return [[next(found) for _ in group.completions] for group in groups]
+
+
+def judged_by(rewards: Sequence[Reward], groups: Sequence[RolloutGroup]) -> list[list[list[Judgement]]]:
+    """What each of ``rewards`` says: first those that compute, one after the other, then together those that wait, so
+    that nobody is asked for a step that another reward cannot score."""
+    waiting = {i: call for i, reward in enumerate(rewards) if (call := waiting_of(reward, groups)) is not None}
+    rows = {i: reward.judge(groups) for i, reward in enumerate(rewards) if i not in waiting}
+    rows |= zip(waiting, together(list(waiting.values())), strict=True)
+    return [checked(reward, rows[i], groups) for i, reward in enumerate(rewards)]
+
+
+def waiting_of(reward: Reward, groups: Sequence[RolloutGroup]) -> Waiting[list[list[Judgement]]] | None:
+    """The call of a reward that waits for something elsewhere; None for one that computes."""
+    found = getattr(reward, "waiting", None)
+    return None if found is None else found(groups)
+
+
+def checked(reward: Reward, rows: list[list[Judgement]], groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
+    """What ``reward`` said, or a :class:`RewardError` where that is not one judgement per completion, or a member's
     name or number is not usable."""
-    rows = reward.judge(groups)
     found, wanted = [len(row) for row in rows], [len(group.completions) for group in groups]
     if found != wanted:
         raise RewardError(f"reward {reward.name!r} gave judgements for {found} completions per group, not {wanted}")

@@ -9,17 +9,19 @@ completion it does not apply to, and may return a list of floats for a completio
 ``completion_ids``.
 
 It runs in the main thread, because signal handlers need that (math-verify's SIGALRM is one); an async one runs in the
-event loop that all async rewards share (:mod:`tether.event_loop`). What it sets for the whole process is undone
-after it (:mod:`tether.rewards.process`).
+event loop that all async rewards share (:mod:`tether.event_loop`), at the same time as the others
+(:mod:`tether.rewards.waiting`). What it sets for the whole process is undone after it (:mod:`tether.rewards.process`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import itertools
 import math
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +29,12 @@ from typing import Any
 from tether.data.tokenise import Text
 from tether.errors import RewardError
 from tether.event_loop import awaited
-from tether.rewards.combine import Judgement, RewardValue, require_token_rewards
+from tether.rewards.combine import Judgement, RewardValue, flattened, regrouped, require_token_rewards
 from tether.rewards.logged import NAMES, Logged
 from tether.rewards.process import Apart
 from tether.rewards.rules import ExactAnswer
 from tether.rewards.supervision import supervised
+from tether.rewards.waiting import Waiting, together
 from tether.stop_requests import DeadlineError, Interrupted
 from tether.types import Completion, Prompt, RolloutGroup
 from tether.untrusted import shown
@@ -72,14 +75,43 @@ class FunctionReward:
         return frozenset(required - set(GIVEN))
 
     def judge(self, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
-        flat = [(group.prompt, completion) for group in groups for completion in group.completions]
+        waiting = self.waiting(groups)
+        if waiting is not None:
+            return together([waiting])[0]
+        flat = flattened(groups)
         with self.apart.inside():
-            rows = iter(supervised(self.name, lambda: self._call(flat), deadline=self.deadline, retries=self.retries))
-        return [[next(rows) for _ in group.completions] for group in groups]
+            found = supervised(self.name, lambda: self._call(flat), deadline=self.deadline, retries=self.retries)
+        return regrouped(found, groups)
+
+    def waiting(self, groups: Sequence[RolloutGroup]) -> Waiting[list[list[Judgement]]] | None:
+        """The call of an async function; None for any other."""
+        if not is_async(self.function):
+            return None
+        flat = flattened(groups)
+
+        async def start() -> list[list[Judgement]]:
+            return regrouped(await self._call_async(flat), groups)
+
+        return Waiting(name=self.name, start=start, deadline=self.deadline, retries=self.retries, apart=self.apart)
 
     def _call(self, flat: Sequence[tuple[Prompt, Completion]]) -> list[Judgement]:
         """One call, with new lists, which the function may change."""
         logged = Logged(self.name, len(flat))
+        with self._as_failures():
+            returned = self.function(**self._arguments(flat, logged))
+            if inspect.isawaitable(returned):
+                returned = awaited(returned)
+            return self._judgements(returned, flat, logged)
+
+    async def _call_async(self, flat: Sequence[tuple[Prompt, Completion]]) -> list[Judgement]:
+        """The same for an async function, in the event loop."""
+        logged = Logged(self.name, len(flat))
+        with self._as_failures():
+            returned = await self.function(**self._arguments(flat, logged))
+            return self._judgements(returned, flat, logged)
+
+    def _arguments(self, flat: Sequence[tuple[Prompt, Completion]], logged: Logged) -> dict[str, Any]:
+        """What the function is given, by name."""
         arguments = {
             **_columns([prompt for prompt, _ in flat], self.columns),
             "prompts": [list(p.messages) if p.messages else p.text for p, _ in flat],
@@ -87,17 +119,22 @@ class FunctionReward:
             "completion_ids": [list(c.ids) for _, c in flat],
             **logged.arguments(),
         }
+        return accepted(self.function, arguments)
+
+    @contextlib.contextmanager
+    def _as_failures(self) -> Iterator[None]:
+        """What the function raises in the block becomes a :class:`RewardError`, but for requests to stop."""
         try:
-            returned = self.function(**accepted(self.function, arguments))
-            if inspect.isawaitable(returned):
-                returned = awaited(returned)
-            values = self._check(returned, [completion for _, completion in flat])
+            yield
         except (RewardError, DeadlineError, Interrupted, KeyboardInterrupt):  # a RewardError already says what is wrong
             raise
         except BaseException as error:  # SystemExit and a panic of Rust code too: one line, with the cause chained
             raise RewardError(
                 f"reward {self.name!r} raised {type(error).__name__}: {shown(error, str)}{place_of(error)}"
             ) from error
+
+    def _judgements(self, returned: Any, flat: Sequence[tuple[Prompt, Completion]], logged: Logged) -> list[Judgement]:
+        values = self._check(returned, [completion for _, completion in flat])
         metrics = logged.of_call()
         return [Judgement(value, logged=metrics, extra=logged.of_completion(i)) for i, value in enumerate(values)]
 
@@ -145,6 +182,13 @@ class FunctionReward:
                 f"reward {self.name!r} returned {shown(value)} for completion {index}", hint="a reward must be finite"
             )
         return number
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a call of ``function`` gives a coroutine: ``async def``, in an object or partly applied too."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 def _columns(prompts: Sequence[Prompt], known: Iterable[str]) -> dict[str, list[Any]]:

@@ -15,17 +15,10 @@ from tether.errors import MemoryShortError, RewardError
 from tether.models.loading import context_length, embedding_rows, eos_ids
 from tether.models.memory import within_memory
 from tether.models.reward import normalised_scores, score_sequences
-from tether.rewards.combine import Judgement
+from tether.rewards.combine import Judgement, flattened, regrouped
 from tether.rewards.function import as_given
+from tether.rewards.signature import PROBE, special_texts
 from tether.types import Completion, FinishReason, Prompt, PromptCompletion, RolloutGroup
-
-PROBE = "Two words, 12 (more)?\n\n caf\u00e9 "
-"""Text on which tokenizers of one vocabulary differ where they differ in BOS, merges or white space."""
-
-
-def special_texts(tokenizer: PreTrainedTokenizerBase) -> tuple[str | None, ...]:
-    """The special tokens that a chat template may write by name."""
-    return tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token
 
 
 @dataclass
@@ -91,7 +84,12 @@ class LearnedReward:
         return continuation_ids(Encoder(self.tokenizer), written)
 
     def judge(self, groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:
-        rows = [self._row(group.prompt, completion) for group in groups for completion in group.completions]
+        rows = [self.row(prompt, completion) for prompt, completion in flattened(groups)]
+        self.require_room(rows)
+        return regrouped([Judgement(score) for score in self.scores(rows)], groups)
+
+    def require_room(self, rows: Sequence[PromptCompletion]) -> None:
+        """Raise :class:`RewardError` where a row is longer than the model's context."""
         longest, limit = max(len(before) + len(after) for before, after in rows), context_length(self.model)
         if longest > limit:
             raise RewardError(
@@ -99,6 +97,9 @@ class LearnedReward:
                 f"and the reward model reads {limit}",
                 hint="lower max_new_tokens, or leave long prompts out",
             )
+
+    def scores(self, rows: Sequence[PromptCompletion]) -> list[float]:
+        """The normalised score of each row."""
         try:
             raw, self.token_budget = within_memory(
                 lambda budget: score_sequences(self.model, rows, token_budget=budget), self.token_budget
@@ -107,10 +108,9 @@ class LearnedReward:
             error.at(f"reward {self.name!r}")
             error.advise("lower max_new_tokens, or use a smaller reward model")
             raise
-        scores = iter(normalised_scores(self.model, raw).tolist())
-        return [[Judgement(self._finite(next(scores))) for _ in group.completions] for group in groups]
+        return [self._finite(score) for score in normalised_scores(self.model, raw).tolist()]
 
-    def _row(self, prompt: Prompt, completion: Completion) -> PromptCompletion:
+    def row(self, prompt: Prompt, completion: Completion) -> PromptCompletion:
         """What the reward model reads: the prompt; the completion and EOS.
 
         A completion that was cut may fill the policy's context. A reward model of the same context then has no room for

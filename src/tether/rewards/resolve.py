@@ -1,8 +1,9 @@
 """From ``--reward`` values to a scorer.
 
 A value is ``[NAME:=]SPEC[=WEIGHT]``. SPEC is a rule (``length:40``), a Python function (``file.py:function`` or
-``module:function``) or a reward model (a directory or a hub id). Each reward is reported by its name: NAME, else the
-short name of SPEC (``length``, ``function``, the directory's name), else, where another reward has that too, SPEC.
+``module:function``), a reward model (a directory or a hub id), the address of a server (``http://host:port/path``) or a
+judge (``judge:file.yaml``). Each reward is reported by its name: NAME, else the short name of SPEC (``length``,
+``function``, the name of the directory, the host or the judge's file), else, where another reward has that too, SPEC.
 
 NAME consists of ASCII letters, digits, ``_``, ``-`` and ``.``. So ``format:=x`` names the reward ``x``; a regular
 expression that begins with ``=`` is written ``format:[=]x``.
@@ -25,11 +26,17 @@ from tether.errors import RewardError, TetherError
 from tether.models.linear import round_matmuls
 from tether.models.loading import BASE
 from tether.models.reward import load_reward_model
+from tether.rewards.client import Requests, address, token_from
 from tether.rewards.combine import Reward, WeightedSum, require_distinct
 from tether.rewards.function import FunctionReward
+from tether.rewards.judge import JudgeReward
+from tether.rewards.judge_file import load_judge
 from tether.rewards.learned import LearnedReward
 from tether.rewards.loading import Sources, load_function
+from tether.rewards.remote import TOKEN, RemoteReward
+from tether.rewards.replies import Replies
 from tether.rewards.rules import RULES, rules_like
+from tether.rewards.signature import signature_of
 from tether.untrusted import printable
 
 
@@ -74,7 +81,9 @@ def require_weight(value: str) -> None:
     if not equals or not spec or _is_number(tail) or rule == "format":
         return
     function = colon and spec.rpartition(":")[2].isidentifier()
-    if rule in RULES or function or (os.path.exists(spec) and not os.path.exists(f"{spec}={tail}")):
+    server = is_address(spec) and "?" not in spec
+    model = os.path.exists(spec) and not os.path.exists(f"{spec}={tail}")
+    if rule in RULES or function or server or model or judge_file(spec):
         raise RewardError(
             f"the weight {tail!r} is not a number", where=f"--reward {value}", hint=f"write {spec}=0.5 for half of it"
         )
@@ -88,17 +97,36 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def is_address(spec: str) -> bool:
+    """Whether a SPEC is meant as an address."""
+    return "://" in spec
+
+
+def judge_file(spec: str) -> str | None:
+    """The file of a judge, None for another SPEC.
+
+    >>> judge_file("judge:helpful.yaml"), judge_file("judge:function")
+    ('helpful.yaml', None)
+    """
+    kind, _, file = spec.partition(":")
+    return file if kind == "judge" and file.endswith((".yaml", ".yml")) else None
+
+
 def short_name(spec: str) -> str:
-    """A rule or function without its argument or file, a model without its path.
+    """A rule or function without its argument or file, a model without its path, the host of an address.
 
     A path that states no name, such as ``model`` or ``..``, has that of the directory it leads to.
 
-    >>> [short_name(spec) for spec in ("length:40", "rewards.py:speech", "runs/judge/model", "owner/judge")]
-    ['length', 'speech', 'judge', 'judge']
+    >>> [short_name(spec) for spec in ("length:40", "rewards.py:speech", "runs/judge/model", "http://host:5000/score")]
+    ['length', 'speech', 'judge', 'host']
     """
     rule = spec.partition(":")[0]
     if rule in RULES:
         return rule
+    if file := judge_file(spec):
+        return re.sub(r"[^A-Za-z0-9_.-]+", "_", Path(file).stem)
+    if is_address(spec):
+        return re.split(r"[/:]", spec.partition("://")[2])[0] or "reward"
     if ":" in spec:
         return spec.rpartition(":")[2]
     for path in (Path(spec), Path(os.path.abspath(spec))):
@@ -125,6 +153,7 @@ def part_names(rewards: Sequence[tuple[str | None, str]]) -> list[str]:
 Objects = Mapping[str, Callable[..., Any] | Reward]
 """Functions and rewards that are Python objects, by the SPEC that stands for them."""
 NOTHING: Objects = {}
+REQUESTS = Requests()
 
 
 def as_reward(
@@ -151,14 +180,15 @@ def resolve_reward(
     rounded: bool = False,
     deadline: float | None = None,
     retries: int = 0,
+    requests: Requests = REQUESTS,
     sources: Sources | None = None,
     objects: Objects = NOTHING,
 ) -> Reward:
-    """The reward behind ``spec``: a rule, a Python function or a reward model, tried in this order.
+    """The reward behind ``spec``: a rule, an address, a judge, a function or a reward model, tried in this order.
 
-    It is reported by ``name``, or else by its short name. ``deadline`` (seconds) and ``retries`` apply to a Python
-    function only: built-in rewards neither hang nor recover. ``sources`` holds the files that other rewards are from,
-    ``objects`` those that are Python objects.
+    It is reported by ``name``, or else by its short name. ``deadline`` (seconds) is that of what is not computed here,
+    ``retries`` are those of a Python function and ``requests`` those of a server: built-in rewards neither hang nor
+    recover. ``sources`` holds the files that other rewards are from, ``objects`` those that are Python objects.
     """
     name = name or short_name(spec)
     if spec in objects:
@@ -166,8 +196,18 @@ def resolve_reward(
     rule, colon, argument = spec.partition(":")
     if rule in RULES:
         return FunctionReward(name, RULES[rule](argument if colon else None))
-    if "://" in spec:
-        raise RewardError("a reward is a rule, a local file or module, or a model, not an address", where=spec)
+    if is_address(spec):
+        url = address(spec)
+        return RemoteReward(
+            name=name,
+            url=url,
+            token=token_from(TOKEN, url),
+            deadline=deadline,
+            requests=requests,
+            signature=signature_of(tokenizer),
+        )
+    if file := judge_file(spec):
+        return judge_reward(name, Path(file), deadline=deadline, requests=requests)
     if ":" in spec:
         return replace(load_function(spec, deadline=deadline, retries=retries, sources=sources), name=name)
     if spec.endswith(".py"):
@@ -176,13 +216,20 @@ def resolve_reward(
         raise RewardError(
             "no such reward",
             where=spec,
-            hint=f"{rules_like(spec)}; others are a reward-model directory or hub id, file.py:function and "
-            "module:function",
+            hint=f"{rules_like(spec)}; others are a reward-model directory or hub id, file.py:function, "
+            "module:function, http://host:port/path and judge:file.yaml",
         )
     model, own = load_reward_model(spec, dtype=dtype, device=device)
     if rounded:
         round_matmuls(model)
     return LearnedReward.of(name, model.requires_grad_(False), own, tokenizer)
+
+
+def judge_reward(name: str, file: Path, *, deadline: float | None, requests: Requests) -> JudgeReward:
+    """The judge in ``file``, whose replies are kept where the file says."""
+    judge, key = load_judge(file)
+    replies = Replies(None if judge.cache is None else file.parent / judge.cache)
+    return JudgeReward(name=name, file=judge, key=key, deadline=deadline, requests=requests, replies=replies)
 
 
 def resolve_scorer(
@@ -194,12 +241,14 @@ def resolve_scorer(
     rounded: bool = False,
     deadline: float | None = None,
     retries: int = 0,
+    requests: Requests = REQUESTS,
     objects: Objects = NOTHING,
 ) -> WeightedSum:
     """All ``--reward`` values as one scorer.
 
     ``rounded`` gives reward models :func:`tether.models.linear.round_matmuls`; ``deadline`` and ``retries`` are
-    those of each :class:`tether.rewards.function.FunctionReward` from a file or a module.
+    those of each :class:`tether.rewards.function.FunctionReward` from a file or a module; ``deadline`` and ``requests``
+    are those of each server.
     """
     for value in values:
         require_weight(value)
@@ -219,6 +268,7 @@ def resolve_scorer(
                 rounded=rounded,
                 deadline=deadline,
                 retries=retries,
+                requests=requests,
                 sources=sources,
                 objects=objects,
             )

@@ -33,15 +33,32 @@ def supervised(name: str, call: Callable[[], T], *, deadline: float | None, retr
             return _in_time(name, call, deadline)
         except RewardError as error:
             stop_requests.check()  # the call may have turned a request to stop into an error
-            if tries > retries:
-                if retries:
-                    error.advise(f"tried {tries} times")
-                raise
-            what = one_line(str(error))
+            print(again(error, tries, retries, wait), file=sys.stderr, flush=True)
         tries += 1
-        print(f"tether: {what}; try {tries} of {retries + 1} in {wait:g} s", file=sys.stderr, flush=True)
         pause(wait)
-        wait = min(2 * wait, LONGEST_PAUSE)
+        wait = next_pause(wait)
+
+
+def again(error: RewardError, tries: int, retries: int, wait: float) -> str:
+    """What is said before another try, after the ``error`` of try number ``tries``; raises it where that was the
+    last."""
+    if tries > retries:
+        if retries:
+            error.advise(f"tried {tries} times")
+        raise error
+    return f"tether: {one_line(str(error))}; try {tries + 1} of {retries + 1} in {wait:g} s"
+
+
+def next_pause(wait: float) -> float:
+    """The seconds of the pause after one of ``wait`` seconds."""
+    return min(2 * wait, LONGEST_PAUSE)
+
+
+def late(name: str, deadline: float | None) -> RewardError:
+    """The error for a call that runs past its deadline."""
+    return RewardError(
+        f"reward {name!r} did not return within {deadline:g} s", hint="raise --reward-deadline or make it faster"
+    )
 
 
 def pause(seconds: float) -> None:
@@ -61,7 +78,5 @@ def _in_time(name: str, call: Callable[[], T], deadline: float | None) -> T:
         if deadline is not None and time.monotonic() - started > deadline:
             raise stop_requests.DeadlineError
     except stop_requests.DeadlineError as error:
-        raise RewardError(
-            f"reward {name!r} did not return within {deadline:g} s", hint="raise --reward-deadline or make it faster"
-        ) from error
+        raise late(name, deadline) from error
     return returned

@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from tether.errors import ConfigError, DataError
-from tether.rewards.resolve import short_name, split_name, split_weight
+from tether.rewards.resolve import is_address, judge_file, short_name, split_name, split_weight
 from tether.rewards.rules import RULES
 
 OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after", "track"})
@@ -15,7 +15,8 @@ OF_THE_PROCESS = frozenset({"out", "overwrite", "quiet", "stop_after", "track"})
 SAFE = frozenset(
     {
         "steps", "rounds", "epochs", "save_every", "keep_last", "keep_best", "rollouts_every", "eval_prompts",
-        "max_rows", "cache_gib", "checkpoint_activations", "device", "reward_deadline", "reward_retries", "max_skipped",
+        "max_rows", "cache_gib", "checkpoint_activations", "device", "reward_deadline", "reward_retries",
+        "request_retries", "request_concurrency", "max_skipped",
         "keep_checkpoints", "eval_every", "env_deadline", "eval_group_size", "eval_reward", "patience", "stop_kl",
     }
 )  # fmt: skip
@@ -72,6 +73,11 @@ def placeless(reward: str) -> tuple[str | None, str, float]:
     spec, weight = split_weight(rest)
     if spec.partition(":")[0] in RULES:
         return name, spec, weight
+    if is_address(spec):  # a server that moved has another host and port, by which it may be reported
+        path = spec.partition("://")[2].partition("/")[2]
+        return name, path if name else f"{short_name(spec)}/{path}", weight
+    if judge := judge_file(spec):
+        return name, f"judge:{PurePath(judge).name}", weight
     file, colon, function = spec.rpartition(":")
     return name, f"{PurePath(file).name}:{function}" if colon else short_name(spec), weight
 

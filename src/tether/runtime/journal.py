@@ -73,6 +73,12 @@ class Journal:
         if self.directory.made or time.monotonic() - self.began > WORTH_KEEPING:
             self.write()
 
+    def keep_for_run(self, write: Callable[[], None]) -> None:
+        """Write now, or where the run has not made its directory yet, once it does."""
+        self.of_run.append(write)
+        if self.directory.made:
+            self.write()
+
     def write(self) -> None:
         """Write what is held."""
         self.directory.make()
@@ -89,13 +95,7 @@ class Journal:
 
     def scored_once(self, name: str, scorer: Scorer, groups: Sequence[RolloutGroup], *, by: str) -> list[ScoredGroup]:
         """``scorer.score(groups)``, or the scores that the run has had for these completions, in the file ``name``."""
-
-        def keep(write: Callable[[], None]) -> None:
-            self.of_run.append(write)
-            if self.directory.made:
-                self.write()
-
-        return self._scored(self.path / name, keep, scorer, groups, by)
+        return self._scored(self.path / name, self.keep_for_run, scorer, groups, by)
 
     def _scored(
         self,

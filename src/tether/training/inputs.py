@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from tether.environments.generated import is_generated
 from tether.errors import ConfigError, ModelError
 from tether.models.loading import BASE
-from tether.rewards.resolve import short_name, split_name, split_weight
+from tether.rewards.resolve import is_address, judge_file, short_name, split_name, split_weight
 from tether.rewards.rules import RULES
 from tether.runtime.changes import CONTENT_DECIDES, REWARDS
 from tether.runtime.directory import CONFIG
@@ -50,8 +50,10 @@ def absolute_reward(value: str, base: Path) -> str:
     spec, _ = split_weight(rest)
     front, back = "" if name is None else f"{name}:=", rest[len(spec) :]
     file, colon, function = spec.rpartition(":")
-    if spec.partition(":")[0] in RULES or "://" in spec:
+    if spec.partition(":")[0] in RULES or is_address(spec):
         return value
+    if judge := judge_file(spec):
+        return f"{front}judge:{base / judge}{back}"
     if colon:
         return f"{front}{base / file}:{function}{back}" if file.endswith(".py") else value
     return f"{front}{absolute(spec, base)}{back}"

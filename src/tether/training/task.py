@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from tether.config import EvaluationOptions, PromptOptions, RewardCalls
 from tether.data.checks import keep_apart
@@ -16,9 +17,11 @@ from tether.generation.engine import Engine
 from tether.models.fingerprint import weights_fingerprint
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum, require_distinct
+from tether.rewards.judge import JudgeReward
 from tether.rewards.learned import LearnedReward
+from tether.rewards.replies import remove_unfinished
 from tether.rewards.resolve import resolve_scorer
-from tether.runtime.journal import JournaledGenerator, JournaledScorer
+from tether.runtime.journal import Journal, JournaledGenerator, JournaledScorer
 from tether.runtime.metric_names import evaluation_names, reward_names
 from tether.runtime.recorder import Recorder
 from tether.training.common import Loaded, keep_the_date
@@ -27,6 +30,9 @@ from tether.training.inputs import absolute_rewards, naming_the_model_of_a_run
 from tether.training.loading import episodes_of, require_room, tell_unpacked, with_episodes
 from tether.training.workload import Row
 from tether.types import Generator, Prompt, Sampling, Scorer
+
+REPLIES = "judge_replies"
+"""Of the run directory."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,14 @@ def load_rewards(option: str, values: Sequence[str], calls: RewardCalls, loaded:
             dtype=model.dtype,
             device=model.device,
             rounded=loaded.matmul_dtype == "bfloat16",
-            deadline=calls.reward_deadline_seconds,
-            retries=calls.reward_retries,
+            **calls.supervision,
             objects=loaded.given.rewards,
         )
     for reward, weight in score.rewards:
         if option == "eval_reward" and weight != 1.0:
             raise ConfigError(f"the evaluation reward {reward.name!r} has the weight {weight:g}", hint=UNWEIGHTED)
+        if isinstance(reward, JudgeReward):
+            loaded.fingerprints[f"{option} {reward.name}"] = reward.file.fingerprint()
         if isinstance(reward, LearnedReward):
             loaded.fingerprints[f"{option} {reward.name}"] = weights_fingerprint(reward.model)
             if not loaded.report.quiet:
@@ -124,4 +131,14 @@ def journaled(task: Task, recorder: Recorder) -> tuple[Generator, Scorer]:
     journal = recorder.own_journal
     if journal is None:
         return task.engine, task.score
+    keep_replies([task.score, *([] if task.judge is None else [task.judge])], recorder.directory.path, journal)
     return JournaledGenerator(task.engine, journal), JournaledScorer(task.score, journal)
+
+
+def keep_replies(scorers: Sequence[WeightedSum], run: Path, journal: Journal) -> None:
+    """Keep what judges reply in the directory of the run, unless their files name another one: a resumed run does not
+    pay twice."""
+    for reward, _ in (one for scorer in scorers for one in scorer.rewards):
+        if isinstance(reward, JudgeReward) and reward.replies.directory is None:
+            reward.replies.directory, reward.replies.keep = run / REPLIES, journal.keep_for_run
+            remove_unfinished(run / REPLIES)

@@ -1,0 +1,1 @@
+"""What other processes ask over HTTP: the reward server."""
