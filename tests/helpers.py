@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tether.algorithms.experience import Sampled
 from tether.algorithms.pending import Rollouts
 from tether.algorithms.phases import PhaseClock
 from tether.types import Completion, FinishReason, Prompt, RolloutGroup, Score, ScoredGroup
@@ -45,6 +46,17 @@ def scored(rollouts, totals, *, token_rewards=None) -> ScoredGroup:
 def rollouts(groups) -> Rollouts:
     """Scored groups as what a step rolled out."""
     return Rollouts(groups=tuple(groups), figures={}, clock=PhaseClock(torch.device("cpu")))
+
+
+def sampled(batch, old_logp, ref_logp=None, *, sampler_logp=None, learned=None) -> Sampled:
+    """A batch with its log-probs; those that are not given are ``old_logp`` too."""
+    return Sampled(
+        batch=batch,
+        learned=torch.ones(len(batch), dtype=torch.bool) if learned is None else learned,
+        sampler_logp=old_logp if sampler_logp is None else sampler_logp,
+        old_logp=old_logp,
+        ref_logp=old_logp if ref_logp is None else ref_logp,
+    )
 
 
 class FunctionScorer:

@@ -14,6 +14,7 @@ from tether import stop_requests
 from tether.algorithms import grpo, ppo, sft
 from tether.algorithms import rejection_sampling as rs
 from tether.algorithms.optimise import Optim
+from tether.algorithms.surrogate import Surrogate
 from tether.generation import engine, scheduler
 from tether.models.loading import load_policy
 from tether.models.reference import reference_of
@@ -26,7 +27,15 @@ OTHERS = [Prompt(ids=(0, 80), text="c"), Prompt(ids=(0, 81, 82), text="d")]
 SAMPLING = Sampling(max_new_tokens=3)
 OPTIM = Optim(learning_rate=1e-2)
 CONFIGS = {
-    "grpo": grpo.Config(group_size=2, epochs_per_step=2, micro_batch_tokens=1, sampling=SAMPLING, optim=OPTIM),
+    "grpo": grpo.Config(
+        group_size=2,
+        epochs_per_step=2,
+        entropy_target=9.0,
+        micro_batch_tokens=1,
+        surrogate=Surrogate(mismatch="mis", mask_truncated=True),
+        sampling=SAMPLING,
+        optim=OPTIM,
+    ),
     "ppo": ppo.Config(
         group_size=2,
         epochs_per_step=1,

@@ -1,9 +1,11 @@
 """What the benchmarks compute around their timings: operations, ratios, live bytes, lines, inputs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,9 +18,26 @@ from benchmarks.worker import Spec
 from benchmarks.workload import around, write_models, write_pairs, write_prompts
 
 from tether.models.loading import load_policy, load_tokenizer
+from tether.ops.surrogates import Mismatch, PolicyLoss
 
 SMALL = Shape(layers=2, width=8, intermediate=12, heads=2, kv_heads=1, head_dim=4, vocabulary=4096, context=64)
 LAYER = 8 * 8 + 8 * 4 + 8 * 4 + 8 * 8 + 3 * 8 * 12  # q, k, v, o and the three of the feed-forward layer
+
+
+ROWS = {
+    "--clip-dual", "--mask-truncated", "--positive-only", "--pass-at-k", "--entropy-coef",
+    "--advantage-baseline batch --advantage-scale batch",
+    *(f"--policy-loss {kind}" for kind in get_args(PolicyLoss) if kind != "clip"),
+    *(f"--mismatch {kind}" for kind in get_args(Mismatch) if kind != "off"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("table", "more"), [("optima", {"--entropy-target", "--mismatch off"}), ("cost", set())])
+def test_every_option_of_the_loss_has_a_row_in_the_tables_of_optima_and_cost(table, more):
+    text = (Path(__file__).parents[1] / "docs" / "losses.md").read_text(encoding="utf-8")
+    _, rows, _ = re.split(f"<!-- (?:{table}: .*|end of {table}) -->", text)
+    for option in ROWS | more:
+        assert re.search(rf"^\| `(?:\(ppo\) )?{option}\b.* \| -?\d", rows, re.MULTILINE), option
 
 
 def test_forward_operations_are_those_that_torch_counts():

@@ -16,6 +16,7 @@ from helpers import FunctionScorer
 from tether import config
 from tether.algorithms import dpo, grpo, ppo, rejection_sampling, reward_model, sft
 from tether.algorithms.optimise import Optim
+from tether.algorithms.surrogate import Surrogate
 from tether.commands import TABLE, find
 from tether.evaluation import PolicyEvaluation
 from tether.flags import parse
@@ -104,7 +105,9 @@ def test_options_of_the_algorithms(name, algorithm):
     nested = dataclasses.asdict(defaults.sft) if name == "rejection_sampling" else {}
     own = {**nested, **vars(defaults)}
     expected = {
-        field.replace("_", "-"): str(value) for field, value in own.items() if field not in ("optim", "sampling", "sft")
+        field.replace("_", "-"): str(value)
+        for field, value in own.items()
+        if field not in ("optim", "sampling", "sft", "surrogate")
     }
     assert option_rows(section(page(f"algorithms/{name}"), "Options")) == expected
 
@@ -136,6 +139,7 @@ def test_common_options():
         "Steps": config.Steps,
         "Sampling": Sampling,
         "The rollout's budget": Budget,
+        "The policy's loss": Surrogate,
         "The optimizer": Optim,
     }
     for title, cls in groups.items():
@@ -219,7 +223,16 @@ def test_what_the_recorder_adds_to_a_row(tmp_path):
 UPDATES, SAMPLES, POLICY = "Every optimizer step", "Everything that samples", "Every policy update"
 
 
-@pytest.mark.parametrize(("name", "options"), [("ppo", {"target_kl": 0.1}), ("grpo", {"dynamic_sampling": 1})])
+CORRECTED = Surrogate(mismatch="tis")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ppo", {"target_kl": 0.1, "surrogate": CORRECTED}),
+        ("grpo", {"dynamic_sampling": 1, "surrogate": CORRECTED}),
+    ],
+)
 def test_metrics_of_policy_training(tiny, name, options):
     algorithm = ALGORITHMS[name]
     model, tokenizer = load_policy(tiny)

@@ -28,6 +28,7 @@ from tether.data.checks import DataReport, keep_apart
 from tether.data.fingerprint import fingerprint
 from tether.data.records import load_demonstrations, load_pairs, load_prompts
 from tether.errors import DataError
+from tether.models.adapters import WEIGHTS
 from tether.runtime.checkpoint import Checkpoints, Kept
 from tether.untrusted import LONGEST_LINE, one_line
 from tiny import byte_tokenizer
@@ -117,7 +118,7 @@ def require_whole(run: Path, code: int) -> None:
     if code == 0:
         assert rows
         assert json.loads((run / "summary.json").read_text())
-        assert (run / "model" / "model.safetensors").exists()
+        assert any((run / "model" / name).exists() for name in ("model.safetensors", WEIGHTS))  # or an adapter's
 
 
 def train(here: Path, *arguments: str) -> tuple[int, int | None]:

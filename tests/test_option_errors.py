@@ -69,6 +69,7 @@ def test_every_check_names_a_field_and_so_its_value(module, cls, message):
 CONFIGS = [
     *(getattr(tether, name).Config for name in ("sft", "reward_model", "rejection_sampling", "ppo", "grpo")),
     tether.Optim,
+    tether.Surrogate,
     Sampling,
     Budget,
     RunOptions,
@@ -110,6 +111,14 @@ def test_a_value_of_another_type_is_named_with_its_field(cls, name):
         (
             lambda: tether.ppo.Config(sampling=Sampling(temperature=0)),
             "temperature must be above 0, found 0: PPO learns from sampled tokens",
+        ),
+        (
+            lambda: tether.Surrogate(clip_dual=1.1),
+            "clip_dual must be at least 1 + clip_high, found clip_dual 1.1, clip_high 0.2",
+        ),
+        (
+            lambda: tether.grpo.Config(group_size=4, pass_at_k=4),
+            "pass_at_k must lie in 1..group_size - 1, found pass_at_k 4, group_size 4",
         ),
         (lambda: Sampling(stop=("", "a")), "stop strings must not be empty, found ('', 'a')"),
         (lambda: Sampling(stop="a"), "stop must be a list, each item text, found 'a'"),

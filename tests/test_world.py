@@ -14,6 +14,7 @@ from ranks import on_ranks
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.optimise import Optim
 from tether.algorithms.rollouts import first_of, rollout_figures
+from tether.algorithms.surrogate import Surrogate
 from tether.figures import Max, Mean, Min, Std, Sum, reduce
 from tether.models.memory import within_memory
 from tether.models.reference import reference_of
@@ -112,6 +113,16 @@ ALGORITHMS = {
     "ppo-target_kl": (ppo, {"epochs_per_step": 4, "target_kl": 1e-3}),
     "grpo": (grpo, {"group_size": 3}),
     "grpo-batch": (grpo, {"group_size": 3, "advantage_scale": "batch", "loss_reduction": "token_mean"}),
+    "grpo-reinforce++": (
+        grpo,
+        {
+            "advantage_baseline": "batch",
+            "advantage_scale": "batch",
+            "entropy_target": 9.0,
+            "epochs_per_step": 2,
+            "surrogate": Surrogate(policy_loss="sapo", mismatch="tis"),
+        },
+    ),
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tether import dpo, grpo, ppo, rejection_sampling, reward_model, sft
     from tether.algorithms.optimise import Optim
+    from tether.algorithms.surrogate import Surrogate
     from tether.api.measuring import Evaluation, evaluate, generate, score
     from tether.api.result import Run
     from tether.data.records import load_demonstrations, load_pairs, load_prompts
@@ -74,6 +75,7 @@ _HOMES = {
         "sft",
     ),
     "tether.algorithms.optimise": ("Optim",),
+    "tether.algorithms.surrogate": ("Surrogate",),
     "tether.api.measuring": (
         "Evaluation",
         "evaluate",
@@ -208,6 +210,7 @@ __all__ = [
     "StepRecord",
     "StepResult",
     "Stop",
+    "Surrogate",
     "TetherError",
     "Turn",
     "WeightedSum",

@@ -239,6 +239,9 @@ class RewardCalls:
     """Times to send a request to a server or judge again that is busy or gone, after pauses of 1, 2, 4, ... seconds."""
     request_concurrency: int = 16
     """Requests to a server or judge at the same time."""
+    overlap_scoring: bool = False
+    """Ask servers, judges and async functions about a group as soon as it has been sampled, and not about all groups of
+    a step at its end."""
 
     def __post_init__(self) -> None:
         ConfigError.unless_typed(self)

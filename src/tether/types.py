@@ -228,7 +228,7 @@ class Score:
     """One reward per token, adding up to ``total``, 0 where the policy did not emit the token; None puts the total on
     the last token that the policy emitted."""
     logged: Mapping[str, float] = field(default_factory=dict)
-    """Metrics that its rewards logged (:mod:`tether.rewards.logged`), the same for all completions of a call."""
+    """Metrics that its rewards logged (:mod:`tether.rewards.logged`), of the call or of this completion."""
     extra: Mapping[str, str] = field(default_factory=dict)
     """What its rewards logged for this completion."""
 

@@ -23,12 +23,11 @@ from tether.models.loading import load_policy
 from tether.models.reference import reference_of
 from tether.monitor.flat_rewards import all_flat, compared
 from tether.ops.advantages import (
-    batch_standardised,
     centred,
-    group_standardised,
     group_std,
     leave_one_out,
     reward_spread,
+    standardised,
     zero_variance,
 )
 from tether.types import Prompt, Sampling, Score, ScoredGroup, StepResult
@@ -67,7 +66,15 @@ APPLIES = torch.rand(40, 5, generator=torch.Generator().manual_seed(1)) < 0.6
 APPLIES[7] = False
 
 
-@pytest.mark.parametrize("advantage", [centred, leave_one_out, group_standardised])
+def by_group(rewards, applies=None):
+    return standardised(rewards, applies, scale="group")[0]
+
+
+def by_batch(rewards, applies=None):
+    return standardised(rewards, applies, scale="batch")[0]
+
+
+@pytest.mark.parametrize("advantage", [centred, leave_one_out, by_group])
 def test_a_group_is_as_if_the_others_had_not_been_sampled(advantage):
     found = advantage(torch.where(APPLIES, REWARDS, torch.tensor(math.nan)), APPLIES)
     sizes = set()
@@ -80,7 +87,7 @@ def test_a_group_is_as_if_the_others_had_not_been_sampled(advantage):
 
 
 def test_so_is_the_batch():
-    found = batch_standardised(torch.where(APPLIES, REWARDS, torch.tensor(math.nan)), APPLIES)
+    found = by_batch(torch.where(APPLIES, REWARDS, torch.tensor(math.nan)), APPLIES)
     differences = [row[a] - row[a].mean() for row, a in zip(REWARDS, APPLIES, strict=True) if a.any()]
     whole = torch.cat([d if len(d) > 1 else torch.zeros(1) for d in differences])
     torch.testing.assert_close(found[APPLIES], whole / (whole.std() + 1e-4))
@@ -104,14 +111,14 @@ def test_what_divides_the_rewards_leaves_them_out(scale):
 
 def test_a_mask_of_trues_is_no_mask():
     everywhere = torch.ones_like(APPLIES)
-    for advantage in (centred, leave_one_out, group_standardised, batch_standardised, zero_variance, group_std):
+    for advantage in (centred, leave_one_out, by_group, by_batch, zero_variance, group_std):
         torch.testing.assert_close(advantage(REWARDS, everywhere), advantage(REWARDS))
 
 
 @pytest.mark.parametrize("applies", [[[False, False]], [[True, False]]])
 def test_nothing_to_compare_is_no_signal(applies):
     mask, rewards = torch.tensor(applies), torch.tensor([[7.0, math.nan]])
-    for advantage in (centred, leave_one_out, group_standardised, batch_standardised):
+    for advantage in (centred, leave_one_out, by_group, by_batch):
         assert advantage(rewards, mask).tolist() == [[0.0, 0.0]]
     for scale in ("group", "batch", "none"):
         assert reward_spread(rewards, scale, mask).isfinite().all()
@@ -178,17 +185,19 @@ def test_grpo_gives_them_the_kl_alone(tiny, scale):
     assert (advantages[0][~absent[0]] != 0).all()
     with_kl = collected(grpo, tiny, without(groups, ABSENT), kl_coef=0.1, **options).experience
     assert (with_kl.advantages.view(4, 4)[1] != 0).all()  # the baseline of the KL term
-    assert len(with_kl.batch) == 16
+    assert len(with_kl.sampled.batch) == 16
 
 
 def test_ppo_leaves_them_out_of_the_update(tiny):
     groups = random_groups(4, 4)
     found = collected(ppo, tiny, without(groups, ABSENT), kl_coef=0.1, whiten_rewards=True)
     expected = collected(ppo, tiny, left(without(groups, ABSENT)), kl_coef=0.1, whiten_rewards=True)
-    assert len(found.experience.batch) == 8
-    for name in ("old_logp", "ref_logp", "values", "advantages", "returns"):
+    assert len(found.experience.sampled.batch) == 8
+    for name in ("sampler_logp", "old_logp", "ref_logp"):
+        torch.testing.assert_close(getattr(found.experience.sampled, name), getattr(expected.experience.sampled, name))
+    for name in ("values", "advantages", "returns"):
         torch.testing.assert_close(getattr(found.experience, name), getattr(expected.experience, name))
-    assert torch.equal(found.experience.batch.ids, expected.experience.batch.ids)
+    assert torch.equal(found.experience.sampled.batch.ids, expected.experience.sampled.batch.ids)
     assert found.kl == pytest.approx(collected(ppo, tiny, groups, kl_coef=0.1).kl)  # of all that was sampled
 
 

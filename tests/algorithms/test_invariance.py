@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from helpers import Frozen, gradient, random_groups, relative_error, step_gradient
+from helpers import Frozen, gradient, random_groups, relative_error, sampled, step_gradient
 from tether.algorithms import grpo, ppo, reward_model, sft
 from tether.algorithms.experience import GroupExperience, TokenExperience
 from tether.algorithms.optimise import Guard
@@ -79,9 +79,9 @@ def grpo_experience(groups, policy):
     generator = torch.Generator().manual_seed(3)
     shape = batch.mask.shape
     return GroupExperience(
-        batch=batch,
-        old_logp=-2 + torch.randn(shape, generator=generator),
-        ref_logp=-2 + torch.randn(shape, generator=generator),
+        sampled=sampled(
+            batch, -2 + torch.randn(shape, generator=generator), -2 + torch.randn(shape, generator=generator)
+        ),
         advantages=torch.randn(shape[0], generator=generator),
         kl_weight=torch.rand(shape[0], generator=generator),
     )
@@ -96,6 +96,7 @@ def test_grpo(policy, reduction, ratio_level, kl_level):
         reference=FrozenCopy(policy),
         optimizer=Frozen(policy),
         cursor=None,
+        entropy_coef=0.0,
         guard=Guard(token_budget=1),
         seed=0,
         total_steps=1,
@@ -131,11 +132,9 @@ def test_ppo(policy, own_trunk):
     torch.nn.init.normal_(state.critic.head.weight)
     base = grpo_experience(random_groups(4, 3), policy)
     generator = torch.Generator().manual_seed(4)
-    values, advantages, returns = (torch.randn(base.old_logp.shape, generator=generator) for _ in range(3))
+    values, advantages, returns = (torch.randn(base.sampled.old_logp.shape, generator=generator) for _ in range(3))
     experience = TokenExperience(
-        batch=base.batch,
-        old_logp=base.old_logp,
-        ref_logp=base.ref_logp,
+        sampled=base.sampled,
         values=values,
         advantages=advantages,
         returns=returns,

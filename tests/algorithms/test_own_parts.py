@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from tether.models.loading import load_policy
 from tether.models.masters import master_of
 from tether.models.reference import reference_of
 from tether.observers import Alarm, Stop
-from tether.ops.losses import LossTerms, clipped_surrogate
+from tether.ops.losses import LossTerms
+from tether.ops.surrogates import clipped_surrogate
 from tether.runtime.state import RunState, Snapshot, restore
 from tether.types import Prompt, Sampling, StepResult
 from tether.world import ALONE
@@ -80,11 +82,11 @@ def test_on_policy_cispo_has_the_gradient_of_the_clipped_surrogate(tiny, monkeyp
     state = grpo.State.create(model, config, reference=reference_of(model), prompts=2, total_steps=1, seed=0)
     groups = random_groups(2, 3)
     experience = grpo.collect(state, rollouts(groups), [], config=config, where="test", world=ALONE).experience
-    (logp,) = grpo.completion_logprobs(model, experience.batch, temperature=1.0)
+    (logp,) = grpo.completion_logprobs(model, experience.sampled.batch, temperature=1.0)
 
     def found(loss, shift):
         model.zero_grad()
-        shifted = grpo.GroupExperience(**{**vars(experience), "old_logp": logp.detach() - shift})
+        shifted = replace(experience, sampled=replace(experience.sampled, old_logp=logp.detach() - shift))
         objective = partial(grpo.objective, model, config=config, loss=loss)
         accumulate_minibatch(state, shifted, objective, grpo.plan_of(config), world=ALONE)
         return gradient(model)

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
+from tether.algorithms.surrogate import Surrogate, surrogate_of
 from tether.ops.losses import (
     LossInputs,
     ValueInputs,
     bradley_terry,
-    clipped_surrogate,
     clipped_value,
     grpo_loss,
+    grpo_terms,
     kl_terms,
     negative_log_likelihood,
     ppo_loss,
@@ -45,40 +46,6 @@ def test_bradley_terry_of_a_hopeless_pair_is_finite():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "loss", "clipped"),
-    [
-        (1.0, 2.0, -2.0, False),
-        (1.5, 2.0, -2.6, True),  # clipped at 1.3
-        (1.5, -2.0, 3.0, False),  # a bad token that got likelier is punished in full
-        (0.5, 2.0, -1.0, False),  # a good token that got less likely is rewarded in full
-        (0.5, -2.0, 1.6, True),  # clipped at 0.8
-    ],
-)
-def test_clipped_surrogate_cases(ratio, advantage, loss, clipped):
-    log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
-    found, where = clipped_surrogate(log_ratio, torch.tensor([advantage]), clip_low=0.2, clip_high=0.3)
-    assert found.item() == pytest.approx(loss)
-    assert where.item() is clipped
-    found.backward()
-    assert (log_ratio.grad == 0).item() is clipped  # the flag says where the gradient is cut
-
-
-def test_on_policy_surrogate_gradient_is_the_policy_gradient():
-    log_ratio = torch.zeros(7, requires_grad=True)
-    advantages = torch.randn(7)
-    clipped_surrogate(log_ratio, advantages, clip_low=0.2, clip_high=0.2)[0].sum().backward()
-    torch.testing.assert_close(log_ratio.grad, -advantages)
-
-
-def test_surrogate_by_a_loop():
-    log_ratio, advantages = torch.randn(2, 50)
-    found, _ = clipped_surrogate(log_ratio, advantages, clip_low=0.1, clip_high=0.4)
-    for x, a, f in zip(log_ratio.tolist(), advantages.tolist(), found.tolist(), strict=True):
-        rho = math.exp(x)
-        assert f == pytest.approx(max(-a * rho, -a * min(max(rho, 0.9), 1.4)), rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize(
     ("value", "old", "target", "loss", "clipped"),
     [
         (1.0, 1.0, 3.0, 2.0, False),
@@ -108,7 +75,7 @@ def inputs(shape=(2, 3), *, seed=0, **given):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.ones(shape, dtype=torch.bool)
     mask[-1, -1] = False
-    names = ("logp", "old_logp", "ref_logp", "entropy", "advantages")
+    names = ("logp", "old_logp", "sampler_logp", "ref_logp", "entropy", "advantages")
     tensors = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name in names}
     return LossInputs(**{**tensors, "mask": mask, **given})
 
@@ -120,28 +87,35 @@ def test_ppo_loss_worked_by_hand():
     policy = LossInputs(
         logp=one * (log_ratio - 1),
         old_logp=-one,
+        sampler_logp=-one,
         ref_logp=one * math.nan,  # PPO pays the KL in its rewards
         entropy=one * 0.7,
         advantages=one * 2,
         mask=torch.ones(1, 1, dtype=torch.bool),
     )
     value = ValueInputs(values=one, old_values=one, returns=one * 3)
-    options = {"clip_low": 0.1, "clip_high": 0.2, "value_clip": 0.2, "value_coef": 0.5}
-    found = ppo_loss(policy, value, entropy_coef=0.1, **options)
+    surrogate = surrogate_of(policy, Surrogate(clip_low=0.1))
+    options = {"value_clip": 0.2, "value_coef": 0.5}
+    found = ppo_loss(surrogate, policy, value, entropy_coef=0.1, **options)
     assert found.loss.item() == pytest.approx(-2.4 + 0.5 * 2.0 - 0.1 * 0.7)
     figures = {name: float(x) for name, x in found.figures.items()}
     expected = {"loss/policy": -2.4, "loss/value": 2.0, "entropy": 0.7, "val/ratio": 1.5}
     assert figures == pytest.approx(expected | {"policy/clipfrac": 1.0, "val/clipfrac": 0.0})
-    assert ppo_loss(policy, value, entropy_coef=0.0, **options).loss.item() == pytest.approx(-1.4)
+    assert ppo_loss(surrogate, policy, value, entropy_coef=0.0, **options).loss.item() == pytest.approx(-1.4)
 
 
-GRPO = {"clip_low": 0.2, "clip_high": 0.3, "kl_weight": 0.4, "kl_estimator": "k2"}
+GRPO = {"kl_weight": 0.4, "kl_estimator": "k2"}
+
+
+def grpo(one, *, ratio_level="token", **options):
+    surrogate = surrogate_of(one, Surrogate(clip_high=0.3), ratio_level=ratio_level)
+    return grpo_loss(grpo_terms(surrogate, one.advantages), one, **{**GRPO, "kl_level": "token", **options})
 
 
 def test_grpo_loss_by_a_loop():
     one = inputs()
     for level in ("token", "sequence"):
-        found = grpo_loss(one, ratio_level=level, kl_level="token", **GRPO).loss
+        found = grpo(one, ratio_level=level).loss
         for b in range(2):
             emitted = [t for t in range(3) if one.mask[b, t]]
             log_ratios = [float(one.logp[b, t] - one.old_logp[b, t]) for t in range(3)]
@@ -172,14 +146,30 @@ def test_tokens_that_were_not_emitted_reach_no_other_tokens_loss(level):
     spoilt = inputs(
         **{name: torch.where(clean.mask, getattr(clean, name), 1e6) for name in ("logp", "old_logp", "ref_logp")}
     )
-    loss = [grpo_loss(one, ratio_level=level, kl_level=level, **GRPO).loss[clean.mask] for one in (clean, spoilt)]
+    loss = [grpo(one, ratio_level=level, kl_level=level).loss[clean.mask] for one in (clean, spoilt)]
     torch.testing.assert_close(loss[0], loss[1])
 
 
 def test_each_completion_may_have_its_own_weight_of_the_kl():
     one = inputs()
     weights = torch.tensor([[0.5], [2.0]], dtype=torch.float64)
-    options = {**GRPO, "ratio_level": "token", "kl_level": "sequence"}
-    found = grpo_loss(one, **{**options, "kl_weight": weights}).loss
+    found = grpo(one, kl_level="sequence", kl_weight=weights).loss
     for b, weight in enumerate((0.5, 2.0)):
-        assert torch.equal(found[b], grpo_loss(one, **{**options, "kl_weight": weight}).loss[b])
+        assert torch.equal(found[b], grpo(one, kl_level="sequence", kl_weight=weight).loss[b])
+
+
+def test_the_entropy_bonus_of_grpo_is_taken_from_every_token():
+    one = inputs()
+    plain, found = grpo(one), grpo(one, entropy_coef=0.3)
+    torch.testing.assert_close(found.loss, plain.loss - 0.3 * one.entropy)
+
+
+def test_a_completion_outside_of_the_loss_leaves_a_finite_gradient():
+    """At the sequence level its KL has no tokens to be shared by."""
+    logp = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    mask = torch.tensor([[True, True, False], [False, False, False]])
+    for level in ("token", "sequence"):
+        (gradient,) = torch.autograd.grad(grpo(inputs(logp=logp, mask=mask), kl_level=level).loss[mask].sum(), logp)
+        assert gradient.isfinite().all()
+        assert (gradient[0, :2] != 0).all()
+        assert (gradient[1] == 0).all()

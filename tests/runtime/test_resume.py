@@ -26,8 +26,8 @@ LONGER = {
     "reward": f"{LINES['reward']} --batch-size 4 --epochs 2 --evals-per-epoch 2 --patience 0",
     "dpo": f"{LINES['dpo']} --batch-size 4 --evals-per-epoch 2 {HELD_OUT} --eval-reward length:3 --max-new-tokens 4",
     "rejection-sampling": f"{LINES['rejection-sampling']} --rounds 2 --epochs 2",
-    "ppo": f"{LINES['ppo']} --adaptive-kl-target 0.1 --critic-trunk",
-    "grpo": f"{LINES['grpo']} --group-size 3 --dynamic-sampling 1",
+    "ppo": f"{LINES['ppo']} --adaptive-kl-target 0.1 --critic-trunk --mismatch tis",
+    "grpo": f"{LINES['grpo']} --group-size 3 --dynamic-sampling 1 --entropy-target 9",
 }
 """With all that a state may hold."""
 LONGER |= {f"{name}, an adapter": f"{line} --lora-rank 2" for name, line in LONGER.items()}

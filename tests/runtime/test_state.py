@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from helpers import random_groups
+from helpers import random_groups, sampled
 from tether.algorithms.experience import GroupExperience
 from tether.algorithms.rollouts import batch_of
 from tether.errors import RunError
@@ -22,14 +22,14 @@ def test_tensors_that_decide_shapes_come_back_to_the_host_and_the_others_to_the_
     batch = batch_of(random_groups(2, 2), torch.device("cpu"))
     logp = torch.zeros(batch.mask.shape)
     rows = torch.zeros(4)
-    made = GroupExperience(batch=batch, old_logp=logp, ref_logp=logp, advantages=rows, kl_weight=rows)
+    made = GroupExperience(sampled=sampled(batch, logp), advantages=rows, kl_weight=rows)
     snapshot = Snapshot()
     plain = snapshot._fields(made, "x.")
     found = Saved(Path(), snapshot.tensors).build(GroupExperience, plain, "x", device=torch.device("meta"))
-    on_device = {"ids": found.batch.ids, "mask": found.batch.mask, "old_logp": found.old_logp}
+    on_device = {"ids": found.sampled.batch.ids, "mask": found.sampled.loss_mask, "old_logp": found.sampled.old_logp}
     assert {name: tensor.device.type for name, tensor in on_device.items()} == dict.fromkeys(on_device, "meta")
     for name in ("prompt_lengths", "completion_lengths", "prompt_index"):
-        assert torch.equal(getattr(found.batch, name), getattr(batch, name))
+        assert torch.equal(getattr(found.sampled.batch, name), getattr(batch, name))
     found.rows(torch.tensor([1, 3]))  # which would mix devices otherwise
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import PreTrainedModel
 
-from tether.algorithms.rollouts import applies_of, scores_of
+from tether.algorithms.pending import Rollouts
+from tether.algorithms.phases import PhaseClock
+from tether.algorithms.rollouts import applies_of, first_of, generator_figures, roll_out, scores_of
 from tether.figures import Figures, Mean, Sum
 from tether.ops.advantages import zero_variance
-from tether.types import Prompt, ScoredGroup
+from tether.types import Generator, Prompt, Sampling, ScoredGroup, Scorer
+from tether.world import World
 
 
 def dynamically(
@@ -45,3 +49,37 @@ def dynamically(
         "sampling/frac_zero_std_drawn": Mean(len(flat) / drawn, drawn),
     }
     return tuple((kept + flat)[: len(prompts)]), figures, tuple(asked)
+
+
+def roll_out_groups(
+    prompts: Sequence[Prompt],
+    *,
+    generator: Generator,
+    scorer: Scorer,
+    policy: PreTrainedModel,
+    group_size: int,
+    sampling: Sampling,
+    seed: Callable[[int], int],
+    replacements: int,
+    fresh: Callable[[int], Sequence[Prompt]] | None,
+    world: World,
+) -> Rollouts:
+    """The rollouts of a step: scored groups of the prompts, or with ``replacements`` of others in place of those of
+    zero variance (:func:`dynamically`). ``seed(n)`` is that of attempt n."""
+    first, clock = first_of(prompts, world), PhaseClock(policy.device)
+
+    def attempt(wanted: Sequence[Prompt], number: int) -> list[ScoredGroup]:
+        return roll_out(
+            wanted,
+            generator=generator,
+            scorer=scorer,
+            policy=policy,
+            group_size=group_size,
+            sampling=sampling,
+            seed=seed(number),
+            first=first,
+            clock=clock,
+        )
+
+    groups, figures, drawn = dynamically(prompts, attempt, replacements=replacements, fresh=fresh)
+    return Rollouts(groups=groups, figures=figures | generator_figures(generator), clock=clock, drawn=drawn)

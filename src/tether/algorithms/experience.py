@@ -1,4 +1,4 @@
-"""What an update learns from: a batch, and tensors of its rows, without gradient; and what that says per completion."""
+"""What an update learns from: completions, and tensors of their rows, without gradient; and what that says of each."""
 
 from __future__ import annotations
 
@@ -11,16 +11,42 @@ from torch import Tensor
 from tether.types import Batch, CompletionFigures, ScoredGroup
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """Completions as a batch, and the log-probs of their tokens, [B, T] each, 0 where the policy did not emit one."""
+
+    batch: Batch
+    learned: Tensor  # [B] bool, whether the loss applies to the completion
+    sampler_logp: Tensor
+    """Log-probs that the tokens were drawn with."""
+    old_logp: Tensor
+    """Log-probs under the policy at the start of the update."""
+    ref_logp: Tensor
+    """Log-probs under the reference."""
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """Emitted tokens that the loss applies to, [B, T] bool."""
+        return self.batch.mask & self.learned.unsqueeze(1)
+
+    def rows(self, index: Tensor) -> Sampled:
+        """The rows at ``index``, trimmed to the longest of them."""
+        batch = self.batch.rows(index)
+        width = batch.mask.size(1)
+        return Sampled(
+            batch=batch,
+            learned=self.learned[index],
+            sampler_logp=self.sampler_logp[index, :width],
+            old_logp=self.old_logp[index, :width],
+            ref_logp=self.ref_logp[index, :width],
+        )
+
+
 class Experience(Protocol):
-    """The data of one update: a batch, and tensors of its rows, without gradient."""
+    """The data of one update: completions, and tensors of their rows, without gradient."""
 
     @property
-    def batch(self) -> Batch: ...
-
-    @property
-    def old_logp(self) -> Tensor:
-        """Log-probs of the emitted tokens under the policy at the start of the update, [B, T]."""
-        ...
+    def sampled(self) -> Sampled: ...
 
     def rows(self, index: Tensor) -> Self:
         """The rows at ``index``, trimmed to the longest of them."""
@@ -29,23 +55,19 @@ class Experience(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenExperience:
-    """PPO's, with an advantage per token. All tensors but the batch's are [B, T], 0 where the mask is False."""
+    """PPO's, with an advantage per token. All are [B, T], 0 where the policy did not emit the token."""
 
-    batch: Batch
-    old_logp: Tensor
-    ref_logp: Tensor
+    sampled: Sampled
     values: Tensor
     advantages: Tensor
     returns: Tensor
 
     def rows(self, index: Tensor) -> TokenExperience:
         """The rows at ``index``, trimmed to the longest of them."""
-        batch = self.batch.rows(index)
-        width = batch.mask.size(1)
+        sampled = self.sampled.rows(index)
+        width = sampled.batch.mask.size(1)
         return TokenExperience(
-            batch=batch,
-            old_logp=self.old_logp[index, :width],
-            ref_logp=self.ref_logp[index, :width],
+            sampled=sampled,
             values=self.values[index, :width],
             advantages=self.advantages[index, :width],
             returns=self.returns[index, :width],
@@ -56,22 +78,14 @@ class TokenExperience:
 class GroupExperience:
     """GRPO's, with an advantage per completion."""
 
-    batch: Batch
-    old_logp: Tensor  # [B, T]
-    ref_logp: Tensor  # [B, T]
+    sampled: Sampled
     advantages: Tensor  # [B]
     kl_weight: Tensor  # [B], of each completion's KL term in the loss
 
     def rows(self, index: Tensor) -> GroupExperience:
         """The rows at ``index``, trimmed to the longest of them."""
-        batch = self.batch.rows(index)
-        width = batch.mask.size(1)
         return GroupExperience(
-            batch=batch,
-            old_logp=self.old_logp[index, :width],
-            ref_logp=self.ref_logp[index, :width],
-            advantages=self.advantages[index],
-            kl_weight=self.kl_weight[index],
+            sampled=self.sampled.rows(index), advantages=self.advantages[index], kl_weight=self.kl_weight[index]
         )
 
 
@@ -79,8 +93,8 @@ def group_figures(
     groups: Sequence[ScoredGroup], experience: GroupExperience
 ) -> tuple[tuple[CompletionFigures, ...], ...]:
     """Figures of the tokens of each completion of GRPO's step; the advantage is the completion's, at each of them."""
-    advantages = experience.advantages.unsqueeze(1) * experience.batch.mask
-    return completion_figures(groups, experience.ref_logp.tolist(), advantages.tolist())
+    advantages = experience.advantages.unsqueeze(1) * experience.sampled.batch.mask
+    return completion_figures(groups, experience.sampled.ref_logp.tolist(), advantages.tolist())
 
 
 def token_figures(
@@ -88,7 +102,7 @@ def token_figures(
 ) -> tuple[tuple[CompletionFigures, ...], ...]:
     """Figures of the tokens of each completion of PPO's step; ``left_out`` [N, T] are the log-probs under the reference
     of the completions that the experience leaves out, because no reward applies to them: they have no advantage."""
-    kept = zip(experience.ref_logp.tolist(), experience.advantages.tolist(), strict=True)
+    kept = zip(experience.sampled.ref_logp.tolist(), experience.advantages.tolist(), strict=True)
     others = iter([] if left_out is None else left_out.tolist())
     rows = [(next(others), None) if score.total is None else next(kept) for group in groups for score in group.scores]
     return completion_figures(groups, *zip(*rows, strict=True))

@@ -1,7 +1,7 @@
 """Group-relative policy optimisation (Shao et al. 2024, arXiv 2402.03300): no critic, the group is the baseline.
 
     A_i = (r_i - mean of the group) / (std of the group + 1e-4)
-    loss = mean over completions of mean over tokens of clipped surrogate(rho_t, A_i) + kl_coef * KL estimate
+    loss = mean over completions of mean over tokens of surrogate(rho_t, A_i) + kl_coef * KL estimate
 
 Departures from the paper, each with its reason:
 
@@ -32,45 +32,34 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.dynamic_sampling import dynamically
+from tether.algorithms.dynamic_sampling import roll_out_groups
 from tether.algorithms.experience import GroupExperience, group_figures
 from tether.algorithms.optimise import Guard, Optim, OptimizerFactory, optimizer_for, peak_learning_rate
-from tether.algorithms.own_loss import Loss, with_kl
+from tether.algorithms.own_loss import Loss, own_terms
 from tether.algorithms.pending import Rollouts, evaluated, publish, rollouts_of
-from tether.algorithms.phases import PhaseClock
 from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
     CUTS_SUPPORT,
     applies_of,
-    batch_of,
-    first_of,
-    generator_figures,
     kl_figures,
     lengths_of,
-    old_logprobs,
-    reference_logprobs,
     require_rewards,
-    roll_out,
     rollout_figures,
+    sampled_of,
     scores_of,
 )
+from tether.algorithms.surrogate import OldLogp, Surrogate, inputs_of, old_logp_from, surrogate_of
 from tether.data.batching import Cursor
 from tether.errors import ConfigError
 from tether.figures import Figures, Mean, Sum, reduce
 from tether.models.flops import forward_flops, shape_of, training_factor
 from tether.models.policy import completion_logprobs
 from tether.models.reference import Reference, as_reference
-from tether.ops.advantages import (
-    Scale,
-    batch_standardised,
-    centred,
-    group_standardised,
-    leave_one_out,
-    reward_spread,
-)
+from tether.ops.advantages import Baseline, Scale, max_of_k, relative, standardised
 from tether.ops.divergence import KLEstimator, kl_slope
-from tether.ops.losses import Level, LossInputs, LossTerms, grpo_loss
+from tether.ops.losses import LossInputs, LossTerms, grpo_loss, grpo_terms
 from tether.ops.reduce import Reduction
+from tether.ops.surrogates import Level, adapt_entropy_coef, entropy_price
 from tether.seeds import derive_seed
 from tether.stop_requests import at_safe_points
 from tether.types import Generator, Metrics, Prompt, Sampling, ScoredGroup, Scorer, StepResult
@@ -88,8 +77,13 @@ class Config:
     """Completions per prompt, whose rewards are compared with each other."""
     advantage_scale: Scale = "group"
     """Scale of the advantages: divide by the std of the group, of the whole batch, or not at all."""
-    advantage_baseline: Literal["mean", "leave_one_out"] = "mean"
-    """Baseline: the mean of the group, or leave_one_out, of the others (RLOO; requires advantage_scale none)."""
+    advantage_baseline: Baseline = "mean"
+    """Baseline: the mean of the group, or leave_one_out, of the others (RLOO; requires advantage_scale none), or of the
+    whole batch (REINFORCE++; group_size may then be 1)."""
+    pass_at_k: int = 1
+    """Pass@k training: reward each completion by what it adds to the best of this many draws; 1 rewards it alone."""
+    positive_only: bool = False
+    """Learn from positive advantages only: negative ones count as 0."""
     kl_coef: float = 0.04
     """Weight of the KL to the reference in the loss."""
     kl_units: Literal["reward", "advantage"] = "reward"
@@ -104,10 +98,13 @@ class Config:
     DAPO), or divided by the maximum length (fixed_length, Dr. GRPO)."""
     ratio_level: Level = "token"
     """Importance ratio per token, or per sequence: exp(mean log-ratio) (GSPO)."""
-    clip_low: float = 0.2
-    """Lower clip of the importance ratio: 1 - this."""
-    clip_high: float = 0.2
-    """Upper clip of the importance ratio: 1 + this. A value above clip_low is DAPO's clip-higher."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus; with entropy_target, its initial value."""
+    entropy_target: float | None = None
+    """Target of the adaptive entropy bonus, in nats per token: entropy_coef rises while the entropy is at most this,
+    falls while it is above, and applies below only (Skywork-OR1). By default entropy_coef is constant."""
+    entropy_step: float = 0.005
+    """What the adaptive entropy_coef rises or falls by per step."""
     epochs_per_step: int = 1
     """Times that a step goes through its completions: it takes epochs_per_step * minibatches optimizer steps."""
     minibatches: int = 1
@@ -120,29 +117,40 @@ class Config:
     probability and never come back."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
+    surrogate: Surrogate = field(default_factory=Surrogate)
     sampling: Sampling = field(default_factory=Sampling)
     optim: Optim = field(default_factory=lambda: Optim(adam_beta2=0.95))
 
     def __post_init__(self) -> None:
-        loo = self.advantage_baseline == "leave_one_out"
         ConfigError.unless_typed(self)
+        alone, scale = self.advantage_baseline == "batch", self.advantage_scale
+        compares = "GRPO compares a prompt's completions with each other"
         ConfigError.unless(
             self,
             {
-                "group_size must be at least 2: GRPO compares a prompt's completions with each other": self.group_size
-                >= 2,
-                "leave_one_out requires advantage_scale none": not loo or self.advantage_scale == "none",
+                f"group_size must be at least 2: {compares}": self.group_size >= 2 or (alone and self.group_size == 1),
+                "leave_one_out requires advantage_scale none": self.advantage_baseline != "leave_one_out"
+                or scale == "none",
+                "advantage_baseline batch requires advantage_scale batch or none": not alone or scale != "group",
+                "pass_at_k must lie in 1..group_size - 1": 1 <= self.pass_at_k < max(2, self.group_size),
                 "kl_coef must be 0 or more": self.kl_coef >= 0,
-                "clip_low must lie in (0, 1]": 0 < self.clip_low <= 1,
-                "clip_high must be positive": self.clip_high > 0,
+                "entropy_coef must be 0 or more": self.entropy_coef >= 0,
+                "entropy_target must be positive": self.entropy_target is None or self.entropy_target > 0,
+                "entropy_step must be positive": self.entropy_step > 0,
                 "epochs_per_step must be at least 1": self.epochs_per_step >= 1,
                 "minibatches must be at least 1": self.minibatches >= 1,
                 "dynamic_sampling must be 0 or more": self.dynamic_sampling >= 0,
+                "dynamic_sampling needs a group_size of at least 2": not self.dynamic_sampling or self.group_size >= 2,
                 "micro_batch_tokens must be at least 1": self.micro_batch_tokens >= 1,
                 "temperature must be above 0: GRPO learns from sampled tokens": self.sampling.temperature > 0,
                 CUTS_SUPPORT: self.allow_truncated_sampling or not self.sampling.cuts_support,
             },
         )
+
+    @property
+    def old_logp(self) -> OldLogp:
+        """Where old log-probs come from."""
+        return old_logp_from(self.surrogate, self.sampling, from_update=self.epochs_per_step * self.minibatches == 1)
 
 
 @dataclass(kw_only=True)
@@ -153,10 +161,13 @@ class State:
     reference: Reference
     optimizer: torch.optim.Optimizer
     cursor: Cursor
+    entropy_coef: float
     seed: int
     total_steps: int
     guard: Guard
     step: int = 0
+    entropy: float | None = None
+    """Entropy of the last update, nats per token; None before the first."""
     update: Update[GroupExperience] | None = None
     """The current step's update, once its experience is collected, until the step is over; None between steps."""
 
@@ -180,6 +191,7 @@ class State:
             reference=as_reference(reference, policy),
             optimizer=optimizer_for([(policy.parameters(), rate)], config.optim, optimizer),
             cursor=Cursor(prompts, seed),
+            entropy_coef=config.entropy_coef,
             seed=seed,
             total_steps=total_steps,
             guard=Guard(token_budget=config.micro_batch_tokens),
@@ -208,7 +220,7 @@ def step(
 ) -> StepResult:
     """One GRPO step: roll out, score, compare within groups, update.
 
-    ``fresh(n)`` returns n new prompts, for dynamic sampling. ``loss`` takes the place of the clipped surrogate
+    ``fresh(n)`` returns n new prompts, for dynamic sampling. ``loss`` takes the place of the surrogate
     (:func:`objective`). ``evaluate()`` is called when ``generator`` has the new weights, and its metrics are those of
     the step too.
 
@@ -217,12 +229,19 @@ def step(
     :class:`ConfigError` until :meth:`State.abandon`.
     """
     where = f"grpo step {state.step + 1}"
-
-    def roll() -> Rollouts:
-        return roll_out_groups(
-            state, prompts, generator=generator, scorer=scorer, config=config, world=world, fresh=fresh
-        )
-
+    roll = partial(
+        roll_out_groups,
+        prompts,
+        generator=generator,
+        scorer=scorer,
+        policy=state.policy,
+        group_size=config.group_size,
+        sampling=config.sampling,
+        seed=partial(derive_seed, state.seed, "rollout", state.step),
+        replacements=config.dynamic_sampling,
+        fresh=fresh,
+        world=world,
+    )
     in_memory = state.update is not None and state.update.rollouts is not None
     rollouts = rollouts_of(state.update, prompts, roll, where=where, world=world)
     if in_memory and fresh is not None:
@@ -231,44 +250,47 @@ def step(
     groups, clock = rollouts.groups, rollouts.clock
     update = state.update or collect(state, rollouts, prompts, config=config, where=where, world=world)
     state.update = update
+    price = entropy_price(state.entropy_coef, state.entropy, target=config.entropy_target)
     with clock.phase("update"):
-        of_rows = partial(objective, state.policy, config=config, loss=loss)
+        of_rows = partial(objective, state.policy, config=config, loss=loss, entropy_coef=price)
         learned = learn(state, update, of_rows, plan_of(config), where=where, world=world)
     publish(generator, state.step + 1, state.policy, clock)
     evaluation = evaluated(evaluate, clock)
     figures = rollouts.figures | rollout_figures(groups) | clock.figures() | step_flops(state, groups, config)
-    metrics = update.metrics | learned.metrics | reduce(figures, world) | evaluation
+    metrics = update.metrics | learned.metrics | {"entropy_coef": price} | reduce(figures, world) | evaluation
     result = StepResult(metrics=metrics, groups=groups, figures=group_figures(groups, update.experience))
+    state.entropy = learned.metrics.get("entropy", state.entropy)
+    if config.entropy_target is not None and state.entropy is not None:
+        target, by = config.entropy_target, config.entropy_step
+        state.entropy_coef = adapt_entropy_coef(state.entropy_coef, state.entropy, target=target, step=by)
     state.update, state.step = None, state.step + 1
     return result
 
 
 def objective(
-    policy: PreTrainedModel, part: GroupExperience, config: Config, loss: Loss | None = None
+    policy: PreTrainedModel,
+    part: GroupExperience,
+    config: Config,
+    loss: Loss | None = None,
+    entropy_coef: float = 0.0,
 ) -> tuple[LossInputs, LossTerms]:
-    """The loss inputs of the rows in ``part``, and the loss of each of their tokens: the clipped surrogate, or what
-    ``loss`` makes of the inputs, plus the KL term of ``config``."""
-    logp, entropy = completion_logprobs(policy, part.batch, temperature=config.sampling.temperature, entropy=True)
-    inputs = LossInputs(
-        logp=logp,
-        old_logp=part.old_logp,
-        ref_logp=part.ref_logp,
-        entropy=entropy,
-        advantages=part.advantages.unsqueeze(1).expand_as(logp),
-        mask=part.batch.mask,
+    """The loss inputs of the rows in ``part``, and the loss of each of their tokens: the surrogate, or what ``loss``
+    makes of the inputs, plus the KL term and the entropy bonus."""
+    logp, entropy = completion_logprobs(
+        policy, part.sampled.batch, temperature=config.sampling.temperature, entropy=True
     )
-    kl_weight = part.kl_weight.unsqueeze(1)
+    inputs = inputs_of(part.sampled, logp, entropy, part.advantages.unsqueeze(1).expand_as(logp), old=config.old_logp)
     if loss is not None:
-        terms = loss(inputs)
-        return inputs, with_kl(terms, inputs, kl_weight, estimator=config.kl_estimator, level=config.kl_level)
+        terms = own_terms(loss, inputs)
+    else:
+        terms = grpo_terms(surrogate_of(inputs, config.surrogate, ratio_level=config.ratio_level), inputs.advantages)
     return inputs, grpo_loss(
+        terms,
         inputs,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
-        ratio_level=config.ratio_level,
-        kl_weight=kl_weight,
+        kl_weight=part.kl_weight.unsqueeze(1),
         kl_estimator=config.kl_estimator,
         kl_level=config.kl_level,
+        entropy_coef=entropy_coef,
     )
 
 
@@ -289,52 +311,9 @@ def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config) -> F
     forward = forward_flops(shape_of(state.policy), lengths_of(groups))
     return {
         "flops/generate": Sum(forward),
-        "flops/reference": Sum(forward * (1 + config.sampling.truncated)),
+        "flops/reference": Sum(forward * (1 + (config.old_logp == "pass"))),
         "flops/update": Sum(training_factor(state.policy) * forward * config.epochs_per_step),
     }
-
-
-def roll_out_groups(
-    state: State,
-    prompts: Sequence[Prompt],
-    *,
-    generator: Generator,
-    scorer: Scorer,
-    config: Config,
-    world: World,
-    fresh: Callable[[int], Sequence[Prompt]] | None,
-) -> Rollouts:
-    """Scored groups of the prompts, or with ``dynamic_sampling`` of others in place of those of zero variance."""
-    first, clock = first_of(prompts, world), PhaseClock(state.policy.device)
-
-    def attempt(wanted: Sequence[Prompt], number: int) -> list[ScoredGroup]:
-        return roll_out(
-            wanted,
-            generator=generator,
-            scorer=scorer,
-            policy=state.policy,
-            group_size=config.group_size,
-            sampling=config.sampling,
-            seed=derive_seed(state.seed, "rollout", state.step, number),
-            first=first,
-            clock=clock,
-        )
-
-    groups, figures, drawn = dynamically(prompts, attempt, replacements=config.dynamic_sampling, fresh=fresh)
-    return Rollouts(groups=groups, figures=figures | generator_figures(generator), clock=clock, drawn=drawn)
-
-
-def advantages_of(scores: Tensor, config: Config, world: World, applies: Tensor | None = None) -> Tensor:
-    """The group-relative advantage of each completion, 0 where no reward ``applies``. [P, G] -> [P, G]."""
-    if config.advantage_baseline == "leave_one_out":
-        return leave_one_out(scores, applies)
-    match config.advantage_scale:
-        case "group":
-            return group_standardised(scores, applies)
-        case "batch":
-            return batch_standardised(scores, applies, gather=world.gather)
-        case "none":
-            return centred(scores, applies)
 
 
 def collect(
@@ -344,45 +323,49 @@ def collect(
     completion."""
     groups, clock = rollouts.groups, rollouts.clock
     require_rewards(groups, where=where, world=world)
-    batch = batch_of(groups, state.policy.device)
-    temperature = config.sampling.temperature
-
-    def passes(budget: int) -> tuple[Tensor, Tensor]:
-        return (
-            old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
-            reference_logprobs(state.reference, batch, temperature=temperature, token_budget=budget),
-        )
-
+    measure = partial(
+        sampled_of,
+        groups,
+        state.policy,
+        state.reference,
+        recompute=config.old_logp == "pass",
+        temperature=config.sampling.temperature,
+        mask_truncated=config.surrogate.mask_truncated,
+    )
     with clock.phase("reference"):
-        old_logp, ref_logp = state.guard.fit(passes, world)
+        sampled = state.guard.fit(lambda budget: measure(token_budget=budget), world)
     with clock.phase("advantage"):
-        metrics = reduce(kl_figures(old_logp, ref_logp, batch.mask, where=where), world)
+        metrics = reduce(kl_figures(sampled.old_logp, sampled.ref_logp, sampled.batch.mask, where=where), world)
+        log_ratio = sampled.old_logp - sampled.ref_logp
         scores, applies = scores_of(groups, state.policy.device), applies_of(groups, state.policy.device)
-        advantages = advantages_of(scores, config, world, applies)
-        spread = reward_spread(scores, config.advantage_scale, applies, gather=world.gather)
-        weight = config.kl_coef / spread if config.kl_units == "reward" else torch.full_like(spread, config.kl_coef)
-        if config.kl_level == "sequence":
-            baseline = kl_baseline(old_logp - ref_logp, len(groups), config)
-            advantages = advantages + weight.unsqueeze(1) * baseline
+        advantages, weight, spread = advantages_of(scores, log_ratio, config, world, applies)
         price = {"kl_coef/effective": Mean(float((weight * spread).mean()), len(groups))}
         metrics |= reduce(price, world) | {"advantage_std": float(torch.cat(world.gather(advantages)).std())}
     experience = GroupExperience(
-        batch=batch,
-        old_logp=old_logp,
-        ref_logp=ref_logp,
+        sampled=sampled,
         advantages=advantages.flatten(),
         kl_weight=weight.repeat_interleave(config.group_size),
     )
     return Update.begun(experience, rollouts, prompts, metrics)
 
 
-def kl_baseline(log_ratio: Tensor, groups: int, config: Config) -> Tensor:
-    """The mean of the KL term's slope c(d) over the group, or over its other members: [P, G].
+def advantages_of(
+    scores: Tensor, log_ratio: Tensor, config: Config, world: World, applies: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The advantages of completions [P, G], the weight of each group's KL term [P], and what divided the rewards of
+    each [P]. ``log_ratio`` is logp - ref_logp [P * G, T], 0 where the policy did not emit the token.
 
-    The gradient of the KL term has the weight -kl_coef * c(d_i) for completion i. Adding kl_coef times this baseline to
-    the advantage makes it -kl_coef * (c(d_i) - baseline), which is zero on average, like the reward's weight.
-    ``log_ratio`` is logp - ref_logp [B, T], 0 where the policy did not emit the token.
+    The gradient of the sequence-level KL term has the weight -kl_coef * c(d_i) for completion i. Its baseline, the mean
+    of c(d) over what the rewards are compared with, makes that -kl_coef * (c(d_i) - baseline): zero on average, as the
+    reward's.
     """
-    slope = kl_slope(config.kl_estimator, log_ratio.sum(1)).view(groups, -1)
-    relative = leave_one_out(slope) if config.advantage_baseline == "leave_one_out" else centred(slope)
-    return slope - relative
+    baseline, scale = config.advantage_baseline, config.advantage_scale
+    rewards = scores if config.pass_at_k == 1 else max_of_k(scores, config.pass_at_k, applies)
+    values, spread = standardised(rewards, applies, baseline=baseline, scale=scale, gather=world.gather)
+    if config.positive_only:
+        values = values.clamp(min=0.0)
+    weight = config.kl_coef / spread if config.kl_units == "reward" else torch.full_like(spread, config.kl_coef)
+    if config.kl_level == "sequence":
+        slope = kl_slope(config.kl_estimator, log_ratio.sum(1)).view(scores.shape)
+        values = values + weight.unsqueeze(1) * (slope - relative(slope, baseline, gather=world.gather))
+    return values, weight, spread

@@ -97,7 +97,7 @@ class Update(Generic[E]):
         while self.passed < plan.epochs * plan.minibatches:
             epoch, part = divmod(self.passed, plan.minibatches)
             seed = derive_seed(state.seed, "minibatch", state.step, epoch)
-            yield minibatches(len(self.experience.batch), plan.minibatches, seed=seed)[part]
+            yield minibatches(len(self.experience.sampled.batch), plan.minibatches, seed=seed)[part]
             self.passed += 1
 
 
@@ -114,7 +114,8 @@ class Plan:
     """Maximum length of a completion in tokens, for the reduction ``fixed_length``."""
     optim: Optim
     measure_gap: bool
-    """Whether ``old_logp`` comes from the sampler, so that its difference from the training pass can be measured."""
+    """Whether the sampler drew from the policy's own distribution, so that its difference from the training pass can be
+    measured."""
     target_kl: float = float("inf")
     """Early stopping: stop before a step once the policy is this far from its rollouts, in nats per token."""
 
@@ -147,15 +148,16 @@ def learn(
         done = accumulate_minibatch(state, part, objective, plan, world=world)
         row: Metrics = {}
         if not done.accumulated.problem:
-            moved_by = masked_mean(k2(done.logp - part.old_logp), part.batch.mask, across=world.sum)
+            sampled = part.sampled
+            moved_by = masked_mean(k2(done.logp - sampled.old_logp), sampled.loss_mask, across=world.sum)
             if update.taken and float(moved_by) > plan.target_kl:
                 state.optimizer.zero_grad()
                 update.passed = plan.epochs * plan.minibatches
                 break
             if update.passed == 0:
-                mask = part.batch.mask
-                gap = logprob_gap(done.logp, part.old_logp, mask) if plan.measure_gap else {}
-                update.gap = reduce(gap | routes_gap(done.routes, part.batch.routes, mask), world)
+                mask = sampled.batch.mask
+                gap = logprob_gap(done.logp, sampled.sampler_logp, mask) if plan.measure_gap else {}
+                update.gap = reduce(gap | routes_gap(done.routes, sampled.batch.routes, mask), world)
             row = done.metrics(world) | {"policy/approxkl": float(moved_by)}
         moved = apply(
             state.guard, state.optimizer, done.accumulated, scale=scale, config=plan.optim, where=where, world=world
@@ -195,8 +197,8 @@ def accumulate_minibatch(
     world: World,
 ) -> Minibatch:
     """Accumulate the gradient of one minibatch; denominators are counted over all ranks before it is split."""
-    mask = experience.batch.mask
-    tokens, sequences = int(world.sum(mask.sum())), world.sum(len(experience.batch))
+    mask = experience.sampled.loss_mask
+    tokens, sequences = max(1, int(world.sum(mask.sum()))), world.sum(len(experience.sampled.batch))
     logp, figures = torch.zeros(mask.shape, device=mask.device), dict[str, Tensor]()
     recorded = Routes(state.policy)
     routes = torch.zeros(mask.shape, dtype=torch.int64, device=mask.device) if recorded.routers else None
@@ -209,12 +211,12 @@ def accumulate_minibatch(
         inputs, terms = objective(micro)
         put(logp, rows, inputs.logp)
         if routes is not None and recorded.picked is not None:
-            put(routes, rows, unflatten(recorded.picked, micro.batch.mask))
+            put(routes, rows, unflatten(recorded.picked, micro.sampled.batch.mask))
         for name, values in terms.figures.items():
             put(figures.setdefault(name, torch.zeros_like(logp)), rows, values)
         return reduce_loss(
             terms.loss,
-            micro.batch.mask,
+            inputs.mask,
             reduction=plan.reduction,
             sequences=sequences,
             tokens=tokens,
@@ -225,7 +227,7 @@ def accumulate_minibatch(
         accumulated = accumulate(
             state.guard,
             state.optimizer,
-            partial(micro_batches, experience.batch),
+            partial(micro_batches, experience.sampled.batch),
             loss_of,
             balance=Balance.of(state.policy),
             world=world,

@@ -2,7 +2,7 @@
 
     r_t = -kl_coef * (logp_t - ref_logp_t), plus the score at the last emitted token or the scorer's reward of each
     A_t, R_t = GAE(r, V; gamma, lam)
-    loss = mean_t clipped surrogate + value_coef * mean_t clipped value loss - entropy_coef * mean_t entropy
+    loss = mean_t surrogate + value_coef * mean_t clipped value loss - entropy_coef * mean_t entropy
 
 Departures from the textbook: a state is a prompt and the tokens so far and an action is a token, so a trajectory is a
 completion and rollouts never truncate one; the step's denominators are counted before it is split; the gradients of
@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Literal, cast
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tether.algorithms.experience import TokenExperience, token_figures
+from tether.algorithms.experience import Sampled, TokenExperience, token_figures
 from tether.algorithms.optimise import (
     Guard,
     Optim,
@@ -35,17 +35,16 @@ from tether.algorithms.policy_update import Plan, Update, learn
 from tether.algorithms.rollouts import (
     CUTS_SUPPORT,
     applies_of,
-    batch_of,
     kl_figures,
     lengths_of,
-    old_logprobs,
     per_token,
-    reference_logprobs,
     require_rewards,
     roll_out_all,
     rollout_figures,
+    sampled_of,
     scored,
 )
+from tether.algorithms.surrogate import OldLogp, Surrogate, inputs_of, old_logp_from, surrogate_of
 from tether.data.batching import Cursor
 from tether.errors import ConfigError
 from tether.figures import Figures, Sum, reduce
@@ -88,10 +87,6 @@ class Config:
     """Times that a step goes through its completions: it takes epochs_per_step * minibatches optimizer steps."""
     minibatches: int = 1
     """Parts that an epoch splits a step's completions into, with an optimizer step for each."""
-    clip_low: float = 0.2
-    """Lower clip of the importance ratio: 1 - this."""
-    clip_high: float = 0.2
-    """Upper clip of the importance ratio: 1 + this."""
     value_clip: float = 0.2
     """Value clipping: the old value +- this."""
     value_coef: float = 0.1
@@ -117,6 +112,7 @@ class Config:
     probability and never come back."""
     micro_batch_tokens: int = 8192
     """Token budget of one forward and backward pass. It trades memory for speed and does not change the gradient."""
+    surrogate: Surrogate = field(default_factory=Surrogate)
     sampling: Sampling = field(default_factory=Sampling)
     optim: Optim = field(default_factory=lambda: Optim(adam_beta2=0.95, adam_eps=1e-5))
 
@@ -135,8 +131,6 @@ class Config:
                 "lam must lie in [0, 1]": 0 <= self.lam <= 1,
                 "epochs_per_step must be at least 1": self.epochs_per_step >= 1,
                 "minibatches must be at least 1": self.minibatches >= 1,
-                "clip_low must lie in (0, 1]": 0 < self.clip_low <= 1,
-                "clip_high must be positive": self.clip_high > 0,
                 "value_clip must be positive": self.value_clip > 0,
                 "value_coef must be positive": self.value_coef > 0,
                 "target_kl must be positive": self.target_kl is None or self.target_kl > 0,
@@ -147,6 +141,11 @@ class Config:
                 CUTS_SUPPORT: self.allow_truncated_sampling or not self.sampling.cuts_support,
             },
         )
+
+    @property
+    def old_logp(self) -> OldLogp:
+        """Where old log-probs come from; the rewards hold their KL, so they are known before the update."""
+        return old_logp_from(self.surrogate, self.sampling, from_update=False)
 
 
 @dataclass(kw_only=True)
@@ -242,7 +241,7 @@ def step(
     update = state.update or collect(state, rollouts, prompts, config=config, where=where, world=world)
     state.update = update
     plan = plan_of(config)
-    rows = len(update.experience.batch)
+    rows = len(update.experience.sampled.batch)
     if world.any(rows < len(prompts) * config.group_size):
         plan = replace(plan, minibatches=min(plan.minibatches, *world.gather(rows)))
     with clock.phase("update"):
@@ -264,24 +263,17 @@ def step(
 
 def objective(state: State, part: TokenExperience, config: Config) -> tuple[LossInputs, LossTerms]:
     """The loss inputs of the rows in ``part``, and the loss of each of their tokens."""
-    states = completion_states(state.policy.base_model, part.batch)
+    batch = part.sampled.batch
+    states = completion_states(state.policy.base_model, batch)
     logp, entropy = logprobs_of_states(
-        state.policy, states, part.batch, temperature=config.sampling.temperature, entropy=True
+        state.policy, states, batch, temperature=config.sampling.temperature, entropy=True
     )
-    policy = LossInputs(
-        logp=logp,
-        old_logp=part.old_logp,
-        ref_logp=part.ref_logp,
-        entropy=entropy,
-        advantages=part.advantages,
-        mask=part.batch.mask,
-    )
-    value = ValueInputs(values=state.critic(part.batch, lambda: states), old_values=part.values, returns=part.returns)
-    return policy, ppo_loss(
-        policy,
+    inputs = inputs_of(part.sampled, logp, entropy, part.advantages, old=config.old_logp)
+    value = ValueInputs(values=state.critic(batch, lambda: states), old_values=part.values, returns=part.returns)
+    return inputs, ppo_loss(
+        surrogate_of(inputs, config.surrogate),
+        inputs,
         value,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
         value_clip=config.value_clip,
         value_coef=config.value_coef,
         entropy_coef=config.entropy_coef,
@@ -305,12 +297,12 @@ def step_flops(state: State, groups: Sequence[ScoredGroup], config: Config, *, p
     """Model FLOPs of a step's phases (:mod:`tether.models.flops`); ``passes`` is the number of the update's epochs."""
     lengths = lengths_of(groups)
     policy = forward_flops(shape_of(state.policy), lengths)
-    own_trunk = state.critic.trunk is not None
+    own_trunk, recomputed = state.critic.trunk is not None, config.old_logp == "pass"
     trunk = cast(PreTrainedModel, state.critic.trunk if own_trunk else state.policy.base_model)
     critic = forward_flops(shape_of(trunk), lengths)
     return {
         "flops/generate": Sum(policy),
-        "flops/reference": Sum(policy * (1 + config.sampling.truncated) + critic),
+        "flops/reference": Sum(policy * (1 + recomputed) + critic * (own_trunk or not recomputed)),
         "flops/update": Sum(training_factor(state.policy) * passes * (policy + critic * own_trunk)),
     }
 
@@ -343,6 +335,28 @@ def discounts(groups: Sequence[ScoredGroup], mask: Tensor, config: Config) -> fl
     return turn_discounts(stops, mask, gamma=config.gamma)
 
 
+def measured(state: State, groups: Sequence[ScoredGroup], config: Config, world: World) -> tuple[Sampled, Tensor]:
+    """The completions with their log-probs, which come with the values where they are recomputed, and the values."""
+    temperature = config.sampling.temperature
+
+    def values_of(part: Batch) -> tuple[Tensor, ...]:
+        states = cache(partial(completion_states, state.policy.base_model, part))
+        values: Tensor = state.critic(part, states)
+        if config.old_logp != "pass":
+            return (values,)
+        return values, *logprobs_of_states(state.policy, states(), part, temperature=temperature)
+
+    masked = config.surrogate.mask_truncated
+    measure = partial(sampled_of, groups, state.policy, state.reference, mask_truncated=masked)
+
+    def passes(budget: int) -> tuple[Sampled, Tensor]:
+        sampled = measure(temperature=temperature, token_budget=budget)
+        values, *old = per_token(sampled.batch, values_of, token_budget=budget)
+        return replace(sampled, old_logp=old[0]) if old else sampled, values
+
+    return state.guard.fit(passes, world)
+
+
 def collect(
     state: State, rollouts: Rollouts, prompts: Sequence[Prompt], *, config: Config, where: str, world: World
 ) -> Update[TokenExperience]:
@@ -350,33 +364,22 @@ def collect(
     completions to which a reward applies."""
     groups, clock = rollouts.groups, rollouts.clock
     require_rewards(groups, where=where, world=world, alone=True)
-    batch = batch_of(groups, state.policy.device)
-    temperature = config.sampling.temperature
-
-    def values_of(part: Batch) -> Tensor:
-        values: Tensor = state.critic(part, lambda: completion_states(state.policy.base_model, part))
-        return values
-
-    def passes(budget: int) -> tuple[Tensor, Tensor, Tensor]:
-        return (
-            old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
-            reference_logprobs(state.reference, batch, temperature=temperature, token_budget=budget),
-            per_token(batch, values_of, token_budget=budget),
-        )
-
     with clock.phase("reference"):
-        old_logp, ref_logp, values = state.guard.fit(passes, world)
+        sampled, values = measured(state, groups, config, world)
     with clock.phase("advantage"):
-        metrics = reduce(kl_figures(old_logp, ref_logp, batch.mask, where=where), world)
+        metrics = reduce(kl_figures(sampled.old_logp, sampled.ref_logp, sampled.batch.mask, where=where), world)
         applies, left_out = applies_of(groups, torch.device("cpu")), None
         if applies is not None:
-            left_out = ref_logp[~applies.flatten()]
+            left_out = sampled.ref_logp[~applies.flatten()]
             rows = applies.flatten().nonzero().squeeze(1)
-            batch = batch.rows(rows)
-            old_logp, ref_logp, values = (x[rows, : batch.mask.size(1)] for x in (old_logp, ref_logp, values))
-        mask = batch.mask
+            sampled = sampled.rows(rows)
+            values = values[rows, : sampled.batch.mask.size(1)]
+        mask = sampled.batch.mask
         rewards = token_rewards(
-            groups, old_logp - ref_logp, kl_coef=state.kl_coef, missing_eos_penalty=config.missing_eos_penalty
+            groups,
+            sampled.old_logp - sampled.ref_logp,
+            kl_coef=state.kl_coef,
+            missing_eos_penalty=config.missing_eos_penalty,
         )
         require_finite(rewards, what="the reward", where=where)
         if config.whiten_rewards:
@@ -393,7 +396,5 @@ def collect(
         "val/return_mean": float(masked_mean(returns, mask, across=world.sum)),
         "val/explained_variance": 1.0 - float(unexplained),
     }
-    experience = TokenExperience(
-        batch=batch, old_logp=old_logp, ref_logp=ref_logp, values=values, advantages=advantages, returns=returns
-    )
+    experience = TokenExperience(sampled=sampled, values=values, advantages=advantages, returns=returns)
     return Update.begun(experience, rollouts, prompts, metrics, left_out=left_out)

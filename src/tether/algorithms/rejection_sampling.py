@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tether.algorithms import sft
-from tether.algorithms.experience import completion_figures
+from tether.algorithms.experience import Sampled, completion_figures
 from tether.algorithms.optimise import OptimizerFactory, mean_of
 from tether.algorithms.pending import (
     Rollouts,
@@ -27,15 +27,13 @@ from tether.algorithms.pending import (
 )
 from tether.algorithms.phases import PhaseClock
 from tether.algorithms.rollouts import (
-    batch_of,
     first_of,
     kl_figures,
     lengths_of,
-    old_logprobs,
-    reference_logprobs,
     require_rewards,
     roll_out_all,
     rollout_figures,
+    sampled_of,
 )
 from tether.digests import prompts_digest
 from tether.errors import ConfigError
@@ -323,16 +321,16 @@ def logprobs_of(
     state: State, groups: Sequence[ScoredGroup], *, config: Config, world: World
 ) -> tuple[Batch, Tensor, Tensor]:
     """The groups' completions as a batch, and their log-probs under the policy and the reference, [B, T] each."""
-    batch = batch_of(groups, state.policy.device)
-    temperature = config.sampling.temperature
-
-    def passes(budget: int) -> tuple[Tensor, Tensor]:
-        return (
-            old_logprobs(state.policy, groups, batch, sampling=config.sampling, token_budget=budget),
-            reference_logprobs(state.reference, batch, temperature=temperature, token_budget=budget),
-        )
-
-    return batch, *state.tuning.guard.fit(passes, world)
+    measure = partial(
+        sampled_of,
+        groups,
+        state.policy,
+        state.reference,
+        recompute=config.sampling.truncated,
+        temperature=config.sampling.temperature,
+    )
+    sampled: Sampled = state.tuning.guard.fit(lambda budget: measure(token_budget=budget), world)
+    return sampled.batch, sampled.old_logp, sampled.ref_logp
 
 
 def round_metrics(groups: Sequence[ScoredGroup], selected: Sequence[Selected], kl: Figures, *, world: World) -> Metrics:

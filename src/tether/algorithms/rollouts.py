@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tether.algorithms.experience import Sampled
 from tether.algorithms.optimise import require_finite
 from tether.algorithms.pending import Rollouts
 from tether.algorithms.phases import PhaseClock
@@ -196,20 +198,21 @@ def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def per_token(batch: Batch, figure: Callable[[Batch], Tensor], *, token_budget: int) -> Tensor:
-    """``figure`` of every token, [B, T], 0 at padding; computed without gradient, one micro-batch at a time."""
-    out = torch.zeros(batch.mask.shape, device=batch.ids.device)
+def per_token(batch: Batch, figures: Callable[[Batch], tuple[Tensor, ...]], *, token_budget: int) -> tuple[Tensor, ...]:
+    """``figures`` of every token, [B, T] each, 0 at padding; computed without gradient, one micro-batch at a time."""
+    found: list[Tensor] = []
     for part in stoppable(micro_batches(batch, token_budget)):
-        values = figure(batch.rows(part))
-        out[part, : values.size(1)] = values
-    return out
+        computed = figures(batch.rows(part))
+        found = found or [torch.zeros(batch.mask.shape, device=batch.ids.device) for _ in computed]
+        for out, values in zip(found, computed, strict=True):
+            out[part, : values.size(1)] = values
+    return tuple(found)
 
 
 def policy_logprobs(model: PreTrainedModel, batch: Batch, *, temperature: float, token_budget: int) -> Tensor:
     """Log-probs [B, T] of the batch's completions under ``model``, without gradient."""
-    return per_token(
-        batch, lambda part: completion_logprobs(model, part, temperature=temperature)[0], token_budget=token_budget
-    )
+    (logp,) = per_token(batch, partial(completion_logprobs, model, temperature=temperature), token_budget=token_budget)
+    return logp
 
 
 def reference_logprobs(reference: Reference, batch: Batch, *, temperature: float, token_budget: int) -> Tensor:
@@ -218,16 +221,33 @@ def reference_logprobs(reference: Reference, batch: Batch, *, temperature: float
         return policy_logprobs(model, batch, temperature=temperature, token_budget=token_budget)
 
 
-def old_logprobs(
-    policy: PreTrainedModel, groups: Sequence[ScoredGroup], batch: Batch, *, sampling: Sampling, token_budget: int
-) -> Tensor:
-    """log pi_old of each token, [B, T].
-
-    The sampler's own log-probs, unless it drew from a truncated distribution: then they are recomputed with the policy.
-    """
-    if sampling.truncated:
-        return policy_logprobs(policy, batch, temperature=sampling.temperature, token_budget=token_budget)
-    return sampler_logprobs(groups, batch)
+def sampled_of(
+    groups: Sequence[ScoredGroup],
+    policy: PreTrainedModel,
+    reference: Reference,
+    *,
+    temperature: float,
+    recompute: bool = False,
+    mask_truncated: bool = False,
+    token_budget: int,
+) -> Sampled:
+    """The groups' completions with their log-probs, without gradient. ``old_logp`` is the sampler's own unless
+    ``recompute`` runs the policy; ``mask_truncated`` leaves completions cut at the length limit out of the loss."""
+    batch = batch_of(groups, policy.device)
+    sampler_logp = sampler_logprobs(groups, batch)
+    old_logp = (
+        policy_logprobs(policy, batch, temperature=temperature, token_budget=token_budget)
+        if recompute
+        else sampler_logp.clone()  # a checkpoint's file holds no memory twice
+    )
+    cut = [completion.finish_reason is FinishReason.LENGTH for completion, _ in flat(groups)]
+    return Sampled(
+        batch=batch,
+        learned=~(torch.tensor(cut, device=policy.device) & mask_truncated),
+        sampler_logp=sampler_logp,
+        old_logp=old_logp,
+        ref_logp=reference_logprobs(reference, batch, temperature=temperature, token_budget=token_budget),
+    )
 
 
 def generator_figures(generator: Generator) -> Figures:

@@ -43,7 +43,7 @@ class InFlight:
 
 def in_flight(seeds: Sequence[Sequence[int]], episodes: Sequence[Sequence[Episode]]) -> list[InFlight]:
     """The completions of each request by their ``seeds``, and their ``episodes``, where there are any."""
-    rows = []
+    rows: list[InFlight] = []
     for i, own in enumerate(seeds):
         for k, seed in enumerate(own):
             row = InFlight(request=i, seed=seed, job=len(rows))

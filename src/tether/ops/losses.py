@@ -3,7 +3,8 @@
 :mod:`tether.ops.reduce` reduces the elements to one number, because the denominator of a loss belongs to the whole
 optimizer step and not to a part of it.
 
-A policy loss is a value: :class:`LossInputs` in, :class:`LossTerms` out (:func:`ppo_loss`, :func:`grpo_loss`).
+A policy loss is a value: :class:`LossInputs` in, :class:`LossTerms` out. :mod:`tether.ops.surrogates` has what it does
+with the importance ratio; :func:`ppo_loss` and :func:`grpo_loss` add to that what else their algorithm minimises.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tether.ops.divergence import KLEstimator, kl_penalty
-from tether.ops.masked import masked_mean, masked_sum
-
-Level = Literal["token", "sequence"]
-"""Whether a quantity is per token or per completion."""
+from tether.ops.masked import masked_sum
+from tether.ops.surrogates import Level, SurrogateTerms
 
 
 def bradley_terry(chosen: Tensor, rejected: Tensor, margin: Tensor | float = 0.0, *, centring: float = 0.0) -> Tensor:
@@ -69,24 +68,6 @@ def preference_loss(
             return F.relu(1.0 - h)
 
 
-def clipped_surrogate(
-    log_ratio: Tensor, advantages: Tensor, *, clip_low: float, clip_high: float
-) -> tuple[Tensor, Tensor]:
-    """max(-A rho, -A clip(rho, 1 - clip_low, 1 + clip_high)) with rho = exp(log_ratio), log_ratio = logp - old_logp.
-
-    PPO's loss (Schulman et al. 2017, arXiv 1707.06347); clip_high > clip_low is DAPO's clip-higher. ``clipped`` is True
-    where the clip is active and the gradient is 0: A > 0 and rho > 1 + clip_high, or A < 0 and rho < 1 - clip_low.
-
-    Shapes: ``log_ratio``, ``advantages`` of one shape, tokens [B, T] or sequences [B]; returns ``(loss, clipped)`` of
-    that shape, ``clipped`` bool.
-    """
-    ratio = log_ratio.exp()
-    bounded = ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
-    loss = torch.maximum(-advantages * ratio, -advantages * bounded)
-    clipped = ((advantages > 0) & (ratio > 1.0 + clip_high)) | ((advantages < 0) & (ratio < 1.0 - clip_low))
-    return loss, clipped
-
-
 def clipped_value(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
     """1/2 max((v - R)^2, (clip(v, v_old - clip, v_old + clip) - R)^2).
 
@@ -114,13 +95,15 @@ class LossInputs:
     """Log-probs under the current policy."""
     old_logp: Tensor
     """Log-probs under the policy at the start of the update."""
+    sampler_logp: Tensor
+    """Log-probs that the sampler drew with: ``old_logp`` again, unless that is the trainer's."""
     ref_logp: Tensor
     """Log-probs under the reference."""
     entropy: Tensor
     """Entropy of the policy's distribution over the next token, nats."""
     advantages: Tensor
     mask: Tensor
-    """bool, True where the policy emitted the token."""
+    """bool, True where the policy emitted the token and the loss applies to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,70 +127,68 @@ class LossTerms:
 
 
 def ppo_loss(
-    policy: LossInputs,
+    surrogate: SurrogateTerms,
+    inputs: LossInputs,
     value: ValueInputs,
     *,
-    clip_low: float,
-    clip_high: float,
     value_clip: float,
     value_coef: float,
     entropy_coef: float,
 ) -> LossTerms:
-    """clipped surrogate + value_coef * clipped value loss - entropy_coef * entropy, per token.
+    """surrogate + value_coef * clipped value loss - entropy_coef * entropy, per token.
 
-    Source: Schulman et al. 2017, arXiv 1707.06347, equation 9. ``policy.ref_logp`` is not read: PPO's KL penalty is in
+    Source: Schulman et al. 2017, arXiv 1707.06347, equation 9. ``inputs.ref_logp`` is not read: PPO's KL penalty is in
     its rewards.
     """
-    log_ratio = policy.logp - policy.old_logp
-    surrogate, clipped = clipped_surrogate(log_ratio, policy.advantages, clip_low=clip_low, clip_high=clip_high)
     value_loss, value_clipped = clipped_value(value.values, value.old_values, value.returns, clip=value_clip)
-    loss = surrogate + value_coef * value_loss
+    loss = surrogate.loss + value_coef * value_loss
     if entropy_coef:
-        loss = loss - entropy_coef * policy.entropy
+        loss = loss - entropy_coef * inputs.entropy
     return LossTerms(
         loss=loss,
         figures={
-            "loss/policy": surrogate,
+            "loss/policy": surrogate.loss,
             "loss/value": value_loss,
-            "entropy": policy.entropy,
-            "policy/clipfrac": clipped,
+            "entropy": inputs.entropy,
+            "policy/clipfrac": surrogate.clipped,
             "val/clipfrac": value_clipped,
-            "val/ratio": log_ratio.exp(),
+            "val/ratio": surrogate.ratio,
+            **surrogate.figures,
+        },
+    )
+
+
+def grpo_terms(surrogate: SurrogateTerms, advantages: Tensor) -> LossTerms:
+    """A surrogate as GRPO reports it: the share that is clipped, by the sign of the advantage."""
+    return LossTerms(
+        loss=surrogate.loss,
+        figures={
+            "clip_ratio/low_mean": surrogate.clipped & (advantages < 0),
+            "clip_ratio/high_mean": surrogate.clipped & (advantages > 0),
+            "clip_ratio/region_mean": surrogate.clipped,
+            **surrogate.figures,
         },
     )
 
 
 def grpo_loss(
+    policy: LossTerms,
     inputs: LossInputs,
     *,
-    clip_low: float,
-    clip_high: float,
-    ratio_level: Level,
     kl_weight: Tensor | float,
     kl_estimator: KLEstimator,
     kl_level: Level,
+    entropy_coef: float = 0.0,
 ) -> LossTerms:
-    """clipped surrogate + kl_weight * KL estimate, per token; ``kl_weight`` is a number, or [B, 1].
+    """policy loss + kl_weight * KL estimate - entropy_coef * entropy, per token; ``kl_weight`` is a number, or [B, 1].
 
-    ``ratio_level = "sequence"`` uses one ratio per completion, exp(mean log-ratio) (GSPO, arXiv 2507.18071).
     Source: Shao et al. 2024, arXiv 2402.03300, equation 3.
     """
-    log_ratio = inputs.logp - inputs.old_logp
-    ratio = log_ratio
-    if ratio_level == "sequence":
-        ratio = masked_mean(log_ratio, inputs.mask, dim=1).unsqueeze(1).expand_as(log_ratio)
-    surrogate, clipped = clipped_surrogate(ratio, inputs.advantages, clip_low=clip_low, clip_high=clip_high)
     kl = kl_terms(inputs, estimator=kl_estimator, level=kl_level)
-    return LossTerms(
-        loss=surrogate + kl_weight * kl,
-        figures={
-            "loss/kl": kl,
-            "entropy": inputs.entropy,
-            "clip_ratio/low_mean": clipped & (inputs.advantages < 0),
-            "clip_ratio/high_mean": clipped & (inputs.advantages > 0),
-            "clip_ratio/region_mean": clipped,
-        },
-    )
+    loss = policy.loss + kl_weight * kl
+    if entropy_coef:
+        loss = loss - entropy_coef * inputs.entropy
+    return LossTerms(loss=loss, figures={"loss/kl": kl, "entropy": inputs.entropy, **policy.figures})
 
 
 def kl_terms(inputs: LossInputs, *, estimator: KLEstimator, level: Level) -> Tensor:
@@ -220,4 +201,4 @@ def kl_terms(inputs: LossInputs, *, estimator: KLEstimator, level: Level) -> Ten
     if level == "token":
         return kl_penalty(estimator, d, log_ratio)
     whole = kl_penalty(estimator, masked_sum(d, inputs.mask, dim=1), masked_sum(log_ratio, inputs.mask, dim=1))
-    return (whole / inputs.mask.sum(1)).unsqueeze(1).expand_as(d)
+    return (whole / inputs.mask.sum(1).clamp(min=1)).unsqueeze(1).expand_as(d)

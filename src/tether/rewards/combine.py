@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 from tether.errors import RewardError
-from tether.rewards.waiting import Waiting, together
+from tether.rewards.ahead import Ahead, collected
+from tether.rewards.waiting import Waiting
 from tether.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 from tether.untrusted import shown
 
@@ -30,9 +33,12 @@ class Judgement:
     parts: Mapping[str, float | None] = field(default_factory=dict)
     """What the members of an ensemble said, by their names; None where a member does not apply."""
     logged: Mapping[str, float] = field(default_factory=dict)
-    """Metrics of the call, the same for all its completions,"""
+    """Metrics of the call, or of this completion; the step's are the means over its completions."""
     extra: Mapping[str, str] = field(default_factory=dict)
-    """and what was logged for this one (:mod:`tether.rewards.logged`)."""
+    """What was logged for this completion (:mod:`tether.rewards.logged`)."""
+
+
+NOTHING_AHEAD: Mapping[int, Ahead[list[Judgement]]] = MappingProxyType({})
 
 
 class Reward(Protocol):
@@ -62,14 +68,26 @@ class WeightedSum:
     """
 
     rewards: tuple[tuple[Reward, float], ...]
+    ahead: Mapping[int, Ahead[list[Judgement]]] = field(default_factory=dict, compare=False)
+    """The rewards, by their place, that are asked about groups before all are sampled (:meth:`asking_ahead`)."""
 
     def __post_init__(self) -> None:
         require_distinct([reward.name for reward, _ in self.rewards])
         if not self.rewards:
             raise RewardError("no reward given", hint="add --reward")
 
+    def asking_ahead(self) -> WeightedSum:
+        """The same, where :meth:`begin` asks the rewards that wait for something elsewhere about a group at once."""
+        found = {i: Ahead(partial(ask, reward)) for i, (reward, _) in enumerate(self.rewards) if waits(reward)}
+        return replace(self, ahead=found)
+
+    def begin(self, group: RolloutGroup) -> None:
+        """A group has been sampled, and others are not yet."""
+        for line in self.ahead.values():
+            line.begin(group)
+
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        by_reward = judged_by([reward for reward, _ in self.rewards], groups)
+        by_reward = judged_by([reward for reward, _ in self.rewards], groups, self.ahead)
         members = [list(dict.fromkeys(m for row in rows for one in row for m in one.parts)) for rows in by_reward]
         return [
             ScoredGroup(
@@ -127,19 +145,39 @@ def regrouped(rows: Sequence[T], groups: Sequence[RolloutGroup]) -> list[list[T]
     return [[next(found) for _ in group.completions] for group in groups]
 
 
-def judged_by(rewards: Sequence[Reward], groups: Sequence[RolloutGroup]) -> list[list[list[Judgement]]]:
+def judged_by(
+    rewards: Sequence[Reward],
+    groups: Sequence[RolloutGroup],
+    ahead: Mapping[int, Ahead[list[Judgement]]] = NOTHING_AHEAD,
+) -> list[list[list[Judgement]]]:
     """What each of ``rewards`` says: first those that compute, one after the other, then together those that wait, so
-    that nobody is asked for a step that another reward cannot score."""
-    waiting = {i: call for i, reward in enumerate(rewards) if (call := waiting_of(reward, groups)) is not None}
-    rows = {i: reward.judge(groups) for i, reward in enumerate(rewards) if i not in waiting}
-    rows |= zip(waiting, together(list(waiting.values())), strict=True)
+    that nobody is asked for a step that another reward cannot score; some may have been asked ``ahead``."""
+    waiting = {i: ahead.get(i) or Ahead(partial(ask, reward)) for i, reward in enumerate(rewards) if waits(reward)}
+    try:
+        rows = {i: reward.judge(groups) for i, reward in enumerate(rewards) if i not in waiting}
+        rows |= zip(waiting, collected(list(waiting.values()), groups), strict=True)
+    finally:
+        for line in ahead.values():
+            line.clear()
     return [checked(reward, rows[i], groups) for i, reward in enumerate(rewards)]
+
+
+def waits(reward: Reward) -> bool:
+    """Whether a reward waits for something elsewhere, and does not compute."""
+    return waiting_of(reward, ()) is not None
 
 
 def waiting_of(reward: Reward, groups: Sequence[RolloutGroup]) -> Waiting[list[list[Judgement]]] | None:
     """The call of a reward that waits for something elsewhere; None for one that computes."""
     found = getattr(reward, "waiting", None)
     return None if found is None else found(groups)
+
+
+def ask(reward: Reward, groups: Sequence[RolloutGroup]) -> Waiting[list[list[Judgement]]]:
+    """The call of a reward that waits."""
+    call = waiting_of(reward, groups)
+    assert call is not None
+    return call
 
 
 def checked(reward: Reward, rows: list[list[Judgement]], groups: Sequence[RolloutGroup]) -> list[list[Judgement]]:

@@ -41,7 +41,7 @@ class Waiting(Generic[T]):
 
 
 @dataclass
-class _Tries(Generic[T]):
+class Tries(Generic[T]):
     """How far one call is."""
 
     call: Waiting[T]
@@ -74,32 +74,45 @@ class _Tries(Generic[T]):
             stop_requests.check()  # a request to stop may have become an error
             print(again(error, self.count, self.call.retries, self.wait), file=sys.stderr, flush=True)
             self.due, self.wait = now + self.wait, next_pause(self.wait)
-        self.running.give_up()
+        self.give_up()
+
+    @property
+    def over(self) -> bool:
+        """Whether the running try has ended."""
+        return self.running is not None and self.running.outcome.done()
+
+    def give_up(self) -> None:
+        """End the running try, if there is one."""
+        if self.running is not None:
+            self.running.give_up()
         self.running = None
 
 
 def together(calls: Sequence[Waiting[T]]) -> list[T]:
-    """The results of ``calls``, which wait at the same time, at most :data:`AT_ONCE` of them.
+    """The results of ``calls``, as :func:`finished` finds them."""
+    return finished([Tries(call, due=time.monotonic()) for call in calls])
+
+
+def finished(all_tries: Sequence[Tries[T]]) -> list[T]:
+    """The results of calls, which wait at the same time, at most :data:`AT_ONCE` of them; some may have begun.
 
     A try that fails or runs past its deadline is repeated after a pause, up to ``retries`` times. The error of a last
     try ends all calls, as a request to stop does. What the code of one call sets for the whole process, the others see
     while they run; it is undone after all of them.
     """
-    all_tries = [_Tries(call, due=time.monotonic()) for call in calls]
     with contextlib.ExitStack() as stack:
-        for apart in {id(call.apart): call.apart for call in calls}.values():
+        for apart in {id(one.call.apart): one.call.apart for one in all_tries}.values():
             stack.enter_context(apart.inside())
         try:
             while unfinished := [one for one in all_tries if not one.result]:
                 _advance(unfinished)
         finally:
             for one in all_tries:
-                if one.running is not None:
-                    one.running.give_up()
+                one.give_up()
     return [one.result[0] for one in all_tries]
 
 
-def _advance(unfinished: Sequence[_Tries[Any]]) -> None:
+def _advance(unfinished: Sequence[Tries[Any]]) -> None:
     """Begin the tries that are due, wait until something happens, and settle what has happened."""
     with stop_requests.at_once():
         now = time.monotonic()
@@ -120,5 +133,5 @@ def _advance(unfinished: Sequence[_Tries[Any]]) -> None:
         one.settle(now)
 
 
-def outcomes(running: Sequence[_Tries[Any]]) -> list[Future[Any]]:
+def outcomes(running: Sequence[Tries[Any]]) -> list[Future[Any]]:
     return [one.running.outcome for one in running if one.running is not None]

@@ -16,6 +16,7 @@ SAFE = frozenset(
     {
         "steps", "rounds", "epochs", "save_every", "keep_last", "keep_best", "rollouts_every", "eval_prompts",
         "max_rows", "cache_gib", "checkpoint_activations", "device", "reward_deadline", "reward_retries",
+        "overlap_scoring",
         "request_retries", "request_concurrency", "max_skipped",
         "keep_checkpoints", "eval_every", "env_deadline", "eval_group_size", "eval_reward", "patience", "stop_kl",
     }

@@ -71,7 +71,11 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
     loaded.sometimes.update(reward_names(trained))
     if options.evaluation.eval_every:
         loaded.sometimes.update(evaluation_names(trained, judges))
-    engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget, episodes=episodes)
+    finished = None
+    if options.calls.overlap_scoring:
+        score = score.asking_ahead()
+        finished = score.begin
+    engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget, episodes=episodes, finished=finished)
     return Task(training, held_out, options.evaluation, score, engine, judge)
 
 
