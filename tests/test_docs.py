@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from commandline import tether, workspace
 from helpers import FunctionScorer
 from tether import config
 from tether.algorithms import dpo, grpo, ppo, rejection_sampling, reward_model, sft
@@ -19,9 +21,11 @@ from tether.commands import TABLE, find
 from tether.evaluation import PolicyEvaluation
 from tether.flags import parse
 from tether.generation.engine import Engine
+from tether.looking.evaluate import Eval
+from tether.looking.policy_figures import Attempts
 from tether.models.loading import load_policy
 from tether.models.reference import reference_of
-from tether.models.reward import new_reward_model
+from tether.models.reward import new_reward_model, save_reward_model
 from tether.rewards.judge_file import JudgeFile
 from tether.rewards.rules import RULES
 from tether.runtime.checkpoint import Checkpoints, Kept
@@ -285,3 +289,32 @@ def test_metrics_of_reward_models(tiny):
     result = reward_model.step(reward_model.State.create(model, 1, chosen, seed=0), pairs, config=chosen)
     held_out = reward_model.evaluate(model, pairs, token_budget=64)
     assert set(result.metrics | held_out.metrics()) == documented("reward_model", UPDATES)
+
+
+def test_options_of_eval():
+    own = [Eval, Attempts]
+    expected = {
+        field.name.replace("_", "-"): str(field.default if field.default is not dataclasses.MISSING else ())
+        for cls in own
+        for field in dataclasses.fields(cls)
+        if field.name not in ("attempts", "calls", "samples")
+    }
+    assert option_rows(section(page("evaluation"), "Options")) == expected
+
+
+def keys(title: str) -> set[str]:
+    """What stands in backticks in the first cells of a section of the page on evaluation, which may name several."""
+    cells = re.findall(r"^\| ([^|]+) \|", section(page("evaluation"), title), re.MULTILINE)
+    return {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def test_what_eval_prints(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    workspace(tmp_path)
+    policy = f"eval --model {tiny} --reference {tiny} --prompts p.jsonl --reward r.py:fn --max-new-tokens 4"
+    assert tether(f"{policy} --group-size 2 --pass-at 1 --majority-at 2") == 0
+    assert json.loads(capsys.readouterr().out).keys() == keys("JSON of a policy")
+    model, tokenizer = new_reward_model(tiny, seed=0)
+    save_reward_model(model, tokenizer, tmp_path / "rm", [((0, 5), (6, 1)), ((0, 7), (8, 1))])
+    assert tether("eval --reward-model rm --pairs pairs.jsonl --by chosen") == 0
+    assert json.loads(capsys.readouterr().out).keys() == keys("Reward models")

@@ -87,6 +87,7 @@ def upward(part: str, source: str) -> list[str]:
             "tether",
             "__future__",
             "math",
+            "fractions",
             "typing",
             "collections",
             "dataclasses",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from tether import statistics
 from tether.statistics import (
     Estimate,
+    bootstrap,
+    bootstrap_mean,
     mean_interval,
+    normal_cdf,
     normal_quantile,
     prompts_needed,
     share_interval,
@@ -185,3 +190,66 @@ def test_coverage_of_a_win_rate(prompts, completions, kind, ties):
 
     true = float(drawn(200, 3, 1000).mean())
     assert 0.93 <= coverage(drawn(prompts, completions, prompts), true, share_interval) <= 0.97
+
+
+def test_the_normal_distribution():
+    for x in (-3.0, -0.5, 0.0, 1.2):
+        assert normal_quantile(normal_cdf(x)) == pytest.approx(x, abs=1e-6)
+
+
+def test_the_bootstrap_of_four_prompts_by_all_of_its_256_draws():
+    """With P = 4 the lower tail is Phi(-3.182446 sqrt(4 / 3)) = 0.00012 < 1 / 256: the ends are the extreme draws. At a
+    level of 0.6 it is Phi(-0.978472 sqrt(4 / 3)) = 0.129."""
+    values = [0.0, 1.0, 4.0, 11.0]
+    means = sorted(sum(drawn) / 4 for drawn in itertools.product(values, repeat=4))
+    found = bootstrap_mean(values, seed=0)
+    assert (found.value, found.low, found.high) == (4.0, 0.0, 11.0)
+    narrow = bootstrap_mean(values, seed=0, level=0.6)
+    assert narrow.low == means[int(0.129 * 256)]
+    assert narrow.high == means[256 - 1 - int(0.129 * 256)]
+    assert bootstrap_mean([3.0], seed=0).low == -math.inf
+    assert bootstrap_mean([3.0], seed=0).high == math.inf
+
+
+def test_all_figures_of_a_prompt_are_drawn_together():
+    """Paired: what two policies share cancels in each draw, and the total of a ratio is drawn with its count."""
+    easy = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 100
+    gain = torch.arange(40, dtype=torch.float64)
+    paired = bootstrap(lambda n: n @ (easy + gain) / 40 - n @ easy / 40, 40, seed=3)
+    alone = bootstrap_mean(gain.tolist(), seed=3)
+    assert (paired.low, paired.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+    weight = torch.tensor([1.0, 3.0] * 20, dtype=torch.float64)
+    ratio = bootstrap(lambda n: n @ (7.0 * weight) / (n @ weight), 40, seed=3)
+    assert (ratio.value, ratio.low, ratio.high) == (pytest.approx(7.0),) * 3
+
+
+def test_a_bootstrap_is_the_same_when_it_is_repeated(monkeypatch):
+    values = torch.rand(50, generator=torch.Generator().manual_seed(1)).tolist()
+    first = bootstrap_mean(values, seed=5)
+    assert bootstrap_mean(values, seed=6) != first
+    monkeypatch.setattr(statistics, "AT_ONCE", 700)  # and in parts of another size
+    again = bootstrap_mean(values, seed=5)
+    assert (again.low, again.high) == (pytest.approx(first.low, abs=1e-12), pytest.approx(first.high, abs=1e-12))
+    sizes = []
+    statistics.bootstrap(lambda counts: sizes.append(len(counts)) or counts[:, 0], 50, seed=5, width=175)
+    assert sizes == [1, *[4] * 1000]
+
+
+def test_the_bootstrap_of_normal_figures_is_as_wide_as_students_interval():
+    for prompts in (8, 30, 200):
+        values = torch.tensor([normal_quantile((i + 0.5) / prompts) for i in range(prompts)]).tolist()
+        found, exact = bootstrap_mean(values, seed=0), mean_interval(values)
+        assert found.half_width == pytest.approx(exact.half_width, rel=0.06)
+        assert found.std == pytest.approx(exact.std, rel=0.04)
+
+
+@pytest.mark.parametrize("kind", SKEW)
+@pytest.mark.parametrize(("prompts", "completions"), [(8, 4), (16, 1), (48, 2)])
+def test_coverage_of_the_bootstrap(prompts, completions, kind, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 600)
+    scores, _, true = simulated(prompts, completions, kind, seed=prompts)
+    held = 0
+    for seed, row in enumerate(scores.mean(2)[:1000].tolist()):
+        found = bootstrap_mean(row, seed=seed)
+        held += found.low <= true <= found.high
+    assert 0.92 <= held / 1000 <= 0.97

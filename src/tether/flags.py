@@ -147,8 +147,11 @@ def unknown_options(texts: Sequence[str], known: Sequence[Option], *, where: str
 
 def coerce(option: Option, value: Any, *, where: str) -> Any:
     """``value`` as the option's type; numbers have to be finite, and integers to have 64 bits."""
-    if option.repeatable and isinstance(value, str):
+    numbers = option.type == tuple[int, ...]
+    if option.repeatable and (isinstance(value, str) or (numbers and type(value) is int)):
         value = [value]
+    if numbers and isinstance(value, list):  # 1,4,8 is three of them
+        value = [part for one in value for part in (one.split(",") if isinstance(one, str) else [one])]
     if isinstance(value, bool) and bool not in (option.type, *typing.get_args(option.type)):
         raise ConfigError(
             f"found {value}, and the option is not a yes or no", where=where, hint="YAML reads on, off, yes and no so"
@@ -315,7 +318,7 @@ def _add(group: argparse._ArgumentGroup, options: Sequence[Option]) -> None:
         elif option.type is bool:
             group.add_argument(option.flag, action=argparse.BooleanOptionalAction, help=described)
         elif option.repeatable:
-            group.add_argument(option.flag, action="extend", nargs="*", metavar="TEXT", help=described)
+            group.add_argument(option.flag, action="extend", nargs="*", metavar=_metavar(option.type), help=described)
         else:
             group.add_argument(option.flag, metavar=_metavar(option.type), help=described)
 

@@ -104,7 +104,7 @@ def evaluate(policy: Model, reference: Model, prompts: Any, rewards: Any = (), *
         groups, against = (
             evaluation_samples(one, tokenizer, scorer, found, options, episodes) for one in (model, other)
         )
-        kl = evaluation_kl(groups, model, other, options.sampling)
+        kl = float(evaluation_kl(groups, model, other, options.sampling).mean())
         return _compared(groups, against, kl)
 
 

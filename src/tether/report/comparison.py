@@ -184,9 +184,8 @@ def pair(a: Candidate, b: Candidate, figure: str, *, level: float) -> Pair:
         return pair(b, a, figure, level=level)
     more: int | None = 0
     if not found.excludes(0.0):
-        prompts = prompts_needed(found, level=level)
         each = math.ceil(min(one.completions / len(one.scores[figure]) for one in (a.policy, b.policy)))
-        more = None if prompts is None else max(0, prompts - found.prompts) * each
+        more = more_completions(found, per_prompt=each, level=level)
     kl_a, kl_b = kl_of(a), kl_of(b)
     return Pair(
         a=a.name,
@@ -197,6 +196,13 @@ def pair(a: Candidate, b: Candidate, figure: str, *, level: float) -> Pair:
         more_completions=more,
         seed_alone=[name for name, *_ in differing_options([v for v in (a.view, b.view) if v is not None])] == ["seed"],
     )
+
+
+def more_completions(difference: Estimate, *, per_prompt: int, level: float) -> int | None:
+    """Completions of each of two policies on further prompts, ``per_prompt`` on each, with which such a difference
+    would be told from 0 (:func:`tether.statistics.prompts_needed`)."""
+    prompts = prompts_needed(difference, level=level)
+    return None if prompts is None else max(0, prompts - difference.prompts) * per_prompt
 
 
 def kl_of(one: Candidate) -> float | None:

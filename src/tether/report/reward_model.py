@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tether.algorithms import pair_breakdown
 from tether.algorithms.pair_evaluation import Evaluation, accuracy_interval, assess, calibration, sign_share
 from tether.report.page import paragraph, plot, section, table
 from tether.report.plots import COLOURS, STEP, Panel, Series, series_of, svg
@@ -131,23 +132,9 @@ def against_rule(pairs: Sequence[JudgedPair], *, longer: bool) -> Estimate:
 
 
 def length_bins(pairs: Sequence[JudgedPair]) -> list[tuple[str, list[JudgedPair]]]:
-    """The pairs by how much longer the chosen side is, in tokens: at most five bins, those far from 0 beginning at the
-    median difference. Empty ones are left out."""
-    differences = [pair.chosen_length - pair.rejected_length for pair in pairs]
-    far = sorted(abs(d) for d in differences if d) or [1]
-    median = far[len(far) // 2]
-    bins: dict[str, list[JudgedPair]] = {
-        f"shorter by {median} or more": [],
-        f"shorter by less than {median}": [],
-        "as long": [],
-        f"longer by less than {median}": [],
-        f"longer by {median} or more": [],
-    }
-    names = list(bins)
-    for pair, d in zip(pairs, differences, strict=True):
-        place = 2 + ((d > 0) - (d < 0)) * (2 if abs(d) >= median else 1)
-        bins[names[place]].append(pair)
-    return [(name, inside) for name, inside in bins.items() if inside]
+    """The pairs by how much longer the chosen side is (:func:`tether.algorithms.pair_breakdown.length_bins`)."""
+    bins = pair_breakdown.length_bins([pair.chosen_length - pair.rejected_length for pair in pairs])
+    return [(name, [pairs[i] for i in inside]) for name, inside in bins]
 
 
 def length_panel(pairs: Sequence[JudgedPair]) -> Panel:

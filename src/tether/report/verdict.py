@@ -39,7 +39,12 @@ def plus_minus(estimate: Estimate, *, sign: bool = False) -> str:
 
 def percent(estimate: Estimate) -> str:
     """``75% (69–80)``"""
-    return f"{estimate.value:.0%} ({100 * estimate.low:.0f}–{100 * estimate.high:.0f})"
+    return percent_of(estimate.value, estimate.low, estimate.high)
+
+
+def percent_of(value: float, low: float, high: float) -> str:
+    """:func:`percent` of a share and the ends of its interval."""
+    return f"{value:.0%} ({100 * low:.0f}–{100 * high:.0f})"
 
 
 def rounded(count: int) -> int:
