@@ -34,6 +34,7 @@ EXTRAS: Mapping[str, tuple[str, ...]] = {
     "serve": ("starlette", "uvicorn"),
     "math": ("math_verify",),
     "json": ("jsonschema",),
+    "reasoning": ("reasoning_gym",),
     "notebook": ("ipykernel", "ipywidgets"),
     **NEEDED,
 }

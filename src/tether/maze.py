@@ -58,8 +58,8 @@ class Settings:
     mazes: int = 20_000
     held_out: int = 256
     width: int = 64
-    layers: int = 3
-    steps: int = 500
+    layers: int = 4
+    steps: int = 450
     """Of PPO, for each gamma."""
     prompts_per_step: int = 256
     sft: sft.Config = field(
@@ -93,8 +93,7 @@ class Settings:
             discount="turn",
             lam=0.7,
             kl_coef=0.0,
-            entropy_coef=0.001,
-            critic_trunk=True,
+            entropy_coef=0.003,
             epochs_per_step=2,
             minibatches=min(8, self.prompts_per_step),
             value_coef=0.5,

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tether.data.memory import Rows, Source
-from tether.environments import arithmetic, calculator, guess, maze
+from tether.environments import arithmetic, calculator, guess, maze, reasoning
 from tether.errors import DataError
 from tether.names import closest, did_you_mean
 
@@ -32,8 +33,11 @@ KINDS: Mapping[str, Kind] = {
     "maze": Kind(maze.rows, {"size": (4, 2, maze.LARGEST), "walls": (4, 0, 60), "moves": (10, 1, 100)}),
     "guess": Kind(guess.rows, {"largest": (8, 1, guess.LARGEST - 1), "guesses": (8, 1, 100)}),
     "problems": Kind(calculator.rows, {"largest": (20, 2, 1000), "right": (100, 0, 100)}),
-    "arithmetic": Kind(arithmetic.rows, {"largest": (20, 1, 10**6), "right": (100, 0, 100)}),
+    "arithmetic": Kind(arithmetic.rows, {"largest": (99, 1, 10**6), "right": (100, 0, 100)}),
 }
+
+GYM = "reasoning-gym"
+"""``reasoning-gym:TASK,count=...``: problems of that library."""
 
 
 def is_generated(source: str) -> bool:
@@ -42,7 +46,7 @@ def is_generated(source: str) -> bool:
     >>> is_generated("maze:count=10"), is_generated("maze"), is_generated("./maze"), is_generated("maze.jsonl")
     (True, True, False, False)
     """
-    return source.partition(":")[0] in KINDS
+    return source.partition(":")[0] in (*KINDS, GYM)
 
 
 def made(source: Source) -> Source:
@@ -50,10 +54,15 @@ def made(source: Source) -> Source:
     if not isinstance(source, str) or not is_generated(source):
         return source
     name, _, rest = source.partition(":")
-    kind = KINDS[name]
-    values = _options(rest, COUNT | dict(kind.options), where=source)
+    if name == GYM:
+        task, _, rest = rest.partition(",")
+        make: Callable[..., Sequence[dict[str, Any]]] = partial(reasoning.rows, task=task)
+        values = _options(rest, COUNT, where=source)
+    else:
+        make = KINDS[name].rows
+        values = _options(rest, COUNT | dict(KINDS[name].options), where=source)
     try:
-        return Rows(source, tuple(kind.rows(**values)))
+        return Rows(source, tuple(make(**values)))
     except ValueError as error:
         raise DataError(str(error), where=source) from None
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from tether.names import closest, did_you_mean
 from tether.rewards.answer_rules import cosine, exact_answer, math_, multiple_choice
 from tether.rewards.length_rules import length, overlong
+from tether.rewards.reasoning import reasoning_gym
 from tether.rewards.text_rules import Rule, format_, json_schema, regex, repetition, sentiment
 
 RULES: dict[str, Callable[[str | None], Rule]] = {
@@ -21,6 +22,7 @@ RULES: dict[str, Callable[[str | None], Rule]] = {
     "math": math_,
     "multiple_choice": multiple_choice,
     "cosine": cosine,
+    "reasoning_gym": reasoning_gym,
 }
 """What ``--reward NAME`` or ``NAME:ARGUMENT`` finds."""
 
@@ -36,6 +38,7 @@ MEANINGS = {
     "math": ("math:COLUMN", "1 where math-verify shows that the answer equals that of the column, else 0"),
     "multiple_choice": ("multiple_choice:COLUMN", "1 where the letter chosen is that of the column, else 0"),
     "cosine": ("cosine:N:RULE", "a rule that compares answers, scaled by the length, up to N tokens"),
+    "reasoning_gym": ("reasoning_gym", "the score of that library for its own problems"),
 }
 """How each rule is written, and what it gives."""
 
