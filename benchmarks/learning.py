@@ -41,7 +41,8 @@ class Task:
 
 EPISODES = "--env guess --max-turns 8 --turn-tokens 1 --max-new-tokens 24"
 CALCULATOR = "--env calculator --stop = --max-turns 4 --max-new-tokens 64"
-ANSWER = "--reward exact_answer --max-new-tokens 10"
+ANSWER = "--reward exact_answer --max-new-tokens 32"
+HELD_OUT = "arithmetic:count=200,seed=1"
 TASKS = {
     "guess": Task(
         sft="sft --model base --data guess:count=2000 --epochs 1 --batch-size 32 --learning-rate 5e-4",
@@ -64,14 +65,14 @@ TASKS = {
         best=1.0,
     ),
     "arithmetic": Task(
-        sft="sft --model base --data arithmetic:count=800 --eval-data arithmetic:count=80,seed=1 --on-bad-rows skip "
-        "--epochs 20 --batch-size 32 --learning-rate 1e-3",
-        rl="grpo --model {out}/sft/model --prompts arithmetic:count=800 --eval-prompts arithmetic:count=80,seed=1 "
-        f"--on-bad-rows skip {ANSWER} --group-size 8 --prompts-per-step 64 --minibatches 4 --steps 150 "
-        "--learning-rate 1.5e-4 --warmup-steps 10 --kl-coef 0",
-        evaluate=f"eval --prompts arithmetic:count=80,seed=1 {ANSWER} --group-size 4",
+        sft=f"sft --model base --data arithmetic:count=2000 --eval-data {HELD_OUT} --on-bad-rows skip --epochs 2.2 "
+        "--batch-size 16 --learning-rate 1e-3",
+        rl=f"grpo --model {{out}}/sft/model --prompts arithmetic:count=2000 --eval-prompts {HELD_OUT} --on-bad-rows skip "
+        f"{ANSWER} --group-size 8 --prompts-per-step 32 --minibatches 2 --steps 60 --learning-rate 1e-4 "
+        "--warmup-steps 5 --kl-coef 0",
+        evaluate=f"eval --prompts {HELD_OUT} {ANSWER} --group-size 4",
         metric="rewards/exact_answer/mean",
-        title="Sums and differences up to 20",
+        title="Sums up to 99 + 99",
         label="right",
         best=1.0,
     ),
