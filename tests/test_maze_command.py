@@ -73,7 +73,8 @@ def test_a_critic_that_was_saved_is_the_one_that_was_trained(done, tmp_path):
 
 def test_the_example_is_a_detour_and_its_path_the_shortest():
     straight, detour = Maze(("S.G", "...", "...")), Maze(("S#G", "...", "..."))
-    assert example([straight, detour]) == 1
+    assert example([straight, detour, straight, detour]) == 1
+    assert example([straight]) == 0
     assert shortest(detour) == [(0, 0), (1, 0), (1, 1), (1, 2), (0, 2)]
     assert moved(detour, (2, 2)).rows == (".#G", "...", "..S")
 

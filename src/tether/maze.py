@@ -297,10 +297,9 @@ def shortest(maze: Maze) -> list[Cell]:
 
 
 def example(mazes: Sequence[Maze]) -> int:
-    """The first of the mazes whose shortest path is the longest detour."""
-    detours = [maze.distance(maze.start) - maze.distance(maze.start, "manhattan") for maze in mazes]
-    lengths = [maze.distance(maze.start) for maze in mazes]
-    return max(range(len(mazes)), key=lambda i: (detours[i], lengths[i], -i))
+    """The first of the mazes whose shortest path is a detour, or else the first."""
+    detours = [maze.distance(maze.start) > maze.distance(maze.start, "manhattan") for maze in mazes]
+    return detours.index(True) if any(detours) else 0
 
 
 def print_summary(summary: dict[str, Any]) -> None:
@@ -313,7 +312,7 @@ def print_summary(summary: dict[str, Any]) -> None:
         table.add_column(name, justify="right")
     for gamma, row in summary["gamma"].items():
         figures = [row[key] for key in ("return", "best", "random")]
-        shares = [row[key] for key in ("share_of_best", "arrived", "value_rmse")]
+        shares = [row[key] for key in ("share_of_best", "arrived", "value_mean_error")]
         texts = [f"{one:.2f}" for one in figures] + [f"{one:.3f}" for one in shares]
         table.add_row(gamma, *texts, f"{row['seconds'] / 60:.1f}")
     Console().print(table)
