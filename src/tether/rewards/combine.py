@@ -11,7 +11,7 @@ from typing import Protocol, TypeVar
 
 from tether.errors import RewardError
 from tether.rewards.ahead import Ahead, collected
-from tether.rewards.waiting import Waiting
+from tether.rewards.waiting import Waiting, together
 from tether.types import Completion, Prompt, RolloutGroup, Score, ScoredGroup
 from tether.untrusted import shown
 
@@ -152,10 +152,12 @@ def judged_by(
 ) -> list[list[list[Judgement]]]:
     """What each of ``rewards`` says: first those that compute, one after the other, then together those that wait, so
     that nobody is asked for a step that another reward cannot score; some may have been asked ``ahead``."""
-    waiting = {i: ahead.get(i) or Ahead(partial(ask, reward)) for i, reward in enumerate(rewards) if waits(reward)}
+    others = {i: reward for i, reward in enumerate(rewards) if i not in ahead}
+    waiting = {i: call for i, reward in others.items() if (call := waiting_of(reward, groups)) is not None}
     try:
-        rows = {i: reward.judge(groups) for i, reward in enumerate(rewards) if i not in waiting}
-        rows |= zip(waiting, collected(list(waiting.values()), groups), strict=True)
+        rows = {i: reward.judge(groups) for i, reward in others.items() if i not in waiting}
+        rows |= zip(waiting, together(list(waiting.values())), strict=True)
+        rows |= zip(ahead, collected(list(ahead.values()), groups), strict=True)
     finally:
         for line in ahead.values():
             line.clear()

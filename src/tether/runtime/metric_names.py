@@ -62,7 +62,7 @@ BY_COMMAND: Mapping[str, Set[str]] = {
     | SAMPLED
     | POLICY_UPDATES
     | {
-        "loss/kl", "kl_coef/effective", "advantage_std", "clip_ratio/low_mean", "clip_ratio/high_mean",
+        "loss/kl", "kl_coef/effective", "entropy_coef", "advantage_std", "clip_ratio/low_mean", "clip_ratio/high_mean",
         "clip_ratio/region_mean", "sampling/groups_drawn", "sampling/frac_zero_std_drawn",
     },
 }  # fmt: skip
