@@ -100,9 +100,10 @@ def test_a_failure_is_an_error_and_leaves_nothing_under_way():
 
 
 def test_where_another_reward_fails_the_calls_are_given_up():
-    ended = threading.Event()
+    began, ended = threading.Event(), threading.Event()
 
     async def hangs(completions):
+        began.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -112,6 +113,7 @@ def test_where_another_reward_fails_the_calls_are_given_up():
     scorer = WeightedSum(((FunctionReward("hangs", hangs), 1.0), (computed, 1.0))).asking_ahead()
     (group,) = groups(1)
     scorer.begin(group)
+    assert began.wait(20)
     with pytest.raises(RewardError, match="'computes' raised ZeroDivisionError"):
         scorer.score([group])
     assert ended.wait(20)
