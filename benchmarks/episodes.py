@@ -68,7 +68,7 @@ def theirs(
         longest = max(map(len, rows))
         ids = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        found = model.generate(  # type: ignore[operator]
+        found = model.generate(
             input_ids=ids, attention_mask=mask, do_sample=True, max_new_tokens=turn_tokens,
             min_new_tokens=turn_tokens, pad_token_id=pad,
         )  # fmt: skip

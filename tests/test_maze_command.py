@@ -55,7 +55,7 @@ def test_a_perfect_policy_and_a_perfect_critic_are_found_perfect(done):
     policy, tokenizer = load_policy(str(out / "ppo_0.9/model"))
     measured = Measured(policy, tokenizer, load_critic(out / "ppo_0.9/critic.safetensors", policy), SMALL, 0.9)
     maze = Maze(("S.", "#G"))
-    groups = measured.played([maze], seed=0)
+    groups = measured.played([maze])
     judged, exact = measured.on_visited([maze], groups)
     assert judged.shape == exact.shape == (len(groups[0].completions[0].turns),)
     table = values(maze, gamma=0.9, moves=3)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from tether.generation.episodes import Episodes
 from tether.models.loading import context_length, load_policy
 from tether.models.policy import Critic, completion_states, load_critic
 from tether.report.maze import Drawn, maze_figure
+from tether.report.plots import require_matplotlib
 from tether.runtime.directory import RunDirectory
 from tether.training.ppo import CRITIC, PPO
 from tether.training.ppo import train as train_ppo
@@ -107,6 +108,7 @@ def solve(out: Path, settings: Settings, *, overwrite: bool = False) -> dict[str
     """Everything, into ``out``; gives what ``summary.json`` holds."""
     started = time.monotonic()
     directory = RunDirectory(out, {"command": "maze", "seed": settings.seed}, overwrite=overwrite)
+    require_matplotlib()
     directory.make()
     write_maze_model(out / "random", seed=settings.seed, width=settings.width, layers=settings.layers)
     say("fine-tuning a model with random weights on random walks")
@@ -132,7 +134,7 @@ def solve(out: Path, settings: Settings, *, overwrite: bool = False) -> dict[str
         critic = load_critic(out / name / CRITIC, policy)
         seconds = time.monotonic() - begun
         measured = Measured(policy, tokenizer, critic, settings, gamma)
-        found[f"{gamma:g}"] = {"seconds": seconds, **measured.figures(mazes, random_seed=settings.seed)}
+        found[f"{gamma:g}"] = {"seconds": seconds, **measured.figures(mazes)}
         drawn.append(measured.drawn(mazes[example(mazes)]))
     maze_figure(drawn, out / "maze.png")
     summary = {"gamma": found, "seconds": time.monotonic() - started}
@@ -181,11 +183,11 @@ class Measured:
     settings: Settings
     gamma: float
 
-    def figures(self, mazes: Sequence[Maze], *, random_seed: int) -> dict[str, float]:
+    def figures(self, mazes: Sequence[Maze]) -> dict[str, float]:
         """On ``mazes``: mean returns of the most likely moves, of the best ones and of random ones; the share of the
         way from random to the best; and how far the critic is from V of the best moves on the states that were
         visited, over the spread of V there."""
-        groups = self.played(mazes, seed=random_seed)
+        groups = self.played(mazes)
         walks = [group.completions[0] for group in groups]
         own = [sum(self.gamma**i * turn.reward for i, turn in enumerate(walk.turns)) for walk in walks]
         best = [self.exact(maze)[-1][maze.start] for maze in mazes]
@@ -208,12 +210,12 @@ class Measured:
         policy = uniform(maze) if at_random else None
         return values(maze, gamma=self.gamma, moves=self.settings.moves, policy=policy)
 
-    def played(self, mazes: Sequence[Maze], *, seed: int) -> list[RolloutGroup]:
+    def played(self, mazes: Sequence[Maze]) -> list[RolloutGroup]:
         """An episode in each maze, of the most likely moves."""
         limits = Episodes(make=MazeEnvironment, max_turns=self.settings.moves, turn_tokens=1)
         engine = Engine(self.policy, self.tokenizer, episodes=limits)
         sampling = Sampling(max_new_tokens=self.settings.sampling.max_new_tokens, temperature=0.0)
-        return engine.generate(make_requests(self.prompts(mazes), group_size=1, seed=seed), sampling=sampling)
+        return engine.generate(make_requests(self.prompts(mazes), group_size=1, seed=0), sampling=sampling)
 
     def prompts(self, mazes: Sequence[Maze]) -> list[Prompt]:
         rows: Any = [{"prompt": maze.text} for maze in mazes]
@@ -248,7 +250,7 @@ class Measured:
     def drawn(self, maze: Maze) -> list[Drawn]:
         """The values over the maze, exact and the critic's, with the shortest path and that of the policy."""
         starts = [moved(maze, cell) for cell in maze.cells if cell != maze.goal]
-        groups = self.played([maze, *starts], seed=0)
+        groups = self.played([maze, *starts])
         judged = self.judged([(group.prompt, first_move(group.completions[0])) for group in groups[1:]]).tolist()
         table = self.exact(maze)
         cell, path = maze.start, [maze.start]
@@ -270,14 +272,7 @@ class Measured:
 
 def first_move(walk: Completion) -> Completion:
     """The walk after its first token."""
-    return Completion(
-        ids=walk.ids[:1],
-        mask=walk.mask[:1],
-        sampler_logp=walk.sampler_logp[:1],
-        finish_reason=walk.finish_reason,
-        text=walk.text,
-        weights_version=walk.weights_version,
-    )
+    return replace(walk, ids=walk.ids[:1], mask=walk.mask[:1], sampler_logp=walk.sampler_logp[:1], turns=())
 
 
 def moved(maze: Maze, start: Cell) -> Maze:

@@ -30,7 +30,7 @@ def grader():
 
 
 def alive(pid: int) -> bool:
-    """Whether it runs: one that has ended and that nobody has waited for does not."""
+    """Whether it runs: one that has ended and has not been waited for does not."""
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
     return bool(state.strip()) and not state.startswith("Z")
 

@@ -83,7 +83,7 @@ def test_no_more_than_so_many(monkeypatch):
 
 
 def test_those_that_compute_come_first():
-    """Nobody is asked for a step that another reward cannot score."""
+    """No server is asked about a step that another reward cannot score."""
     asked = []
 
     async def asks(completions):

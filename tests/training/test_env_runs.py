@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import shutil
 
@@ -12,17 +13,22 @@ from commandline import assert_resumes, read_rows, tether, workspace
 from tether.errors import ConfigError
 from tether.generation.environment import Observation
 
-GAMES = """
-from tether import Observation
+
 class Letters:
+    """Three turns, each worth half a vowel."""
+
     def reset(self, prompt, *, seed):
         self.turns = 0
         return Observation(text=" Go!")
+
     def step(self, action):
         self.turns += 1
         reward = sum(c in "aeiou" for c in action) / 2
         return Observation(text=f" {self.turns}:", reward=reward, done=self.turns == 3, info={"turns": self.turns})
-"""
+
+
+GAMES = f"from tether import Observation\n\n{inspect.getsource(Letters)}"
+"""The same in a file."""
 EPISODES = "--env games.py:Letters --max-turns 4 --turn-tokens 3 --max-new-tokens 16"
 STEPS = "--prompts p.jsonl --prompts-per-step 2 --group-size 2 --minibatches 2 --epochs-per-step 2 --steps 4"
 LINES = {
@@ -38,19 +44,6 @@ def here(tmp_path, monkeypatch):
     workspace(tmp_path)
     (tmp_path / "games.py").write_text(GAMES)
     return tmp_path
-
-
-class Letters:
-    """The same in Python."""
-
-    def reset(self, prompt, *, seed):
-        self.turns = 0
-        return Observation(text=" Go!")
-
-    def step(self, action):
-        self.turns += 1
-        reward = sum(c in "aeiou" for c in action) / 2
-        return Observation(text=f" {self.turns}:", reward=reward, done=self.turns == 3, info={"turns": self.turns})
 
 
 @pytest.mark.parametrize("name", LINES)

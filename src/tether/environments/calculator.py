@@ -106,8 +106,7 @@ KINDS: Sequence[tuple[str, str, str]] = (
         "+{c}",
     ),
     (
-        "{name} has {a} {things} and buys {b} more. Then all of them are put into {c} boxes, and each box gets as many "
-        "again. How many {things} are needed?",
+        "On each of {c} days {name} buys {a} small {things} and {b} large {things}. How many {things} does {name} buy?",
         "{a}+{b}",
         "*{c}",
     ),

@@ -71,8 +71,7 @@ class Maze:
         return tuple((i, j) for i, row in enumerate(self.rows) for j, what in enumerate(row) if what != "#")
 
     def _only(self, what: str) -> Cell:
-        found = [(i, row.index(what)) for i, row in enumerate(self.rows) if what in row]
-        return found[0]
+        return next((i, row.index(what)) for i, row in enumerate(self.rows) if what in row)
 
     def after(self, cell: Cell, move: str) -> Cell:
         """Where a move leads."""

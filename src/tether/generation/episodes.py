@@ -274,7 +274,7 @@ class Calls:
             raise EpisodeError(
                 f"it did not answer within {self.episodes.deadline:g} s",
                 where=self.episodes.name,
-                hint="raise the deadline of its Episodes, or make it faster",
+                hint="raise the deadline (--env-deadline), or make it faster",
             )
 
     def _work(self) -> None:

@@ -144,7 +144,8 @@ def measured(
     groups = one.groups
     kl = None if one.kl is None else mean_interval(by_prompt(groups, one.kl.double().tolist()))
     mean_kl = 0.0 if one.kl is None else float(one.kl.mean())
-    figures = evaluate_policy(groups, groups if reference is None else reference, kl=mean_kl).as_dict()
+    evaluation = evaluate_policy(groups, groups if reference is None else reference, kl=mean_kl)
+    figures = evaluation.as_dict()
     if reference is None:
         figures = {name: value for name, value in figures.items() if name not in ("kl", "win_rate")}
     size = max(len(group.scores) for group in groups)
@@ -157,7 +158,7 @@ def measured(
             name: mean_interval(
                 known(mean_score([score.parts.get(name) for score in group.scores]) for group in groups)
             )
-            for name in figures["rewards"]  # type: ignore[attr-defined]
+            for name in evaluation.rewards
         },
         kl=kl,
         against_reference=None if reference is None else against(groups, reference, seed=seed),

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tether.errors import ConfigError
-from tether.report.plots import STYLE
+from tether.report.plots import STYLE, require_matplotlib
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +25,10 @@ class Drawn:
 def maze_figure(columns: Sequence[Sequence[Drawn]], path: Path) -> None:
     """Write a figure with a column of mazes for each of ``columns``, all mazes of one in the same colours. Raises
     :class:`ConfigError` where matplotlib is not installed."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("a figure needs the extra: pip install 'tether-rlhf[report]'") from None
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     height = max(map(len, columns))
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(2.7 * len(columns), 2.7 * height), layout="constrained")

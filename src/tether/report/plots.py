@@ -57,6 +57,14 @@ STYLE: Any = {
 """Settings of matplotlib for these figures alone."""
 
 
+def require_matplotlib() -> None:
+    """Raise :class:`ConfigError` where matplotlib is not installed."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise ConfigError("a figure needs the extra: pip install 'tether-rlhf[report]'") from None
+
+
 def figure(
     panels: Sequence[Panel], *, columns: int = 2, width: float = 9.0, height: float = 3.1, one_legend: bool = False
 ) -> Any:
@@ -66,11 +74,10 @@ def figure(
     Panels with several series have a legend each; ``one_legend`` puts one above all of them instead, where a label
     has the same colour everywhere. Raises :class:`ConfigError` where matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ConfigError("a figure needs the extra: pip install 'tether-rlhf[report]'") from None
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.figure import Figure
+
     rows = max(1, -(-len(panels) // columns))
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=(width, height * rows), layout="constrained")

@@ -22,6 +22,7 @@ T = TypeVar("T")
 class Ahead(Generic[T]):
     """The calls of one reward for the groups of a step; ``ask`` makes one, whose result has an entry per group."""
 
+    name: str
     ask: Callable[[Sequence[RolloutGroup]], Waiting[list[T]]]
     waiting: list[RolloutGroup] = field(default_factory=list)
     """Groups that no call is about yet."""
@@ -53,8 +54,7 @@ class Ahead(Generic[T]):
     def keep(self, groups: Sequence[RolloutGroup], results: Sequence[T]) -> None:
         """What was said of ``groups``. Raises :class:`RewardError` where that is not one result for each."""
         if len(results) != len(groups):
-            name = self.ask(()).name
-            raise RewardError(f"reward {name!r} gave judgements for {len(results)} groups, not {len(groups)}")
+            raise RewardError(f"reward {self.name!r} gave judgements for {len(results)} groups, not {len(groups)}")
         self.known += zip(groups, results, strict=True)
 
     def rest(self, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
@@ -71,17 +71,13 @@ class Ahead(Generic[T]):
 
 def collected(lines: Sequence[Ahead[T]], groups: Sequence[RolloutGroup]) -> list[list[T]]:
     """What each reward says of ``groups``: what is known or under way, and then, asked about together, the rest."""
-    try:
-        finished([line.call for line in lines if line.call is not None])
-        for line in lines:
-            line.take()
-        left = [(line, line.rest(groups)) for line in lines]
-        asked = [(line, rest) for line, rest in left if rest]
-        found = finished([Tries(line.ask(rest), due=time.monotonic()) for line, rest in asked])
-        for (line, rest), results in zip(asked, found, strict=True):
-            line.keep(rest, results)
-        tables = [{id(group): result for group, result in line.known} for line in lines]
-        return [[table[id(group)] for group in groups] for table in tables]
-    finally:
-        for line in lines:
-            line.clear()
+    finished([line.call for line in lines if line.call is not None])
+    for line in lines:
+        line.take()
+    left = [(line, line.rest(groups)) for line in lines]
+    asked = [(line, rest) for line, rest in left if rest]
+    found = finished([Tries(line.ask(rest), due=time.monotonic()) for line, rest in asked])
+    for (line, rest), results in zip(asked, found, strict=True):
+        line.keep(rest, results)
+    tables = [{id(group): result for group, result in line.known} for line in lines]
+    return [[table[id(group)] for group in groups] for table in tables]

@@ -78,7 +78,9 @@ class WeightedSum:
 
     def asking_ahead(self) -> WeightedSum:
         """The same, where :meth:`begin` asks the rewards that wait for something elsewhere about a group at once."""
-        found = {i: Ahead(partial(ask, reward)) for i, (reward, _) in enumerate(self.rewards) if waits(reward)}
+        found = {
+            i: Ahead(reward.name, partial(ask, reward)) for i, (reward, _) in enumerate(self.rewards) if waits(reward)
+        }
         return replace(self, ahead=found)
 
     def begin(self, group: RolloutGroup) -> None:
@@ -151,7 +153,7 @@ def judged_by(
     ahead: Mapping[int, Ahead[list[Judgement]]] = NOTHING_AHEAD,
 ) -> list[list[list[Judgement]]]:
     """What each of ``rewards`` says: first those that compute, one after the other, then together those that wait, so
-    that nobody is asked for a step that another reward cannot score; some may have been asked ``ahead``."""
+    that no server is asked about a step that another reward cannot score; some may have been asked ``ahead``."""
     others = {i: reward for i, reward in enumerate(rewards) if i not in ahead}
     waiting = {i: call for i, reward in others.items() if (call := waiting_of(reward, groups)) is not None}
     try:

@@ -4,7 +4,7 @@
 
 It reads lines, each a list of texts in JSON: first its task (:func:`answerer`), then questions. It replies to each by
 a line, ``{"value": true}`` or ``{"error": "..."}``. It ends with its input, and where it computes for twice SECONDS,
-which happens only where nobody is left to end it.
+which happens only where no process is left to end it.
 
 It reads what a model wrote, and imports neither tether nor torch.
 """

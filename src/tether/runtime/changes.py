@@ -82,8 +82,7 @@ def placeless(reward: str) -> tuple[str | None, str, float]:
         return name, path if name else f"{short_name(spec)}/{path}", weight
     if judge := judge_file(spec):
         return name, f"judge:{PurePath(judge).name}", weight
-    file, colon, function = spec.rpartition(":")
-    return name, f"{PurePath(file).name}:{function}" if colon else short_name(spec), weight
+    return name, placeless_object(spec) if ":" in spec else short_name(spec), weight
 
 
 def refuse_changes(old: Mapping[str, Any], new: Mapping[str, Any], *, allowed: frozenset[str]) -> None:

@@ -49,7 +49,6 @@ def absolute_reward(value: str, base: Path) -> str:
     name, rest = split_name(value)
     spec, _ = split_weight(rest)
     front, back = "" if name is None else f"{name}:=", rest[len(spec) :]
-    file, colon, function = spec.rpartition(":")
     rule, _, argument = spec.partition(":")
     if rule in TAKES_FILE:
         return f"{front}{rule}:{base / argument}{back}" if argument else value
@@ -57,8 +56,8 @@ def absolute_reward(value: str, base: Path) -> str:
         return value
     if judge := judge_file(spec):
         return f"{front}judge:{base / judge}{back}"
-    if colon:
-        return f"{front}{base / file}:{function}{back}" if file.endswith(".py") else value
+    if ":" in spec:
+        return f"{front}{absolute_object(spec, base)}{back}"
     return f"{front}{absolute(spec, base)}{back}"
 
 
