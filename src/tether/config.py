@@ -239,9 +239,6 @@ class RewardCalls:
     """Times to send a request to a server or judge again that is busy or gone, after pauses of 1, 2, 4, ... seconds."""
     request_concurrency: int = 16
     """Requests to a server or judge at the same time."""
-    overlap_scoring: bool = False
-    """Ask servers, judges and async functions about a group as soon as it has been sampled, and not about all groups of
-    a step at its end."""
 
     def __post_init__(self) -> None:
         ConfigError.unless_typed(self)
@@ -281,6 +278,9 @@ class PromptOptions:
     Required unless there is an env."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
+    overlap_scoring: bool = False
+    """Ask servers, judges and async functions about a group as soon as it has been sampled, and not about all groups of
+    a step at its end."""
     calls: RewardCalls = field(default_factory=RewardCalls)
     environment: EnvironmentOptions = field(default_factory=EnvironmentOptions)
     evaluation: EvaluationOptions = field(default_factory=EvaluationOptions)

@@ -72,7 +72,7 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
     if options.evaluation.eval_every:
         loaded.sometimes.update(evaluation_names(trained, judges))
     finished = None
-    if options.calls.overlap_scoring:
+    if options.overlap_scoring:
         score = score.asking_ahead()
         finished = score.begin
     engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget, episodes=episodes, finished=finished)
