@@ -65,10 +65,10 @@ TASKS = {
         best=1.0,
     ),
     "arithmetic": Task(
-        sft=f"sft --model base --data arithmetic:count=2000 --eval-data {HELD_OUT} --on-bad-rows skip --epochs 2.2 "
+        sft=f"sft --model base --data arithmetic:count=2000 --eval-data {HELD_OUT} --on-bad-rows skip --epochs 2.1 "
         "--batch-size 16 --learning-rate 1e-3",
         rl=f"grpo --model {{out}}/sft/model --prompts arithmetic:count=2000 --eval-prompts {HELD_OUT} {ANSWER} "
-        "--on-bad-rows skip --group-size 8 --prompts-per-step 32 --minibatches 2 --steps 60 --learning-rate 1e-4 "
+        "--on-bad-rows skip --group-size 8 --prompts-per-step 64 --minibatches 4 --steps 120 --learning-rate 2e-4 "
         "--warmup-steps 5 --kl-coef 0",
         evaluate=f"eval --prompts {HELD_OUT} {ANSWER} --group-size 4",
         metric="rewards/exact_answer/mean",

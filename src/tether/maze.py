@@ -60,7 +60,7 @@ class Settings:
     held_out: int = 256
     width: int = 64
     layers: int = 4
-    steps: int = 450
+    steps: int = 600
     """Of PPO, for each gamma."""
     prompts_per_step: int = 256
     sft: sft.Config = field(

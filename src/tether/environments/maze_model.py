@@ -37,6 +37,7 @@ def write_maze_model(path: Path, *, seed: int, width: int = 128, layers: int = 4
                 n_embd=width,
                 n_layer=layers,
                 n_head=width // 32,
+                activation_function="gelu_pytorch_tanh",  # that of GPT-2, in one kernel
                 resid_pdrop=0.0,
                 embd_pdrop=0.0,
                 attn_pdrop=0.0,

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -40,6 +41,8 @@ PATIENCE = 0.005
 """Seconds in which most environments answer: rows that wait no longer stay in their batch."""
 GLANCE = 0.1
 """Seconds between two looks at a request to stop while all episodes wait."""
+KEPT_TEXTS = 4096
+"""Texts of environments whose ids are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,8 @@ class Episodes:
                 for request in requests
             ]
             calls.wait([answer for group in asked for _, answer in group])
+        # many environments show few texts, each of them often
+        encode = lru_cache(maxsize=KEPT_TEXTS)(lambda text: tuple(following_ids(tokenizer, text)))
         found = []
         for request, group in zip(requests, asked, strict=True):
             texts = [answer.result().text for _, answer in group]
@@ -83,7 +88,7 @@ class Episodes:
             if any(answer.result().done for _, answer in group):
                 raise EpisodeError("the episode is over before its first turn", where=self.name)
             prompt = extended(request.prompt, texts[0], tokenizer, where=self.name) if texts else request.prompt
-            found.append([Episode(environment, prompt, tokenizer, ending, self) for environment, _ in group])
+            found.append([Episode(environment, prompt, tokenizer, ending, self, encode) for environment, _ in group])
         return found
 
     def made(self) -> Environment:
@@ -107,7 +112,10 @@ class Episode:
         tokenizer: PreTrainedTokenizerBase,
         ending: Ending,
         episodes: Episodes,
+        encode: Callable[[str], Sequence[int]],
     ) -> None:
+        """``encode`` gives the ids of a text that is shown."""
+        self.encode = encode
         self.environment, self.prompt, self.tokenizer, self.ending = environment, prompt, tokenizer, ending
         self.limits, self.longest = episodes, ending.sampling.max_new_tokens
         self.ids: list[int] = []
@@ -163,12 +171,12 @@ class Episode:
         if not turns:
             if not isinstance(text, str):
                 raise EpisodeError("messages were shown in a text that is no conversation", where=self.limits.name)
-            return following_ids(self.tokenizer, text) if text else []
+            return list(self.encode(text)) if text else []
         try:
             written = write_observation(self.tokenizer, turns, template_of(self.prompt.columns))
         except RowError as error:
             raise EpisodeError(str(error), where=self.limits.name) from error
-        ids, ends = following_ids(self.tokenizer, written), self.ending.eos
+        ids, ends = list(self.encode(written)), self.ending.eos
         # the template ends the model's turn, which has ended by itself unless it was cut
         return ids[1:] if self.ids[-1] in ends and ids[0] in ends else ids
 
