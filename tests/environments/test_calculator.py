@@ -29,7 +29,7 @@ def test_arithmetic_is_exact(expression, result):
     "expression",
     [
         "", "1/0", "2**8", "2**2**2**2**9", "7//2", "7%2", "abs(1)", "__import__('os')", "x", "'a'*3",
-        "True", "1 if 1 else 2",
+        "True", "1 if 1 else 2", "1if 1else 2", "12a", "1_0", "0x1f",
         "[1]", "1,2", "1==1", "1e99", "9" * 99, "10**12", "(" * 60 + "1" + ")" * 60, "1j", "lambda: 1",
         "1\n2", "\0", "1" + "+1" * 60,
     ],

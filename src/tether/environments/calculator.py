@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ast
 import random
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -26,6 +27,7 @@ from tether.types import Prompt
 
 LONGEST, LARGEST = 100, 10**12
 """Characters of an expression, and the largest number that may occur in one."""
+WRITTEN = re.compile(r"[0-9.+\-*/() ]*")
 OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
@@ -40,7 +42,7 @@ def calculate(expression: str) -> str:
     >>> calculate("3*(4+5)"), calculate("1/3"), calculate("0.5*7"), calculate("1/0"), calculate("exit()")
     ('27', '1/3', '7/2', 'error', 'error')
     """
-    if len(expression) > LONGEST:
+    if len(expression) > LONGEST or not WRITTEN.fullmatch(expression):  # the parser warns of some other texts
         return "error"
     try:
         return str(_value(ast.parse(expression.strip(), mode="eval").body))
