@@ -27,7 +27,8 @@ from tether.types import Prompt
 
 LONGEST, LARGEST = 100, 10**12
 """Characters of an expression, and the largest number that may occur in one."""
-WRITTEN = re.compile(r"[0-9.+\-*/() ]*")
+WRITTEN = re.compile(r"([0-9.]+(e[0-9]+)?(?!\w)|[-+*/() ])*")
+"""Numbers and signs: Python's parser warns of some other texts."""
 OPERATIONS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
@@ -42,7 +43,7 @@ def calculate(expression: str) -> str:
     >>> calculate("3*(4+5)"), calculate("1/3"), calculate("0.5*7"), calculate("1/0"), calculate("exit()")
     ('27', '1/3', '7/2', 'error', 'error')
     """
-    if len(expression) > LONGEST or not WRITTEN.fullmatch(expression):  # the parser warns of some other texts
+    if len(expression) > LONGEST or not WRITTEN.fullmatch(expression):
         return "error"
     try:
         return str(_value(ast.parse(expression.strip(), mode="eval").body))
