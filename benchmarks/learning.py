@@ -55,9 +55,9 @@ TASKS = {
         best=fewest_guesses(8),
     ),
     "calculator": Task(
-        sft="sft --model base --data problems:count=1500,right=40 --epochs 3 --batch-size 32 --learning-rate 5e-4",
-        rl=f"grpo --model {{out}}/sft/model --prompts problems:count=1500 {CALCULATOR} --kl-coef 0 --steps 60 "
-        "--prompts-per-step 16 --group-size 8 --learning-rate 1e-4 --warmup-steps 5",
+        sft="sft --model base --data problems:count=3000,right=40 --epochs 2 --batch-size 16 --learning-rate 1e-3",
+        rl=f"grpo --model {{out}}/sft/model --prompts problems:count=3000 {CALCULATOR} --kl-coef 0 --steps 60 "
+        "--prompts-per-step 32 --group-size 8 --minibatches 2 --learning-rate 2e-4 --warmup-steps 5",
         evaluate=f"eval --prompts problems:count=200,seed=1 {CALCULATOR}",
         metric="rewards/calculator/mean",
         title="Word problems with a calculator",

@@ -29,6 +29,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
+def lines_printable(text: str) -> str:
+    """``text`` made printable, with its line breaks."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def one_line(text: str) -> str:
     """``text`` as one line for an error: printable, shortened, and without the secrets in its addresses."""
     return shortened(printable(redacted(" ".join(text.split()))), LONGEST_LINE)

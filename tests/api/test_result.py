@@ -26,7 +26,8 @@ def run(tmp_path):
     import pyarrow.parquet
 
     scores = [0.0, 4.0, 1.0, 3.0, 2.0, None]
-    table = pyarrow.table({"prompt": ["p"] * 6, "completion": [f"c{s}" for s in scores], "score": scores})
+    texts = {"prompt": ["p"] * 6, "completion": [f"c{s}" for s in scores], "finish_reason": ["eos"] * 6}
+    table = pyarrow.table({**texts, "score": scores, "mask": [[True]] * 6})
     pyarrow.parquet.write_table(table, path / "rollouts" / "step_000002.parquet")
     return tether.Run(path)
 

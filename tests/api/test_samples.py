@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from tether.api.samples import Samples
-from tether.report.view import Sample
+from tether.report.completions import completion_of
 
+row = {"finish_reason": "eos", "mask": [True]}
 FOUND = Samples(
     (
-        Sample(prompt="A<b>", completion=" one\n\x1b[31mtwo", score=1.25),
-        Sample(prompt="B", completion=" <script>", score=-0.5),
+        completion_of(row | {"prompt": "A<b>", "completion": " one\n\x1b[31mtwo", "score": 1.25}),
+        completion_of(row | {"prompt": "B", "completion": " <script>", "score": -0.5}),
     )
 )
 

@@ -9,8 +9,8 @@ import pytest
 from commandline import tether
 from evaluated import evaluated_run
 from helpers import completion, group
-from tether.looking.completions import completion_of, read_completions, rollout_file, token_texts, tokens_of
 from tether.looking.show import figures_line, in_order, style
+from tether.report.completions import completion_of, read_completions, rollout_file, token_texts, tokens_of
 from tether.runtime.directory import RunDirectory, rollout_table
 from tether.types import CompletionFigures, RolloutGroup, Score, ScoredGroup
 from tiny import byte_tokenizer, make_model

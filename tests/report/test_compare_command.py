@@ -94,7 +94,7 @@ def test_the_page_of_one_run_has_the_judge_and_the_step_of_the_model(tmp_path):
     assert re.search(r"<td>judge \(not trained on\)</td><td>4 ± 13</td><td>0[^<]*</td><td>\+4 ± 13</td>", page)
     assert "model/ has the weights of step 2, chosen by the highest eval/rewards/judge (4)." in page
     assert "The step of a was chosen on these prompts" in page
-    assert "<td>reference (+0.00)</td>" in page
+    assert "<b>before: reference (+0.00)</b>" in page
     titles = [panel.title for panel in panels_of([RunView.read(path)])]
     assert titles[1:3] == ["Reward on held-out prompts", "Each reward on held-out prompts"]
     assert "KL on held-out prompts, nats per completion" in titles
@@ -142,4 +142,4 @@ def test_a_hostile_prompt_stays_text(tmp_path, capsys):
     scores = {f"<script>{i}\x1b[31m": [0.0, float(i)] for i in range(4)}
     path = evaluated_run(tmp_path / "a", scores, scores)
     assert tether("compare", path, "--out", tmp_path / "page.html") == 0
-    assert "<script" not in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count("<script") == 1

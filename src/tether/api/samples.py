@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tether.report.view import Sample
+from tether.report.completions import Sample
 from tether.untrusted import printable
 
 TEXT = "text-align:left;white-space:pre-wrap"

@@ -18,13 +18,13 @@ from tether.data.tokenise import write_prompt
 from tether.errors import ConfigError, RunError, TetherError
 from tether.flags import POSITIONAL
 from tether.generation.engine import Engine
-from tether.looking.terminal import lines_printable, show
+from tether.looking.terminal import show
 from tether.models.loading import context_length
 from tether.seeds import derive_seed
 from tether.training.inputs import naming_the_model_of_a_run
 from tether.training.loading import load_model
 from tether.types import Message, Prompt, Request, Sampling
-from tether.untrusted import one_line, printable
+from tether.untrusted import lines_printable, one_line, printable
 
 HELP = "/reset forgets the conversation, /seed N draws other replies, /quit ends"
 

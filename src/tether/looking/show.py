@@ -14,8 +14,9 @@ from rich.text import Text
 
 from tether.errors import ConfigError, RunError
 from tether.flags import POSITIONAL
-from tether.looking.completions import (
-    Shown,
+from tether.looking.terminal import grid, rendered, show
+from tether.report.completions import (
+    Sample,
     Token,
     different_prompts_first,
     held_out_file,
@@ -25,8 +26,7 @@ from tether.looking.completions import (
     tokenizer_of,
     tokens_of,
 )
-from tether.looking.terminal import grid, lines_printable, rendered, show
-from tether.untrusted import printable
+from tether.untrusted import lines_printable, printable
 
 Key = Literal["reward", "kl", "length"]
 Shade = Literal["logp", "kl", "advantage"]
@@ -93,11 +93,11 @@ def main(command: Show) -> None:
     show(f"{head}\n{rendered(*parts)}")
 
 
-def in_order(found: Sequence[Shown], key: Key | None, *, lowest: bool) -> list[Shown]:
+def in_order(found: Sequence[Sample], key: Key | None, *, lowest: bool) -> list[Sample]:
     """The completions by a figure, those without it last. Raises :class:`ConfigError` where none has it."""
     if key is None:
         return list(found)
-    figures: dict[Key, Callable[[Shown], float | None]] = {
+    figures: dict[Key, Callable[[Sample], float | None]] = {
         "reward": lambda one: one.score,
         "kl": lambda one: one.kl,
         "length": lambda one: one.length,
@@ -109,7 +109,7 @@ def in_order(found: Sequence[Shown], key: Key | None, *, lowest: bool) -> list[S
     return [*ordered, *(one for one in found if figures[key](one) is None)]
 
 
-def in_full(one: Shown, tokens: Sequence[Token], shade: Shade, largest: float) -> list[RenderableType]:
+def in_full(one: Sample, tokens: Sequence[Token], shade: Shade, largest: float) -> list[RenderableType]:
     """One completion: its figures, its prompt, and its text or its tokens."""
     figures = Text(printable(figures_line(one)), style="bold")
     prompt = Text(lines_printable(one.prompt), style="dim")
@@ -128,7 +128,7 @@ def in_full(one: Shown, tokens: Sequence[Token], shade: Shade, largest: float) -
     return [figures, Text.assemble(prompt, *shaded)]
 
 
-def figures_line(one: Shown) -> str:
+def figures_line(one: Sample) -> str:
     """``reward 0.81 (helpful 0.9, length -0.1)  kl 12.1  advantage +0.4  28 tokens, eos``"""
     parts = ", ".join(f"{name} {figure(value)}" for name, value in one.parts.items())
     advantage = "" if one.advantage is None else f"advantage {one.advantage:+.3g}"

@@ -18,11 +18,6 @@ WIDTH = 80
 """Columns where the standard output is no terminal."""
 
 
-def lines_printable(text: str) -> str:
-    """``text`` made printable, with its line breaks."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
 def show(text: str) -> None:
     """Print the result of a command. Raises :class:`RunError` where the standard output takes no more."""
     try:

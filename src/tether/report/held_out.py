@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from tether.evaluation import EVALUATION
+from tether.report.files import reading
 from tether.report.quickstart import GOLD, PROXY, SAMPLES, TITLES, is_quickstart
 from tether.report.state import unfinished
-from tether.report.view import RunView, reading, run_names
+from tether.report.view import RunView, run_names
 from tether.rewards.resolve import part_names, split_name, split_weight
 from tether.statistics import known, mean_difference, mean_score, win_share
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no script, no font, no image from anywhere else."""
+"""One self-contained HTML page: it loads nothing, and no script runs but its own (:mod:`tether.report.style`)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,10 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from tether.report.plots import COLOURS, Panel, svg
+from tether.report.style import CSS, POLICY, SCRIPT
 from tether.runtime.files import atomic_write
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p.lead { color: #555; margin-top: 0; } figure { margin: 1rem 0; } figcaption { color: #555; font-size: .9rem; }
-svg { max-width: 100%; height: auto; }
-table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .3rem .7rem; text-align: right; }
-th { border-bottom: 2px solid #444; font-weight: 600; } td { border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-table.two :is(th, td):nth-child(2) { text-align: left; }
-table.text td { text-align: left; vertical-align: top; } table.text th { text-align: left; }
-table.text td:first-child { white-space: nowrap; color: #555; }
-code, pre { font: 13px/1.4 ui-monospace, monospace; background: #f5f5f5; } pre { padding: .7rem; overflow-x: auto; }
-.prompt { color: #777; }
-"""
+from tether.untrusted import lines_printable, printable
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False, left: int = 1) -> str:
@@ -31,7 +18,12 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = 
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     kind = ' class="text"' if text else ' class="two"' if left == 2 else ""
-    return f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return scrolling(f"<table{kind}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+
+
+def scrolling(element: str) -> str:
+    """What is wider than a phone is scrolled by itself."""
+    return f'<div class="scroll">{element}</div>'
 
 
 def samples(rows: Sequence[tuple[str, str, str]]) -> str:
@@ -40,11 +32,43 @@ def samples(rows: Sequence[tuple[str, str, str]]) -> str:
         f'<tr><td>{escape(label)}</td><td><span class="prompt">{escape(prompt)}</span>{escape(completion)}</td></tr>'
         for label, prompt, completion in rows
     )
-    return f'<table class="text"><tbody>{body}</tbody></table>'
+    return scrolling(f'<table class="text"><tbody>{body}</tbody></table>')
 
 
-def plot(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+def side_by_side(prompt: str, answers: Sequence[tuple[str, str]]) -> str:
+    """What several models answer to a prompt: (label, completion); below each other where the page is narrow."""
+    cells = "".join(f"<div><b>{escape(label)}</b><br>{escape(lines_printable(said))}</div>" for label, said in answers)
+    return f'<div class="pair"><div class="prompt">{escape(lines_printable(prompt))}</div>{cells}</div>'
+
+
+def plots(panels: Sequence[Panel], caption: str, *, one_legend: bool = False) -> str:
+    """Panels side by side, as many as fit. Those with several curves have a legend each; ``one_legend`` puts one above
+    all of them instead, where a label has the same colour everywhere."""
+    drawn = "".join(svg(panel, legend=not one_legend) for panel in panels)
+    shared = legend(panels) if one_legend else ""
+    return f'<figure>{shared}<div class="plots">{drawn}</div><figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def legend(panels: Sequence[Panel]) -> str:
+    """The curves of all panels, each once."""
+    curves = {one.label: one for panel in panels for one in panel.series}
+    entries = [
+        f'<span><i style="border-color: {colour_on_page(one.colour)}; '
+        f'border-top-style: {"dotted" if one.points else "dashed" if one.dashed else "solid"}"></i>'
+        f"{escape(printable(label))}</span>"
+        for label, one in curves.items()
+    ]
+    return f'<p class="legend">{"".join(entries)}</p>'
+
+
+def colour_on_page(colour: str) -> str:
+    """A colour of the palette as the page's theme has it."""
+    return f"var(--c{COLOURS.index(colour)})"
+
+
+def folded(title: str, body: str) -> str:
+    """What is shown when its title is clicked."""
+    return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 
 def section(title: str, *parts: str) -> str:
@@ -60,12 +84,20 @@ def bullets(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
+def alarms(found: Sequence[tuple[str, str]]) -> str:
+    """What monitors have found: (when and which, message)."""
+    items = "".join(f"<li><b>{escape(title)}</b><br>{escape(printable(said))}</li>" for title, said in found)
+    return f'<ul class="alarms">{items}</ul>'
+
+
 def whole_page(title: str, lead: str, *sections: str) -> bytes:
     """The page as UTF-8."""
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head>'
-        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{"".join(sections)}</body></html>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}</style></head>'
+        f'<body><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>{"".join(sections)}'
+        f"<script>{SCRIPT}</script></body></html>\n"
     )
     return html.encode(errors="backslashreplace")  # JSON may hold an unpaired surrogate, which UTF-8 cannot encode
 

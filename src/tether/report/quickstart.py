@@ -11,10 +11,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from tether.report.page import paragraph, plot, samples, section, table, whole_page
+from tether.report.files import reading
+from tether.report.page import paragraph, plots, samples, section, table, whole_page
 from tether.report.panels import against_kl, held_out_point, over_steps, paths_over_kl
-from tether.report.plots import COLOURS, STEP, Panel, Series, series_of, svg
-from tether.report.view import RunView, reading
+from tether.report.plots import COLOURS, STEP, Panel, Series, series_of
+from tether.report.view import RunView
 
 TITLES = {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 """Method to what it is called; every method but the base model is a run in a directory of its name."""
@@ -147,20 +148,20 @@ def sections_of(path: Path) -> list[str]:
                 "DPO optimise: it learns from the choices. A win is a higher gold score than the base model's for the "
                 "same held-out prompt; ties count half. KL is how far a method moved from the base model to get there."
             ),
-            plot(
-                svg(frontier_panels(methods, views)),
+            plots(
+                frontier_panels(methods, views),
                 "Lines: samples during training. Points: held-out prompts, gold with its 95% interval.",
             ),
         ),
-        section("On the way", plot(svg(progress_panels(views)), "Means over the completions of a step.")),
+        section("On the way", plots(progress_panels(views), "Means over the completions of a step.")),
         section(
             "The reward model",
             paragraph(
                 f"{judge['accuracy']:.1%} of {judge['held_out_pairs']} held-out choices ranked right after training on "
                 f"{judge['pairs']}. The annotator is noisy: knowing its score would give {judge['ceiling']:.1%}."
             ),
-            plot(
-                svg(judge_panels(RunView.read(path / "reward"), judge)),
+            plots(
+                judge_panels(RunView.read(path / "reward"), judge),
                 "Calibration: pairs of prompts that neither training nor early stopping has used.",
             ),
         ),

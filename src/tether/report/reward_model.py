@@ -12,9 +12,10 @@ from torch import Tensor
 
 from tether.algorithms import pair_breakdown
 from tether.algorithms.pair_evaluation import Evaluation, accuracy_interval, assess, calibration, sign_share
-from tether.report.page import paragraph, plot, section, table
-from tether.report.plots import COLOURS, STEP, Panel, Series, series_of, svg
-from tether.report.view import RunView, reading
+from tether.report.files import reading
+from tether.report.page import paragraph, plots, section, table
+from tether.report.plots import COLOURS, STEP, Panel, Series, series_of
+from tether.report.view import RunView
 from tether.runtime.directory import DATA, SUMMARY
 from tether.runtime.judged_pairs import TEST_PAIRS, JudgedPair, read_judged
 from tether.statistics import Estimate, mean_interval
@@ -67,8 +68,8 @@ def _judgement(summary: Any, pairs: Sequence[JudgedPair]) -> list[str]:
     if not pairs:
         note = "There are no test pairs: these figures, on the pairs that the weights were chosen by, are too good."
         return [figures, paragraph(note)]
-    drawn = plot(svg([reliability(pairs), confidences(pairs), scores(pairs), margins(pairs)]), CAPTION)
-    by_length = plot(svg([length_panel(pairs)], columns=1, width=6.5), LENGTH_CAPTION)
+    drawn = plots([reliability(pairs), confidences(pairs), scores(pairs), margins(pairs)], CAPTION)
+    by_length = plots([length_panel(pairs)], LENGTH_CAPTION)
     return [figures, paragraph(length_verdict(pairs)), drawn, reliability_table(pairs), by_length, length_table(pairs)]
 
 
@@ -249,7 +250,7 @@ def _choice(view: RunView) -> str:
         f"{view.summary['stopped']}. On the {view.summary['stopping_pairs']} stopping pairs they were right on "
         f"{view.summary['stopping_accuracy']:.1%}, which is on average too high, because they were chosen by it."
     )
-    drawn = plot(svg(panels), "Evaluations, and the step that was kept.") if panels else ""
+    drawn = plots(panels, "Evaluations, and the step that was kept.") if panels else ""
     return section("Which weights were kept", said, drawn)
 
 

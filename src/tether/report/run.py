@@ -7,16 +7,28 @@ from pathlib import Path
 
 from tether.errors import ConfigError
 from tether.report.comparison import NONE, as_written, compare, distinct_figures, held_out_mean, standing
+from tether.report.distributions import distribution_panels
+from tether.report.files import reading
 from tether.report.held_out import SCORE, Candidate, read_candidates, run_candidate
-from tether.report.page import bullets, paragraph, plot, samples, section, table, whole_page, write_page
+from tether.report.page import (
+    alarms,
+    bullets,
+    folded,
+    paragraph,
+    plots,
+    section,
+    table,
+    whole_page,
+    write_page,
+)
 from tether.report.panels import panels_of
-from tether.report.plots import svg
 from tether.report.quickstart import is_quickstart, quickstart_page
 from tether.report.reward_model import reward_model_sections
-from tether.report.several import comparison_page, first_completions, sample_table
+from tether.report.sampled import sample_section
+from tether.report.several import comparison_page, first_completions, frontier
 from tether.report.verdict import called, headline, notes, percent, plus_minus, verdicts
-from tether.report.view import EVALUATED, RunView, reading
-from tether.runtime.directory import SUMMARY
+from tether.report.view import EVALUATED, RunView
+from tether.runtime.directory import ALARMS, SUMMARY
 from tether.runtime.files import require_file, write_output
 
 
@@ -49,21 +61,57 @@ def one_run_page(path: Path) -> bytes:
     one = run_candidate(path, path.absolute().name)
     view = one.view
     assert view is not None
-    sections = held_out_sections(one, view)
+    sections = [alarm_section(view), *held_out_sections(one, view)]
     if view.command == "reward":
         sections += reward_model_sections(path, view)
+    sections += distance_sections(one)
     if view.rows:
-        plots = plot(svg(panels_of([view])), "Each figure is one row of metrics.jsonl per step.")
-        sections.append(section("Over the steps", plots))
+        curves = plots(panels_of([view]), "Each figure is one row of metrics.jsonl per step. Dotted lines: alarms.")
+        sections.append(section("Over the steps", curves))
     else:
         sections.append(paragraph("The run has no metrics yet."))
     if view.samples:
-        shown = sample_table(view.best_and_worst(8))
-        sections.append(section("Samples of the last rollouts, best and worst by score", shown))
+        sections += rollout_sections(path, view)
     options = [[name, as_written(value)] for name, value in view.config.items()]
-    sections.append(section("Configuration", table(["option", "value"], options, text=True)))
+    sections.append(folded("Configuration", table(["option", "value"], options, text=True)))
     lead = f"{len(view.rows)} rows of metrics, from {view.name}"
     return whole_page(f"tether {view.command}", lead, *sections)
+
+
+def alarm_section(view: RunView) -> str:
+    """What the monitors have found; nothing where they have found nothing."""
+    if not view.alarms:
+        return ""
+    with reading(Path(ALARMS)):
+        found = [(f"step {int(row['step'])}, {row['monitor']}", str(row["message"])) for row in view.alarms]
+    return section("Alarms", alarms(found))
+
+
+def distance_sections(one: Candidate) -> list[str]:
+    """Each reward over the KL that it cost, in training and on held-out prompts."""
+    panels = [panel for figure in distinct_figures([one]) if (panel := frontier([one], figure)).series]
+    if not panels:
+        return []
+    caption = "Lines: samples during training. Points: held-out prompts, with their 95% interval."
+    return [section("At what distance from the reference", plots(panels, caption))]
+
+
+SHOWN_SAMPLES = 48
+"""Completions of the last rollouts on the page, at most."""
+
+
+def rollout_sections(path: Path, view: RunView) -> list[str]:
+    """How the first and the last rollouts are distributed, and the completions of the last."""
+    found, first, last = [], view.first_samples, view.samples
+    names = tuple(f"step {group[0].row.get('step', '?')}" if group else "" for group in (first, last))
+    if drawn := distribution_panels(first, last, (names[0], names[1])):
+        found.append(section("Completions of the first and the last rollouts", plots(drawn, "Shares of completions.")))
+    chosen = view.best_and_worst(SHOWN_SAMPLES)
+    said = "All of them." if len(chosen) == len(last) else f"The best and the worst of {len(last)} by reward."
+    shown = sample_section(path, chosen, "samples")
+    how = paragraph(f"{said} A click on the title of a column sorts by it.")
+    found.append(section("Samples of the last rollouts", how, shown))
+    return found
 
 
 def held_out_sections(one: Candidate, view: RunView) -> list[str]:
@@ -80,9 +128,9 @@ def held_out_sections(one: Candidate, view: RunView) -> list[str]:
     if view.summary and view.command != "reward" and (parts or view.summary.get("best")):
         sections.append(section("Which weights were kept", paragraph(step_of_the_model(view))))
     if one.policy is not None and one.reference is not None:
-        models = [("policy", one.policy), ("reference", one.reference)]
-        if rows := first_completions(models, SCORE):
-            sections.append(section("The first completions of the first held-out prompts", samples(rows)))
+        models = [("before: reference", one.reference), ("after: policy", one.policy)]
+        if shown := first_completions(models, SCORE):
+            sections.append(section("The first completions of the first held-out prompts", shown))
     return sections
 
 

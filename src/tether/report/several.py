@@ -7,14 +7,15 @@ from collections.abc import Sequence
 
 from tether.report.comparison import NONE, Comparison, differing_options, distinct_figures, kl_of, reward_of
 from tether.report.held_out import Candidate, HeldOut
-from tether.report.page import bullets, paragraph, plot, samples, section, table, whole_page
+from tether.report.page import bullets, paragraph, plots, section, side_by_side, table, whole_page
 from tether.report.panels import against_kl, colour_of, held_out_point, panels_of, paths_over_kl, shown_metrics
-from tether.report.plots import Panel, svg
+from tether.report.plots import Panel
+from tether.report.sampled import sample_section
 from tether.report.verdict import PAIRS, STANDINGS, called, notes, pair_cells, standing_cells, verdicts
-from tether.report.view import RunView, Sample
+from tether.report.view import RunView
 
-SHOWN_PROMPTS = 4
-"""Held-out prompts whose completions the page shows."""
+SHOWN_PROMPTS, SHOWN_SAMPLES = 4, 16
+"""Held-out prompts whose completions the page shows, and completions of the last rollouts of each run."""
 
 
 def comparison_page(candidates: Sequence[Candidate], found: Comparison) -> bytes:
@@ -45,7 +46,7 @@ def result_sections(candidates: Sequence[Candidate], found: Comparison) -> list[
     if panels := [panel for panel in panels if panel.series]:
         caption = "Lines: samples during training. Points: held-out prompts, with their 95% interval."
         warned = [paragraph(text) for text in rewards_differ(candidates, found.figure)]
-        drawn = plot(svg(panels, one_legend=True), caption)
+        drawn = plots(panels, caption, one_legend=True)
         sections.append(section("At what distance from the reference", *warned, drawn))
     return sections
 
@@ -107,7 +108,7 @@ def path_sections(views: Sequence[RunView]) -> list[str]:
         return [paragraph("The runs have no metrics yet.")]
     names = [view.name for view in views]
     panels = panels_of(views) if len(views) > 1 else []
-    drawn = [section("Over the steps", plot(svg(panels, one_legend=True), "One row of metrics.jsonl per step."))]
+    drawn = [section("Over the steps", plots(panels, "One row of metrics.jsonl per step.", one_legend=True))]
     return [*(drawn if panels else []), section("Last figures", table(["metric", *names], last_figures(views)))]
 
 
@@ -122,31 +123,26 @@ def sample_sections(candidates: Sequence[Candidate], views: Sequence[RunView], f
     of its last rollouts."""
     sections = []
     models = [(one.name, one.policy) for one in candidates if one.policy is not None and one.has(found.figure)]
-    if rows := first_completions(models, found.figure):
-        title = "The first completions of the first held-out prompts"
-        sections.append(section(title, samples(rows)))
-    for view in views:
+    if shown := first_completions(models, found.figure):
+        sections.append(section("The first completions of the first held-out prompts", shown))
+    for number, view in enumerate(views):
         if view.samples:
-            title = f"Samples of {view.name}, best and worst of the last rollouts"
-            sections.append(section(title, sample_table(view.best_and_worst(6))))
+            table_of_samples = sample_section(view.path, view.best_and_worst(SHOWN_SAMPLES), f"samples{number}")
+            sections.append(section(f"Samples of {view.name}, best and worst of the last rollouts", table_of_samples))
     return sections
 
 
-def first_completions(models: Sequence[tuple[str, HeldOut]], figure: str) -> list[tuple[str, str, str]]:
-    """Label with the score, prompt and first completion of each of the labelled ``models``, for the first prompts that
-    all of them have."""
+def first_completions(models: Sequence[tuple[str, HeldOut]], figure: str) -> str:
+    """The first completions of the labelled ``models``, with their scores, side by side, for the first prompts that all
+    of them have; "" where there is none."""
     if not models:
-        return []
+        return ""
     shared = [prompt for prompt in models[0][1].texts if all(prompt in model.texts for _, model in models)]
-    rows = []
+    found = []
     for prompt in shared[:SHOWN_PROMPTS]:
+        answers = []
         for label, model in models:
             score = model.scores[figure][prompt][0]
-            shown = label if score is None else f"{label} ({score:+.2f})"
-            rows.append((shown, prompt, model.texts[prompt][0]))
-    return rows
-
-
-def sample_table(shown: Sequence[Sample]) -> str:
-    """Completions behind their prompts, labelled with their scores."""
-    return samples([(f"{sample.score:+.2f}", sample.prompt, sample.completion) for sample in shown])
+            answers.append((label if score is None else f"{label} ({score:+.2f})", model.texts[prompt][0]))
+        found.append(side_by_side(prompt, answers))
+    return "".join(found)

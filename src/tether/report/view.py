@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tether.errors import ConfigError, RunError
-from tether.runtime.directory import CONFIG, FINGERPRINTS, SUMMARY, read_metrics
+from tether.errors import ConfigError
+from tether.report.completions import Sample, read_completions
+from tether.report.files import json_object, json_rows, reading
+from tether.runtime.directory import ALARMS, CONFIG, FINGERPRINTS, SUMMARY, read_metrics
 from tether.types import Metrics
 from tether.untrusted import read_flat_yaml
 
@@ -21,28 +21,12 @@ MODELS = ("reference", "policy")
 """The models of a held-out evaluation."""
 
 
-@contextlib.contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """What ``file`` holds that tether does not write there is a :class:`RunError` that names it."""
-    try:
-        yield
-    except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
-        raise RunError(f"not as tether writes it ({type(error).__name__}: {error})", where=file) from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One completion of a rollout file."""
-
-    prompt: str
-    completion: str
-    score: float
-
-
 @dataclass(frozen=True, kw_only=True)
 class RunView:
     """What a run has left in its directory, finished or not."""
 
+    path: Path
+    """The run directory."""
     name: str
     """What the run is called in legends and tables."""
     command: str
@@ -55,9 +39,13 @@ class RunView:
     """``summary.json``; empty until the run is finished."""
     evaluation: Mapping[str, Metrics]
     """Model (policy, reference) to its figures on held-out prompts, those of :data:`EVALUATED`; empty without any."""
+    alarms: Sequence[Mapping[str, Any]]
+    """The rows of ``alarms.jsonl``, oldest first: each has ``step``, ``monitor`` and ``message``."""
     samples: Sequence[Sample]
     """The newest rollout file, highest score first, without completions that have none; empty where the run writes
     none."""
+    first_samples: Sequence[Sample]
+    """The oldest one, likewise; empty where there is only one."""
 
     @staticmethod
     def read(path: Path, *, name: str | None = None, samples: bool = True) -> RunView:
@@ -69,22 +57,26 @@ class RunView:
         with reading(path):
             rows = read_metrics(path)
         config = read_flat_yaml(path / CONFIG)
-        summary = _json_object(path / SUMMARY)
+        summary = json_object(path / SUMMARY)
         with reading(path / SUMMARY):
             evaluation = {
                 model: {figure: float(found[figure]) for figure in EVALUATED}
                 for model in MODELS
                 if (found := (summary.get("evaluation") or {}).get(model))
             }
+        files = sorted((path / "rollouts").glob("*.parquet")) if samples else []
         return RunView(
+            path=path,
             name=name or path.absolute().name,
             command=str(config.get("command", "run")),
             config=config,
             rows=rows,
-            fingerprints=_json_object(path / FINGERPRINTS),
+            fingerprints=json_object(path / FINGERPRINTS),
             summary=summary,
             evaluation=evaluation,
-            samples=_newest_samples(path / "rollouts") if samples else [],
+            alarms=json_rows(path / ALARMS),
+            samples=by_score(files[-1]) if files else [],
+            first_samples=by_score(files[0]) if len(files) > 1 else [],
         )
 
     @property
@@ -127,28 +119,7 @@ def run_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def _json_object(file: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is none."""
-    if not file.is_file():
-        return {}
-    with reading(file):
-        found = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(found, dict):
-            raise TypeError("it holds one JSON object")
-        return found
-
-
-def _newest_samples(directory: Path) -> list[Sample]:
-    files = sorted(directory.glob("*.parquet"))
-    if not files:
-        return []
-    import pyarrow.parquet
-
-    with reading(files[-1]), files[-1].open("rb") as file:  # pyarrow takes some names for addresses
-        table = pyarrow.parquet.read_table(file, columns=["prompt", "completion", "score"])
-        scored = [row for row in table.to_pylist() if row["score"] is not None]
-        rows = sorted(scored, key=lambda row: -row["score"])
-        return [
-            Sample(prompt=str(row["prompt"]), completion=str(row["completion"]), score=float(row["score"]))
-            for row in rows
-        ]
+def by_score(file: Path) -> list[Sample]:
+    """The completions of a rollout file that have a score, highest first."""
+    scored = [(one.score, one) for one in read_completions(file) if one.score is not None]
+    return [one for _, one in sorted(scored, key=lambda pair: -pair[0])]

@@ -1,4 +1,4 @@
-"""The completions of a run, as ``tether show`` reads them from its files."""
+"""The completions of a run, as its files hold them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from tether.errors import RunError, TetherError
 from tether.evaluation import EVALUATION
 from tether.models.loading import load_tokenizer
-from tether.report.view import reading
+from tether.report.files import reading
 from tether.runtime.directory import CONFIG
 from tether.untrusted import read_flat_yaml
 
@@ -31,7 +31,7 @@ class Token:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class Sample:
     """One completion."""
 
     model: str
@@ -100,7 +100,7 @@ def require_completions(run: Path) -> None:
         raise RunError("is an sft run, which writes no completions in training", where=run, hint=hint)
 
 
-def read_completions(file: Path) -> list[Shown]:
+def read_completions(file: Path) -> list[Sample]:
     """The completions of a rollout file, or of a file of held-out ones."""
     import pyarrow.parquet
 
@@ -108,11 +108,11 @@ def read_completions(file: Path) -> list[Shown]:
         return [completion_of(row) for row in pyarrow.parquet.read_table(source).to_pylist()]
 
 
-def completion_of(row: Mapping[str, Any]) -> Shown:
+def completion_of(row: Mapping[str, Any]) -> Sample:
     """A row of either kind of file. Rollouts of earlier versions have ``reward/NAME`` in place of ``rewards/NAME``."""
     names = [name for name in row if name.startswith(("rewards/", "reward/"))]
     mask = row.get("mask")
-    return Shown(
+    return Sample(
         model=str(row.get("model", "")),
         prompt=str(row["prompt"]),
         completion=str(row["completion"]),
@@ -127,7 +127,7 @@ def completion_of(row: Mapping[str, Any]) -> Shown:
     )
 
 
-def numbered(found: Sequence[Shown]) -> list[tuple[int, Shown]]:
+def numbered(found: Sequence[Sample]) -> list[tuple[int, Sample]]:
     """Each completion with its number among those of its prompt, from 0."""
     seen: Counter[str] = Counter()
     numbers = []
@@ -137,12 +137,12 @@ def numbered(found: Sequence[Shown]) -> list[tuple[int, Shown]]:
     return numbers
 
 
-def different_prompts_first(found: Sequence[Shown]) -> list[Shown]:
+def different_prompts_first(found: Sequence[Sample]) -> list[Sample]:
     """The first completion of each prompt, then the second of each, and so on."""
     return [one for _, one in sorted(numbered(found), key=lambda pair: pair[0])]
 
 
-def references_of(found: Sequence[Shown]) -> dict[int, Shown]:
+def references_of(found: Sequence[Sample]) -> dict[int, Sample]:
     """``id`` of a held-out completion of the policy to the reference's for the same prompt and seed: both models have
     as many of each prompt, in the same order."""
     theirs = {(one.prompt, i): one for i, one in numbered([one for one in found if one.model == "reference"])}
@@ -162,12 +162,12 @@ def tokenizer_of(run: Path) -> Any:
     return load_tokenizer(names[-1])
 
 
-def tokens_of(shown: Shown, tokenizer: Any) -> list[Token]:
+def tokens_of(sample: Sample, tokenizer: Any) -> list[Token]:
     """The tokens of a completion. A character that takes several tokens stands at the last of them."""
     with reading(Path("rollouts")):
-        logp, mask = shown.row["sampler_logp"], shown.row["mask"]
-        ref_logp = shown.row.get("ref_logp") or [None] * len(logp)
-        advantages = shown.row.get("advantages") or [None] * len(logp)
+        logp, mask = sample.row["sampler_logp"], sample.row["mask"]
+        ref_logp = sample.row.get("ref_logp") or [None] * len(logp)
+        advantages = sample.row.get("advantages") or [None] * len(logp)
         return [
             Token(
                 text=text,
@@ -177,7 +177,7 @@ def tokens_of(shown: Shown, tokenizer: Any) -> list[Token]:
                 advantage=advantage if own else None,
             )
             for text, own, one, reference, advantage in zip(
-                token_texts(shown.ids, tokenizer), mask, logp, ref_logp, advantages, strict=True
+                token_texts(sample.ids, tokenizer), mask, logp, ref_logp, advantages, strict=True
             )
         ]
 
