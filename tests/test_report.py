@@ -13,7 +13,7 @@ from commandline import tether, workspace, write_rows
 from tether.errors import ConfigError, RunError
 from tether.report.comparison import differing_options
 from tether.report.held_out import read_candidates
-from tether.report.page import alarms, legend, plots, samples, side_by_side, table, whole_page
+from tether.report.page import Raised, alarms, legend, plots, samples, side_by_side, table, whole_page
 from tether.report.panels import panels_of
 from tether.report.plots import COLOURS, Panel, Series, figure, series_of, svg
 from tether.report.several import frontier, last_figures
@@ -60,10 +60,13 @@ def test_a_run_that_has_only_begun_has_a_report(tmp_path):
 def test_text_cannot_become_markup():
     hostile = "<script>alert('a&b')</script>"
     parts = [table([hostile], [[hostile]]), samples([(hostile,) * 3]), side_by_side(hostile, [(hostile, hostile)])]
-    parts += [alarms([(hostile, hostile)]), legend([Panel(title="", x_label="", y_label="", series=[curve(hostile)])])]
+    parts += [
+        alarms([Raised(title=hostile, message=hostile, advice=hostile, examples=[hostile], phrase=hostile)]),
+        legend([Panel(title="", x_label="", y_label="", series=[curve(hostile)])]),
+    ]
     page = whole_page(hostile, hostile, *parts).decode()
     assert page.count("<script") == 1
-    assert page.count("&lt;script&gt;alert(&#x27;a&amp;b&#x27;)&lt;/script&gt;") == 3 + 2 + 3 + 3 + 2 + 1
+    assert page.count("&lt;script&gt;alert(&#x27;a&amp;b&#x27;)&lt;/script&gt;") == 3 + 2 + 3 + 3 + 4 + 1
 
 
 def curve(label: str) -> Series:

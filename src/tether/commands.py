@@ -287,6 +287,13 @@ TABLE: Table = (
         ),
     ),
     Command(
+        name="audit",
+        group="look",
+        summary="watch finished runs for reward hacking, and for why they do not learn",
+        options="tether.looking.audit:Audit",
+        run="tether.looking.audit:main",
+    ),
+    Command(
         name="compare",
         group="look",
         summary="say which of several runs is better, by how much, and how sure that is",

@@ -17,6 +17,7 @@ from tether.durations import seconds
 from tether.errors import ConfigError
 from tether.models.adapters import Lora
 from tether.models.quantised import Quantise
+from tether.monitor.usual import actions
 from tether.names import metric_and_sign
 from tether.rewards.client import Requests
 from tether.runtime.device import Dtype, MatmulDtype
@@ -278,6 +279,9 @@ class PromptOptions:
     Required unless there is an env."""
     rollouts_every: int = 1
     """Steps between rollout files; 0 writes none."""
+    on_alarm: tuple[str, ...] = ()
+    """What an alarm of a monitor does: log (the default) or stop the run; NAME=log or NAME=stop for one monitor;
+    repeatable."""
     overlap_scoring: bool = False
     """Ask servers, judges and async functions about a group as soon as it has been sampled, and not about all groups of
     a step at its end."""
@@ -297,6 +301,7 @@ class PromptOptions:
                 "rollouts_every must be 0 or more": self.rollouts_every >= 0,
             },
         )
+        actions(self.on_alarm)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,22 @@ class Alarm:
     monitor: str
     """The name of the monitor."""
     message: str
-    """What is wrong, and what to do about it."""
+    """What is wrong, with its figures."""
+    since: int | None = None
+    """The step since which it is so, where that is known."""
+    phrase: str = ""
+    """The words that it is about, if any."""
+    examples: tuple[str, ...] = ()
+    """The texts of a few completions, shortened."""
+    advice: str = ""
+    """What to do about it."""
     stop: bool = False
     """Whether the run has to stop after this step."""
+
+    @property
+    def in_full(self) -> str:
+        """Message and advice as one line."""
+        return f"{self.message}; {self.advice}" if self.advice else self.message
 
 
 @dataclass(frozen=True, kw_only=True)

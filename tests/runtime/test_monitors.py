@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from dataclasses import dataclass, field
@@ -142,9 +143,8 @@ def test_an_alarm_can_stop_a_run_which_resumes_with_the_monitor_state(here, tiny
     assert told == ["grpo step 3: stopper: enough of this"]
     assert last == "tether grpo: grpo step 3: enough of this; resume with 'tether resume out'"
     assert [row["step"] for row in read_rows(here / "out" / "metrics.jsonl")] == [1, 2, 3]
-    assert read_rows(here / "out" / "alarms.jsonl") == [
-        {"step": 3, "monitor": "stopper", "message": "enough of this", "stop": True}
-    ]
+    (row,) = read_rows(here / "out" / "alarms.jsonl")
+    assert row.items() >= {"step": 3, "monitor": "stopper", "message": "enough of this", "stop": True}.items()
     assert [path.name for path in (here / "out" / "checkpoints").iterdir()] == ["step_000003"]
     assert not (here / "out" / "model").exists()
     before, monitor = monitor.state, Stopper(at=0)
@@ -154,6 +154,9 @@ def test_an_alarm_can_stop_a_run_which_resumes_with_the_monitor_state(here, tiny
     monitor = Stopper(at=0)
     assert tether(f"{LINE} --save-every 10 --model {tiny} --out whole") == 0
     (here / "out" / "alarms.jsonl").unlink()
+    summary = json.loads((here / "out" / "summary.json").read_text())
+    assert [(one["step"], one["monitor"]) for one in summary["alarms"]] == [(3, "stopper")]
+    (here / "out" / "summary.json").write_text(json.dumps(summary | {"alarms": []}))
     assert numbers(here / "out") == numbers(here / "whole")
 
 

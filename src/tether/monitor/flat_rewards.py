@@ -38,6 +38,7 @@ class FlatRewards:
     differ, and by how much. A group of one reward has nothing to compare, so only groups of two and more count.
     """
 
+    stop: bool = False
     name: str = "flat_rewards"
     state: State = field(default_factory=State)
 
@@ -52,7 +53,7 @@ class FlatRewards:
         if self.state.flat_steps != PATIENCE:
             return ()
         message = f"in steps {step - PATIENCE + 1} to {step} all completions of each prompt had {self._finding()}"
-        return (Alarm(monitor=self.name, message=message),)
+        return (Alarm(monitor=self.name, message=message, since=step - PATIENCE + 1, stop=self.stop),)
 
     def _finding(self) -> str:
         if self.state.widest <= ROUNDING * self.state.largest:

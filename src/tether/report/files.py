@@ -12,12 +12,12 @@ from tether.errors import RunError
 
 
 @contextlib.contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """What ``file`` holds that tether does not write there is a :class:`RunError` that names it."""
+def reading(file: Path, *, writer: str = "tether") -> Iterator[None]:
+    """What ``file`` holds that its ``writer`` does not write there is a :class:`RunError` that names it."""
     try:
         yield
     except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
-        raise RunError(f"not as tether writes it ({type(error).__name__}: {error})", where=file) from error
+        raise RunError(f"not as {writer} writes it ({type(error).__name__}: {error})", where=file) from error
 
 
 def json_object(file: Path) -> dict[str, Any]:

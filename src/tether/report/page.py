@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -84,10 +86,41 @@ def bullets(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-def alarms(found: Sequence[tuple[str, str]]) -> str:
-    """What monitors have found: (when and which, message)."""
-    items = "".join(f"<li><b>{escape(title)}</b><br>{escape(printable(said))}</li>" for title, said in found)
-    return f'<ul class="alarms">{items}</ul>'
+@dataclass(frozen=True, kw_only=True)
+class Raised:
+    """An alarm."""
+
+    title: str
+    message: str
+    advice: str = ""
+    examples: Sequence[str] = ()
+    phrase: str = ""
+
+
+def alarms(found: Sequence[Raised]) -> str:
+    """What monitors have found, with examples in which the phrase is marked."""
+    items = []
+    for one in found:
+        said = "".join(f"<p>{escape(printable(text))}</p>" for text in (one.message, one.advice) if text)
+        quoted = "".join(f"<blockquote>{marked(text, [one.phrase])}</blockquote>" for text in one.examples)
+        items.append(f"<li><b>{escape(printable(one.title))}</b>{said}{quoted}</li>")
+    return f'<ul class="alarms">{"".join(items)}</ul>'
+
+
+def marked(text: str, phrases: Sequence[str]) -> str:
+    """A text in which some phrases, words between spaces, stand out wherever and however they are written.
+
+    >>> marked("Thank  you, <b>", ["thank you"])
+    '<mark>Thank  you</mark>, &lt;b&gt;'
+    """
+    patterns = [r"\s*".join(map(re.escape, phrase.split())) for phrase in phrases if phrase.split()]
+    if not patterns:
+        return escape(lines_printable(text))
+    parts = re.split(f"({'|'.join(patterns)})", text, flags=re.IGNORECASE)
+    return "".join(
+        f"<mark>{escape(lines_printable(part))}</mark>" if i % 2 else escape(lines_printable(part))
+        for i, part in enumerate(parts)
+    )
 
 
 def whole_page(title: str, lead: str, *sections: str) -> bytes:

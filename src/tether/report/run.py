@@ -11,6 +11,7 @@ from tether.report.distributions import distribution_panels
 from tether.report.files import reading
 from tether.report.held_out import SCORE, Candidate, read_candidates, run_candidate
 from tether.report.page import (
+    Raised,
     alarms,
     bullets,
     folded,
@@ -83,7 +84,16 @@ def alarm_section(view: RunView) -> str:
     if not view.alarms:
         return ""
     with reading(Path(ALARMS)):
-        found = [(f"step {int(row['step'])}, {row['monitor']}", str(row["message"])) for row in view.alarms]
+        found = [
+            Raised(
+                title=f"step {int(row['step'])}, {row['monitor']}",
+                message=str(row["message"]),
+                advice=str(row.get("advice", "")),
+                examples=[str(text) for text in row.get("examples") or ()],
+                phrase=str(row.get("phrase", "")),
+            )
+            for row in view.alarms
+        ]
     return section("Alarms", alarms(found))
 
 
@@ -108,7 +118,8 @@ def rollout_sections(path: Path, view: RunView) -> list[str]:
         found.append(section("Completions of the first and the last rollouts", plots(drawn, "Shares of completions.")))
     chosen = view.best_and_worst(SHOWN_SAMPLES)
     said = "All of them." if len(chosen) == len(last) else f"The best and the worst of {len(last)} by reward."
-    shown = sample_section(path, chosen, "samples")
+    phrases = [phrase for row in view.alarms if (phrase := str(row.get("phrase", "")))]
+    shown = sample_section(path, chosen, "samples", phrases=phrases)
     how = paragraph(f"{said} A click on the title of a column sorts by it.")
     found.append(section("Samples of the last rollouts", how, shown))
     return found

@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 
 from tether.errors import TetherError
+from tether.monitor.trace import words
 from tether.report.completions import Sample, Token, tokenizer_of, tokens_of
-from tether.report.page import paragraph, scrolling
+from tether.report.page import marked, paragraph, scrolling
 from tether.report.style import SHADES
 from tether.untrusted import lines_printable, one_line, printable, shortened
 
@@ -19,24 +20,27 @@ LONGEST_PROMPT, MOST_TOKENS = 400, 600
 """Characters of a prompt and tokens of a completion that are shown."""
 
 
-def sample_section(run: Path, shown: Sequence[Sample], name: str) -> str:
+def sample_section(run: Path, shown: Sequence[Sample], name: str, *, phrases: Sequence[str] = ()) -> str:
     """The completions of a run as a table; with the figures of their tokens, if its tokenizer can be loaded. ``name``
-    is the table's, different on each page."""
+    is the table's, different on each page. A column says how many of the ``phrases`` of alarms a completion has."""
     if not any(one.row.get("sampler_logp") for one in shown):
-        return sample_table(shown, [[] for _ in shown], name)
+        return sample_table(shown, [[] for _ in shown], name, phrases)
     try:
         tokenizer = tokenizer_of(run)
     except TetherError as error:
         why = f"The figures of the tokens are not shown, because the tokenizer cannot be loaded: {one_line(str(error))}"
-        return paragraph(why) + sample_table(shown, [[] for _ in shown], name)
-    return sample_table(shown, [tokens_of(one, tokenizer) for one in shown], name)
+        return paragraph(why) + sample_table(shown, [[] for _ in shown], name, phrases)
+    return sample_table(shown, [tokens_of(one, tokenizer) for one in shown], name, phrases)
 
 
-def sample_table(shown: Sequence[Sample], tokens: Sequence[Sequence[Token]], name: str) -> str:
+def sample_table(
+    shown: Sequence[Sample], tokens: Sequence[Sequence[Token]], name: str, phrases: Sequence[str] = ()
+) -> str:
     """One row per completion. Its text is that of its tokens, where there are some."""
     parts = sorted({part for one in shown for part in one.parts})
     has = {key: any(getattr(one, key) is not None for one in shown) for key in ("kl", "advantage")}
     head = ["reward", *(parts if len(parts) > 1 else []), *(key for key in has if has[key]), "tokens"]
+    head += ["alarms"] * bool(phrases)
     buttons = "".join(f'<th><button type="button">{escape(printable(column))}</button></th>' for column in head)
     largest = max((abs(one.advantage or 0.0) for each in tokens for one in each), default=0.0)
     body = []
@@ -44,7 +48,9 @@ def sample_table(shown: Sequence[Sample], tokens: Sequence[Sequence[Token]], nam
         values = [one.score, *(one.parts.get(part) for part in parts if len(parts) > 1)]
         values += [value for key, value in (("kl", one.kl), ("advantage", one.advantage)) if has[key]]
         cells = "".join(figure_cell(value) for value in values) + figure_cell(one.length, digits=0)
-        text = shaded(own, largest) if own else escape(lines_printable(one.completion))
+        if phrases:
+            cells += figure_cell(sum(has_phrase(one.completion, phrase) for phrase in phrases), digits=0)
+        text = shaded(own, largest) if own else marked(one.completion, phrases)
         prompt = escape(shortened(lines_printable(one.prompt), LONGEST_PROMPT))
         end = f' <small class="prompt">[{escape(one.finish_reason)}]</small>'
         body.append(f'<tr>{cells}<td class="said"><span class="prompt">{prompt}</span>{text}{end}</td></tr>')
@@ -53,6 +59,15 @@ def sample_table(shown: Sequence[Sample], tokens: Sequence[Sequence[Token]], nam
         f"</thead><tbody>{''.join(body)}</tbody></table>"
     )
     return (shades(name, [key for key in has if has[key]]) if any(tokens) else "") + scrolling(table)
+
+
+def has_phrase(text: str, phrase: str) -> bool:
+    """Whether a text has the words of a phrase.
+
+    >>> has_phrase("I Thank you, dear", "thank you"), has_phrase("loved", "love")
+    (True, False)
+    """
+    return f" {phrase} " in f" {' '.join(words(text))} "
 
 
 def figure_cell(value: float | None, *, digits: int = 2) -> str:

@@ -66,6 +66,9 @@ pre {{ padding: .7rem; overflow-x: auto; }}
 .pair > :first-child {{ grid-column: 1 / -1; }} .pair b {{ color: var(--soft); font-weight: 600; }}
 .prompt {{ color: var(--soft); }} .alarms li {{ border-left: 4px solid var(--alarm); padding-left: .7rem;
   margin: .5rem 0; list-style: none; }} .alarms {{ padding: 0; }} .alarms b {{ color: var(--alarm); }}
+.alarms p {{ margin: .2rem 0; }}
+blockquote {{ margin: .3rem 0 .3rem 1rem; color: var(--soft); overflow-wrap: anywhere; }}
+mark {{ background: none; color: var(--alarm); font-weight: 600; }}
 {shading()}
 """
 

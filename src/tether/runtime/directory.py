@@ -189,6 +189,11 @@ class RunDirectory:
                 os.truncate(file, before)
                 raise
 
+    def alarms(self) -> list[dict[str, Any]]:
+        """The rows of ``alarms.jsonl``."""
+        file = self.path / ALARMS
+        return [json.loads(line) for line in file.read_bytes().splitlines()] if file.is_file() else []
+
     def rollouts(
         self, step: int, groups: Sequence[ScoredGroup], figures: Sequence[Sequence[CompletionFigures]] = ()
     ) -> None:

@@ -151,7 +151,7 @@ class Recorder:
         if self.writes:
             self.progress.advance(self.row)
         if alarmed:
-            raise GuardError("; ".join(alarm.message for alarm in alarms if alarm.stop), where=where)
+            raise GuardError("; ".join(alarm.in_full for alarm in alarms if alarm.stop), where=where)
         self.start()
         if self.world.any(bool(asked())) and not self.over:
             raise Interrupted(asked() or "a request to another rank")
@@ -192,7 +192,7 @@ class Recorder:
         if alarms:
             self.directory.append(ALARMS, [{"step": step, **asdict(alarm)} for alarm in alarms])
         for alarm in alarms:
-            line = f"{self.progress.title} step {step}: {alarm.monitor}: {alarm.message}"
+            line = f"{self.progress.title} step {step}: {alarm.monitor}: {alarm.in_full}"
             print(one_line(line), file=sys.stderr, flush=True)
         if result.groups and self.rollouts_every and step % self.rollouts_every == 0:
             self.directory.rollouts(step, result.groups, result.figures)
@@ -272,7 +272,11 @@ class Recorder:
         self.checkpoints.finish()
         self.journal.remove()
         best = {"step": self.best.step, "value": self.best.value, "path": "model"} if self.best else None
-        written = {**summary, "best": best, "ended": self.ended or None, "seconds": seconds}
+        alarms = [
+            {"step": row["step"], "monitor": row["monitor"], "message": row["message"]}
+            for row in self.directory.alarms()
+        ]
+        written = {**summary, "best": best, "ended": self.ended or None, "alarms": alarms, "seconds": seconds}
         self.directory.summary(written)
         for tracker in self.trackers:
             tracker.finish(written, step=self.recorded)

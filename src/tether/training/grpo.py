@@ -10,7 +10,6 @@ from tether.algorithms import grpo
 from tether.config import PromptOptions, RunOptions, Steps, require_evaluations, require_minibatches, require_no_dropout
 from tether.models.loading import load_policy
 from tether.models.reference import reference_of
-from tether.monitor.flat_rewards import FlatRewards
 from tether.observers import Hook, Monitor
 from tether.runtime.state import RunState
 from tether.training.common import NEW, Start, load, open_run
@@ -56,7 +55,7 @@ def train(command: GRPO, start: Start = NEW, *, monitors: Sequence[Monitor] = ()
         start,
         loaded,
         title="grpo",
-        state=RunState(state, (FlatRewards(), early_stopping(run, command.task.evaluation), *monitors)),
+        state=RunState(state, (*task.monitors(compares=True), early_stopping(run, command.task.evaluation), *monitors)),
         total=state.total_steps,
         rollouts_every=command.task.rollouts_every,
         hooks=hooks,

@@ -57,7 +57,7 @@ def train(
         start,
         loaded,
         title="rejection-sampling",
-        state=RunState(state, (early_stopping(run, command.task.evaluation, window=1), *monitors)),
+        state=RunState(state, (*task.monitors(), early_stopping(run, command.task.evaluation, window=1), *monitors)),
         total=config.rounds,
         rollouts_every=command.task.rollouts_every,
         hooks=hooks,

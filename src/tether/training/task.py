@@ -15,6 +15,8 @@ from tether.errors import ConfigError, TetherError
 from tether.flags import as_flag
 from tether.generation.engine import Engine
 from tether.models.fingerprint import weights_fingerprint
+from tether.monitor.usual import usual_monitors
+from tether.observers import Monitor
 from tether.rewards.checks import prepared
 from tether.rewards.combine import WeightedSum, require_distinct
 from tether.rewards.judge import JudgeReward
@@ -46,6 +48,12 @@ class Task:
     engine: Engine
     judge: WeightedSum | None = None
     """The rewards that are reported on the held-out prompts and not trained on."""
+    on_alarm: Sequence[str] = ()
+
+    def monitors(self, *, compares: bool = False) -> tuple[Monitor, ...]:
+        """What watches the run (:func:`tether.monitor.usual.usual_monitors`). A reward of weight 0 is a judge."""
+        judges = [reward.name for reward, weight in self.score.rewards if weight == 0]
+        return usual_monitors(self.on_alarm, judges, compares=compares)
 
     @property
     def extent(self) -> tuple[Sequence[Row], Sequence[Row], WeightedSum, WeightedSum | None]:
@@ -76,7 +84,7 @@ def load_task(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> Tas
         score = score.asking_ahead()
         finished = score.begin
     engine = Engine(loaded.model, loaded.tokenizer, budget=options.budget, episodes=episodes, finished=finished)
-    return Task(training, held_out, options.evaluation, score, engine, judge)
+    return Task(training, held_out, options.evaluation, score, engine, judge, options.on_alarm)
 
 
 def load_both(options: PromptOptions, loaded: Loaded, sampling: Sampling) -> tuple[list[Prompt], list[Prompt]]:
