@@ -35,7 +35,7 @@ from tether.generation.engine import Engine
 from tether.models.loading import BASE, context_length, load_policy
 from tether.models.reference import FrozenCopy
 from tether.models.reward import load_reward_model
-from tether.report.quickstart import SAMPLES, TITLES, print_summary
+from tether.report.quickstart import SAMPLES, TITLES, WATCHED, print_summary
 from tether.report.run import write_report
 from tether.rewards.combine import WeightedSum
 from tether.rewards.function import FunctionReward
@@ -130,12 +130,19 @@ def quickstart(out: Path, settings: Settings, *, overwrite: bool = False) -> dic
     summary = {
         "reward_model": reward_model_summary(out, judged, reachable),
         "methods": {name: method_summary(one, seconds[name]) for name, one in found.items()},
+        "alarms": {name: alarms_of(out / name) for name in WATCHED},
         "seconds": time.monotonic() - started,
     }
     directory.summary(summary)
     write_report([out])
     print_summary(summary)
     return summary
+
+
+def alarms_of(run: Path) -> list[dict[str, Any]]:
+    """What the monitors of a run have found."""
+    found: list[dict[str, Any]] = json.loads((run / "summary.json").read_text(encoding="utf-8"))["alarms"]
+    return found
 
 
 def say(text: str) -> None:

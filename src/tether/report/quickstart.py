@@ -10,12 +10,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tether.report.files import reading
-from tether.report.page import paragraph, plots, samples, section, table, whole_page
+from tether.report.page import bullets, paragraph, plots, samples, section, table, whole_page
 from tether.report.panels import against_kl, held_out_point, over_steps, paths_over_kl
 from tether.report.plots import COLOURS, STEP, Panel, Series, series_of
 from tether.report.view import RunView
+from tether.untrusted import printable
 
 TITLES = {"base": "base", "rejection_sampling": "rejection sampling", "ppo": "PPO", "grpo": "GRPO", "dpo": "DPO"}
 """Method to what it is called; every method but the base model is a run in a directory of its name."""
@@ -24,6 +26,9 @@ GOLD, PROXY = "rewards/sentiment/mean", "rewards/reward/mean"
 """What the runs inside the quickstart call the gold reward and the learned one."""
 SAMPLES = "samples.jsonl"
 """The completions that the methods are compared by; of all run directories, only a quickstart's has this file."""
+
+WATCHED = ("rejection_sampling", "ppo", "grpo")
+"""The methods that sample, whose monitors see what they write."""
 
 COLUMNS = ("method", "gold reward", "proxy reward", "KL, nats", "wins against base", "tokens", "distinct-2", "seconds")
 
@@ -45,8 +50,27 @@ def comparison_cells(methods: Mapping[str, Mapping[str, float]]) -> list[list[st
     ]
 
 
+def verdict(summary: Mapping[str, Any]) -> list[str]:
+    """In words: which methods gained by gold, and which of them exploit the proxy by the look of what they write."""
+    methods, alarms = summary["methods"], summary["alarms"]
+    base = methods["base"]["gold_reward"]
+    gained = [TITLES[name] for name, row in methods.items() if row["gold_reward"] - row["gold_ci95"] > base]
+    said = [f"By gold, which none was trained on, better than base: {', '.join(gained) or 'none'}."]
+    for name in WATCHED:
+        for row in alarms[name]:
+            said.append(f"{TITLES[name]}, step {int(row['step'])}, {row['monitor']}: {row['message']}.")
+    quiet = [TITLES[name] for name in WATCHED if not alarms[name]]
+    if quiet:
+        said.append(f"No monitor raised an alarm in {', '.join(quiet)}.")
+    if len(quiet) < len(WATCHED):
+        said.append(
+            "An alarm asks for a look at the samples: a reward that is high may be earned in a way that nobody wants."
+        )
+    return said
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
-    """The table of the methods and the reward model's accuracy, on the terminal."""
+    """The table of the methods, the reward model's accuracy and the verdict, on the terminal."""
     judge = summary["reward_model"]
     grid = Table(title="held-out prompts", title_justify="left")
     for column in COLUMNS:
@@ -59,6 +83,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         f"reward model: {judge['accuracy']:.1%} of {judge['held_out_pairs']} held-out choices predicted, after "
         f"{judge['pairs']} pairs; the noise in the choices allows {judge['ceiling']:.1%}"
     )
+    for line in verdict(summary):
+        console.print(Text(printable(line)))
 
 
 def frontier_panels(methods: Mapping[str, Mapping[str, float]], views: Sequence[RunView]) -> list[Panel]:
@@ -142,6 +168,7 @@ def sections_of(path: Path) -> list[str]:
     return [
         section(
             "What each method gained",
+            bullets(verdict(summary)),
             table(COLUMNS, comparison_cells(methods)),
             paragraph(
                 "Gold is the annotator's own score, which no method sees; proxy is the reward model's, which all but "
