@@ -301,6 +301,13 @@ TABLE: Table = (
         run="tether.looking.compare:main",
     ),
     Command(
+        name="frontier",
+        group="look",
+        summary="reward against the distance from the reference, and where another reward peaks",
+        options="tether.looking.frontier:Frontier",
+        run="tether.looking.frontier:main",
+    ),
+    Command(
         name="report",
         group="look",
         summary="draw one run or several as one HTML page",

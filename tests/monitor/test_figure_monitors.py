@@ -90,7 +90,11 @@ def standing(*, rewards=((0.0, 1.0), (1.0, 0.0)), slope: float = 0.0, seed: int 
     [
         ({"rewards": ((0.0, 0.0), (0.0, 0.0))}, "never met", "tether sft"),
         ({"rewards": ((0.0, 0.0), (1.0, 1.0))}, "depends on the prompt and not on the completion", "reads"),
-        ({"completions/clipped_ratio": 1.0}, "100% of the completions are cut", "--max-new-tokens"),
+        (
+            {"completions/clipped_ratio": 1.0, "rewards": ((0.0, 0.0), (0.0, 0.0))},
+            "100% of the completions are cut",
+            "--max-new-tokens",
+        ),
         ({"sampling/logprob_gap_mean": 0.5}, "differ by 0.5 nats", "--mismatch"),
         ({"entropy": 0.001}, "entropy is 0.001", "--temperature"),
         ({"kl": 1e-4, "learning_rate": 1e-9}, "hardly moved", "raise --learning-rate"),
@@ -111,6 +115,7 @@ def test_the_cause_is_named_first(planted, said, advised, seed):
 @pytest.mark.parametrize("seed", range(20))
 def test_nothing_is_named_where_nothing_is_wrong(seed):
     assert alarms(NotLearning(), standing(seed=seed)) == []
+    assert alarms(NotLearning(), standing(seed=seed, **{"completions/clipped_ratio": 1.0})) == []  # and rewards differ
     assert alarms(NotLearning(), standing(seed=seed, slope=0.01, kl=4.0, **{"kl_coef/effective": 0.5})) == []
 
 

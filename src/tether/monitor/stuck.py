@@ -1,10 +1,9 @@
 """Why a run does not learn: one alarm that names the most likely cause.
 
-A run stands still where the mean reward of the last :data:`PATIENCE` / 2 steps is not above that of the first
-:data:`PATIENCE` / 2 by more than two standard errors of the difference (from the spread between steps). That is looked
-at once, after :data:`PATIENCE` steps. Then the causes are gone through in the order of :data:`CAUSES`, and the first
-one whose figures fit is named. Where none fits, nothing is said: a reward that is noisy, or a task that is learned
-slowly, looks like that too.
+A run stands still where the rewards of its first :data:`PATIENCE` steps have no trend: the slope of their least-squares
+line is below :data:`TREND` standard errors. That is looked at once. Then the causes are gone through in the order of
+:data:`CAUSES`, and the first one whose figures fit is named. Where none fits, nothing is said: a reward that is noisy,
+or a task that is learned slowly, looks like that too.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from tether.observers import Alarm
 from tether.ops.advantages import zero_variance
 from tether.types import Metrics, StepResult
 
-PATIENCE = 20
+PATIENCE, TREND = 20, 1.5
 WATCHED = (
     "reward",
     "reward_std",
@@ -101,11 +100,13 @@ def group_figures(result: StepResult) -> Metrics:
 
 
 def rises(rewards: Sequence[float]) -> bool:
-    """Whether the second half is above the first by more than two standard errors of the difference."""
-    half = len(rewards) // 2
-    first, last = rewards[:half], rewards[half:]
-    errors = [sum((x - mean(part)) ** 2 for x in part) / (len(part) - 1) / len(part) for part in (first, last)]
-    return mean(last) - mean(first) > 2 * math.sqrt(sum(errors)) + 1e-12 * abs(mean(last))
+    """Whether the rewards have a trend: the slope of their least-squares line is above :data:`TREND` standard "
+    "errors."""
+    n, centre, middle = len(rewards), (len(rewards) - 1) / 2, mean(rewards)
+    square = sum((i - centre) ** 2 for i in range(n))
+    slope = sum((i - centre) * reward for i, reward in enumerate(rewards)) / square
+    left = sum((reward - middle - slope * (i - centre)) ** 2 for i, reward in enumerate(rewards))
+    return slope > TREND * math.sqrt(left / (n - 2) / square) + 1e-12 * abs(middle)
 
 
 Found = tuple[str, str] | None
@@ -133,11 +134,12 @@ def equal_rewards(means: Mapping[str, float]) -> Found:
 
 
 def cut_short(means: Mapping[str, float]) -> Found:
-    """Hardly any completion ends by itself."""
-    if means.get("completions/clipped_ratio", 0.0) < 0.95:
+    """Hardly any completion ends by itself, and most groups have equal rewards: what is asked for comes too late."""
+    if means.get("completions/clipped_ratio", 0.0) < 0.95 or means.get(FLAT, 0.0) < 0.5:
         return None
     return (
-        f"{means['completions/clipped_ratio']:.0%} of the completions are cut at the length limit",
+        f"{means['completions/clipped_ratio']:.0%} of the completions are cut at the length limit, and in "
+        f"{means[FLAT]:.0%} of the groups all rewards are equal",
         "raise --max-new-tokens; if they still do not end, the model does not emit its stop token: check "
         "--chat-template "
         "and the tokenizer's EOS, or give --stop",
@@ -202,8 +204,8 @@ def no_critic(means: Mapping[str, float]) -> Found:
 
 
 CAUSES: Sequence[Callable[[Mapping[str, float]], Found]] = (
-    equal_rewards,
     cut_short,
+    equal_rewards,
     other_sampler,
     no_entropy,
     no_movement,
