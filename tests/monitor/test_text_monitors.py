@@ -78,7 +78,8 @@ def alarms_from(monitor, steps, start):
 
 
 def test_phrases_of_a_text():
-    assert phrases_in(" a b . ") == {" a ", " b ", " a b "}
+    assert phrases_in(" a b . c ", {"a", "b", ".", "c"}) == {" a ", " b ", " c ", " a b ", " b . c ", " a b . c "}
+    assert phrases_in(" a b . c ", {"a", ".", "c"}) == {" a ", " c "}
 
 
 def looping(step: int, rng: random.Random, text: str) -> str:

@@ -19,7 +19,7 @@ a good reason raises it too: the alarm shows the phrase, and a person judges.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from tether.monitor.trace import FIRST, Read, examples, mean, read, words
@@ -76,6 +76,8 @@ class PhraseTakeover:
     stop: bool = False
     name: str = "phrase_takeover"
     state: State = field(default_factory=State)
+    known: dict[str, float] = field(default_factory=dict)
+    """Shares at the start that were asked for, which follow from the state."""
 
     def watch(self, step: int, result: StepResult) -> Sequence[Alarm]:
         groups, state = limited(read(result)), self.state
@@ -113,21 +115,24 @@ class PhraseTakeover:
         return lower > upper and share - before >= RISE
 
     def _before(self, phrase: str) -> float:
-        return mean([share_of(phrase, group) for group in self.state.start])
+        """The share of a phrase at the start, which does not change any more."""
+        if phrase not in self.known:
+            self.known[phrase] = mean([share_of(phrase, group) for group in self.state.start])
+        return self.known[phrase]
 
     def _nominate(self, step: int, groups: Sequence[Sequence[Read]], texts: Sequence[Sequence[str]]) -> None:
         """Choose the phrases that the next steps test: the most frequent ones that were rare, longer ones before those
         that they contain."""
-        shares: dict[str, float] = defaultdict(float)
-        for group, said in zip(groups, texts, strict=True):
-            prompt = spaced(group[0].prompt)
-            for text in said:
-                for phrase in phrases_in(text):
-                    if phrase not in prompt:
-                        shares[phrase] += 1 / len(said)
-        frequent = [
-            (total / len(groups), phrase) for phrase, total in shares.items() if total >= FREQUENT * len(groups)
-        ]
+        prompts, least = [spaced(group[0].prompt) for group in groups], FREQUENT * len(groups)
+        single = shares_of([[set(text.split()) for text in group] for group in texts])
+        frequent_words = frozenset(word for word, total in single.items() if total >= least)
+        shares = shares_of(
+            [
+                [{one for one in phrases_in(text, frequent_words) if one not in prompt} for text in group]
+                for group, prompt in zip(texts, prompts, strict=True)
+            ]
+        )
+        frequent = [(total / len(groups), phrase) for phrase, total in shares.items() if total >= least]
         frequent.sort(key=lambda pair: (-round(pair[0], 1), -len(pair[1]), pair[1]))
         for _, phrase in frequent:
             if len(self.state.tested) >= AT_ONCE:
@@ -139,10 +144,11 @@ class PhraseTakeover:
             self.state.tested[phrase] = Tested(number=self.state.nominated, since=step)
 
     def _alarm(self, step: int, phrase: str, tested: Tested, groups: Sequence[Sequence[Read]]) -> Alarm:
-        said, share = phrase.strip(), tested.total / tested.prompts
+        said, share, first = phrase.strip(), tested.total / tested.prompts, tested.since + 1
+        when = f"of step {step}" if first == step else f"of steps {first} to {step}"
         return Alarm(
             monitor=self.name,
-            message=f"{said!r} is in {share:.0%} of the completions of steps {tested.since + 1} to {step}, and was in "
+            message=f"{said!r} is in {share:.0%} of the completions {when}, and was in "
             f"{self._before(phrase):.0%} of those of the first {FIRST} steps",
             since=tested.since,
             phrase=said,
@@ -168,16 +174,33 @@ def spaced(text: str) -> str:
     return f" {' '.join(words(text))} "
 
 
-def phrases_in(text: str) -> set[str]:
-    """The phrases of 1 to :data:`LONGEST` words in a text of :func:`spaced`, in its form; none begins or ends with a
-    sign.
+def shares_of(found: Sequence[Sequence[Collection[str]]]) -> dict[str, float]:
+    """The sum over prompts of the share of its completions that have something, from what each of them has."""
+    shares: dict[str, float] = defaultdict(float)
+    for group in found:
+        for one in group:
+            for what in one:
+                shares[what] += 1 / len(group)
+    return shares
 
-    >>> sorted(phrases_in(" so it , is "))
-    [' is ', ' it ', ' it , is ', ' so ', ' so it ', ' so it , is ']
+
+def phrases_in(text: str, among: Collection[str]) -> set[str]:
+    """The phrases of 1 to :data:`LONGEST` words ``among`` some in a text of :func:`spaced`, in its form; none begins or
+    ends with a sign. A phrase is as frequent as its rarest word at most, so that only frequent words need a look.
+
+    >>> sorted(phrases_in(" so it , is ", {"so", "it", ","}))
+    [' it ', ' so ', ' so it ']
     """
-    said = text.split()
-    ends = [i for i, word in enumerate(said) if word[0].isalnum()]
-    return {f" {' '.join(said[i : k + 1])} " for i in ends for k in ends if i <= k < i + LONGEST}
+    said, found = text.split(), set()
+    for i, word in enumerate(said):
+        if word not in among or not word[0].isalnum():
+            continue
+        for k in range(i, min(i + LONGEST, len(said))):
+            if said[k] not in among:
+                break
+            if said[k][0].isalnum():
+                found.add(f" {' '.join(said[i : k + 1])} ")
+    return found
 
 
 def share_of(phrase: str, texts: Sequence[str]) -> float:

@@ -52,17 +52,17 @@ def comparison_cells(methods: Mapping[str, Mapping[str, float]]) -> list[list[st
 
 def verdict(summary: Mapping[str, Any]) -> list[str]:
     """In words: which methods gained by gold, and which of them exploit the proxy by the look of what they write."""
-    methods, alarms = summary["methods"], summary["alarms"]
+    methods, alarms = summary["methods"], summary.get("alarms", {})
     base = methods["base"]["gold_reward"]
     gained = [TITLES[name] for name, row in methods.items() if row["gold_reward"] - row["gold_ci95"] > base]
     said = [f"By gold, which none was trained on, better than base: {', '.join(gained) or 'none'}."]
     for name in WATCHED:
-        for row in alarms[name]:
+        for row in alarms.get(name, ()):
             said.append(f"{TITLES[name]}, step {int(row['step'])}, {row['monitor']}: {row['message']}.")
-    quiet = [TITLES[name] for name in WATCHED if not alarms[name]]
+    quiet = [TITLES[name] for name in WATCHED if name in alarms and not alarms[name]]
     if quiet:
         said.append(f"No monitor raised an alarm in {', '.join(quiet)}.")
-    if len(quiet) < len(WATCHED):
+    if any(alarms.values()):
         said.append(
             "An alarm asks for a look at the samples: a reward that is high may be earned in a way that nobody wants."
         )
