@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from enumerable import PROMPT, Space, tiny_llama, total_variation
-from optima import BETA, SEED, STEPS, TOLERANCE, VOCAB, train
+from optima import BETA, RATE, SEED, TOLERANCE, VOCAB, train
 from tether.algorithms import grpo, ppo
 from tether.algorithms.optimise import Optim
 from tether.generation.engine import Engine
@@ -102,7 +102,7 @@ def test_two_turns_with_a_reward_at_each_land_on_the_exact_optimum(algorithm, op
     optimum = problem.reverse_optimum(reference, BETA)
     assert total_variation(optimum, reference.exp()) > 4 * TOLERANCE
     judged = Judged(problem.completions, problem.masks, problem.rewards)
-    found = train(algorithm, judged, generator=player, length=4, steps=STEPS * 3 // 5, **options)
+    found = train(algorithm, judged, generator=player, length=4, steps=100, rate=2 * RATE, **options)
     assert total_variation(found, optimum) < TOLERANCE
 
 

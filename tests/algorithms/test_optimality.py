@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from enumerable import tiny_llama, total_variation
-from optima import BETA, RATE, SEED, TOLERANCE, VOCAB, problem_and_optima, train
+from optima import BETA, GRPO_STEPS, RATE, SEED, STEPS, TOLERANCE, VOCAB, problem_and_optima, train
 from tether.algorithms import grpo, ppo
 
 
@@ -50,7 +50,7 @@ CASES = {
 @pytest.mark.parametrize(("algorithm", "options", "optimum"), CASES.values(), ids=CASES.keys())
 def test_lands_on_its_optimum_and_not_on_the_other(problem, algorithm, options, optimum):
     space, optima = problem
-    found = train(algorithm, space, **options)
+    found = train(algorithm, space, steps=STEPS if algorithm is ppo else GRPO_STEPS, **options)
     other = {"reverse": "forward", "forward": "reverse"}[optimum]
     assert total_variation(found, optima[optimum]) < TOLERANCE
     assert total_variation(found, optima[other]) > 2 * TOLERANCE
@@ -60,7 +60,7 @@ def test_lands_on_its_optimum_and_not_on_the_other(problem, algorithm, options, 
 def test_the_tokenwise_kl_of_the_paper_lands_elsewhere(problem):
     """Why kl_level is 'sequence': token by token, the KL of later tokens is not charged to earlier ones."""
     space, optima = problem
-    found = train(grpo, space, advantage_scale="none", kl_estimator="k2", kl_level="token")
+    found = train(grpo, space, steps=GRPO_STEPS, advantage_scale="none", kl_estimator="k2", kl_level="token")
     assert total_variation(found, optima["reverse"]) > TOLERANCE
 
 
@@ -68,5 +68,5 @@ def test_the_tokenwise_kl_of_the_paper_lands_elsewhere(problem):
 def test_in_units_of_the_advantage_the_standard_deviation_unties_the_kl(problem):
     """The paper's form: sigma falls as the policy improves, so the KL weighs less and less, and nothing holds it."""
     space, optima = problem
-    found = train(grpo, space, advantage_scale="group", kl_units="advantage")
+    found = train(grpo, space, steps=GRPO_STEPS, advantage_scale="group", kl_units="advantage")
     assert total_variation(found, optima["reverse"]) > 0.5

@@ -16,6 +16,7 @@ import torch
 
 from commandline import read_rows, tether, write_rows
 from tether.looking.best_of_n import Item, Scored, ties_score
+from tether.looking.replay import replay_of
 from tether.models.loading import load_policy, load_tokenizer
 from tether.models.reward import load_reward_model, score_sequences
 from tiny import make_model
@@ -273,3 +274,40 @@ def test_one_module_of_rewards_runs_in_both(here, tiny):
 @pytest.fixture
 def tiny(tmp_path):
     return make_model(tmp_path / "tiny")
+
+
+GRPO = """
+import json, sys
+from datasets import Dataset
+from trl import GRPOConfig, GRPOTrainer
+name, out = sys.argv[1:]
+
+def length(completions, **_):
+    return [float(len(one) % 5) for one in completions]
+
+def other(completions, **_):
+    return [1.0] * len(completions)
+
+settings = GRPOConfig(
+    output_dir=out, per_device_train_batch_size=4, num_generations=2, max_completion_length=6, max_steps=3,
+    log_completions=True, logging_steps=1, save_steps=3, report_to="none", use_cpu=True, bf16=False, disable_tqdm=True,
+)
+rows = Dataset.from_list([{"prompt": f"Q{i}"} for i in range(12)])
+GRPOTrainer(model=name, reward_funcs=[length, other], args=settings, train_dataset=rows).train()
+print(json.dumps("done"))
+"""
+
+
+def test_what_trl_logs_can_be_audited(tiny, here, capsys):
+    assert peer(GRPO, tiny, "trl") == "done"
+    assert tether("audit trl --json --reward length --judge other") in (0, 3)
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (found["kind"], found["steps"], found["completions"], found["judges"]) == ("TRL", 3, 12, ["other"])
+    (first, *_) = replay_of(here / "trl", rewards=["length"], judges=["other"]).steps
+    step, result = first
+    assert step == 1
+    assert {"grad_norm", "entropy", "completions/clipped_ratio", "reward"} <= result.metrics.keys()
+    scores = [score for group in result.groups for score in group.scores]
+    assert [score.parts["other"] for score in scores] == [1.0] * 4
+    assert all(score.total == score.parts["length"] for score in scores)
+    assert [len(group.scores) for group in result.groups] == [2, 2]

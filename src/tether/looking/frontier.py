@@ -18,6 +18,7 @@ from tether.errors import ConfigError, RunError
 from tether.flags import POSITIONAL
 from tether.looking.evaluate import evaluation_samples
 from tether.looking.terminal import grid, rendered, show
+from tether.ops.divergence import best_of_n_kl
 from tether.ops.frontier import selection_kl
 from tether.ops.selection import selection_weights
 from tether.report.files import reading
@@ -137,8 +138,11 @@ def best_of_line(view: RunView, command: Frontier) -> Line:
 
 
 def best_of_point(groups: Sequence[ScoredGroup], n: int) -> Point:
-    """The expected best of ``n`` by the total, over all subsets of each prompt's pool; the KL is that of the choice
-    (:func:`tether.ops.frontier.selection_kl`)."""
+    """The expected best of ``n`` by the total, over all subsets of each prompt's pool.
+
+    The KL is the closed form, less what ties take from it: the KL of the choice in the pool, minus that of the same
+    choice in a pool without ties, which is above the closed form because a pool is finite.
+    """
     values: dict[str, list[float]] = {}
     distances = []
     for group in groups:
@@ -146,7 +150,8 @@ def best_of_point(groups: Sequence[ScoredGroup], n: int) -> Point:
             continue
         totals = torch.tensor([score.total for score in group.scores], dtype=torch.float64)
         weights = selection_weights(totals, n)
-        distances.append(selection_kl(weights))
+        untied = selection_weights(torch.arange(len(totals), dtype=torch.float64), n)
+        distances.append(best_of_n_kl(n) + selection_kl(weights) - selection_kl(untied))
         values.setdefault(PROXY, []).append(float(weights @ totals))
         for part in group.scores[0].parts:
             scores = [score.parts.get(part) for score in group.scores]
