@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from commandline import read_rows, tether, workspace, write_rows
+from tether.looking.audit import audited
 from tether.looking.replay import replay_of
 
 
@@ -88,11 +89,12 @@ def test_the_verdict_in_words(exported, monkeypatch, capsys):
     tether("audit own verl")
     said = " ".join(capsys.readouterr().out.split())
     if phrase:
-        assert "own: phrase_takeover in 30 steps and 960 completions of tether, first at step" in said
+        assert "own: phrase_takeover in 30 steps of tether, with the 960 completions of 30, first at step" in said
         assert "| " in said
         assert "read the samples" in said
     else:
-        assert said.count("nothing found in 30 steps and 960 completions of") == 2
+        assert said.count("with the 960 completions of 30") == 2
+        assert said.count("nothing found in 30 steps of") == 2
 
 
 def test_it_says_what_the_monitors_of_the_run_said(tiny, tmp_path, monkeypatch, capsys):
@@ -109,6 +111,31 @@ def test_it_says_what_the_monitors_of_the_run_said(tiny, tmp_path, monkeypatch, 
     assert [{**row, "examples": list(row["examples"])} for row in written] == one["alarms"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [(row["step"], row["monitor"]) for row in summary["alarms"]] == [(5, "flat_rewards")]
+
+
+def test_what_the_run_itself_found_counts_once(exported, tmp_path):
+    """Its monitors saw the steps whose rollouts were not kept."""
+    import shutil
+
+    out, _ = exported
+    shutil.copytree(out / "own", tmp_path / "own")
+    rows = [
+        {
+            "step": 9,
+            "monitor": "phrase_takeover",
+            "message": "m",
+            "phrase": "thank you",
+            "examples": ["a"],
+            "stop": False,
+        },
+        {"step": 12, "monitor": "kl_runaway", "message": "k", "stop": False},
+    ]
+    write_rows(tmp_path / "own" / "alarms.jsonl", rows)
+    found = audited(replay_of(tmp_path / "own"))
+    assert [(step, one.monitor, one.message) for step, one in found.alarms] == [
+        (9, "phrase_takeover", "m"),
+        (12, "kl_runaway", "k"),
+    ]
 
 
 def test_metrics_that_trl_logged(tmp_path):
@@ -143,6 +170,7 @@ def test_metrics_that_trl_logged(tmp_path):
             "audit d --judge scroe",
             "has no column of numbers 'scroe' (did you mean score?",
         ),
+        (lambda path: (path / "config.yaml").write_text("command: sft\n"), "audit d", "has no rewards to watch"),
         (lambda path: None, "audit d --judge a --reward a", "a is given as a reward and as a judge"),
     ],
 )

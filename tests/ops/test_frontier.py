@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import pytest
 import torch
 
 from tether.ops.divergence import best_of_n_kl
-from tether.ops.frontier import Fit, design, fit_curve, peak_interval, peak_of, selection_kl
-from tether.ops.selection import selection_weights
+from tether.ops.frontier import Fit, best_of_n_kl_of, design, fit_curve, peak_interval, peak_of
 
 
 def fit(curve, c, a, b):
@@ -96,23 +94,27 @@ def test_the_peak_of_a_rising_curve_has_no_interval():
     assert peak_interval(fit_curve("best-of-n", d, d + 0.1 * d * d, torch.full((12,), 1e-4))) is None
 
 
-def test_the_kl_of_a_choice():
-    assert selection_kl(torch.full((8,), 1 / 8, dtype=torch.float64)) == 0.0
-    assert selection_kl(torch.tensor([1.0, 0, 0, 0])) == pytest.approx(math.log(4))
-    scores = torch.tensor([0.3, 0.1, 0.7, 0.2])
-    counts = [0] * 4
-    for pair in itertools.combinations(range(4), 2):
-        counts[max(pair, key=lambda i: float(scores[i]))] += 1
-    by_hand = sum(count / 6 * math.log(4 * count / 6) for count in counts if count)
-    assert selection_kl(selection_weights(scores, 2)) == pytest.approx(by_hand)
+def test_the_kl_of_the_best_by_hand():
+    two = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    assert best_of_n_kl_of(torch.tensor([0.0, 1.0] * 8), 2) == pytest.approx(two)
+    assert best_of_n_kl_of(torch.ones(9), 5) == pytest.approx(0.0)
+    assert best_of_n_kl_of(torch.tensor([0.0, 0.0, 1.0, 2.0]), 1) == pytest.approx(0.0)
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 16])
+@pytest.mark.parametrize("n", [1, 2, 4, 64])
 def test_without_ties_it_is_the_closed_form(n):
-    scores = torch.randperm(2048, generator=torch.Generator().manual_seed(0)).double()
-    assert selection_kl(selection_weights(scores, n)) == pytest.approx(best_of_n_kl(n), abs=0.006)
+    scores = torch.randperm(37, generator=torch.Generator().manual_seed(0))
+    assert best_of_n_kl_of(scores, n) == pytest.approx(best_of_n_kl(n))
 
 
-def test_with_ties_it_is_smaller():
-    scores = (torch.arange(1024) % 4).double()
-    assert 0 < selection_kl(selection_weights(scores, 8)) < 0.9 * best_of_n_kl(8)
+@pytest.mark.parametrize("n", [2, 3, 8, 200])
+def test_a_stretch_is_the_integral_and_ties_make_it_smaller(n):
+    """One value that ties among others: a sum over a fine grid of the density of the rank."""
+    scores = torch.tensor([0.0, 1.0, 2.0, 2.0, 2.0, 3.0])
+    grid = (torch.arange(600_000, dtype=torch.float64) + 0.5) / 600_000
+    density = n * grid ** (n - 1)
+    inside = (grid > 2 / 6) & (grid < 5 / 6)
+    apart = torch.xlogy(density, density)[~inside].sum() / len(grid)
+    share = float(density[inside].mean() * 0.5)
+    assert best_of_n_kl_of(scores, n) == pytest.approx(float(apart) + share * math.log(share / 0.5), abs=1e-4)
+    assert 0 <= best_of_n_kl_of(scores, n) < best_of_n_kl(n)

@@ -16,6 +16,7 @@ from tether.looking.replay import Replay, replay_of
 from tether.looking.terminal import rendered, show
 from tether.monitor.usual import usual_monitors
 from tether.observers import Alarm
+from tether.report.quickstart import runs_in
 from tether.runtime.json_text import to_json
 from tether.untrusted import printable
 
@@ -26,7 +27,7 @@ class Audit:
     wrote. Exit code 0: nothing was found; 3: something was."""
 
     paths: tuple[str, ...] = field(metadata={POSITIONAL: "PATH"})
-    """Run directories."""
+    """Run directories; a quickstart's stands for the runs in it."""
     reward: tuple[str, ...] = ()
     """Of TRL's and verl's files, a column that is part of the reward; repeatable. By default all columns of numbers but
     the judges, of verl the score."""
@@ -49,6 +50,8 @@ class Audited:
     path: str
     kind: str
     steps: int
+    kept: int
+    """Steps whose completions were kept."""
     completions: int
     judges: tuple[str, ...]
     alarms: tuple[tuple[int, Alarm], ...]
@@ -56,7 +59,8 @@ class Audited:
 
 
 def main(command: Audit) -> None:
-    found = [audited(replay_of(Path(path), rewards=command.reward, judges=command.judge)) for path in command.paths]
+    paths = runs_in([Path(path) for path in command.paths])
+    found = [audited(replay_of(path, rewards=command.reward, judges=command.judge)) for path in paths]
     show(to_json([as_data(one) for one in found], indent=2, ascii_only=True) if command.json else in_full(found))
     if alarmed := [one for one in found if one.alarms]:
         count = sum(len(one.alarms) for one in alarmed)
@@ -64,15 +68,23 @@ def main(command: Audit) -> None:
 
 
 def audited(run: Replay) -> Audited:
-    """Every monitor on every step."""
+    """Every monitor on every step, and what the monitors of the run had found."""
     monitors = usual_monitors(judges=run.judges, compares=run.compares)
-    alarms, steps, completions = [], 0, 0
+    alarms, known = list(run.raised), {(alarm.monitor, alarm.phrase) for _, alarm in run.raised}
+    steps = kept = completions = 0
     for step, result in run.steps:
-        steps, completions = steps + 1, completions + sum(len(group.scores) for group in result.groups)
+        steps, kept = steps + 1, kept + bool(result.groups)
+        completions += sum(len(group.scores) for group in result.groups)
         said = [one for monitor in monitors for one in monitor.watch(step, result)]
-        alarms += [(step, one) for one in said if isinstance(one, Alarm)]
+        alarms += [(step, one) for one in said if isinstance(one, Alarm) and (one.monitor, one.phrase) not in known]
     return Audited(
-        path=run.name, kind=run.kind, steps=steps, completions=completions, judges=run.judges, alarms=tuple(alarms)
+        path=run.name,
+        kind=run.kind,
+        steps=steps,
+        kept=kept,
+        completions=completions,
+        judges=run.judges,
+        alarms=tuple(sorted(alarms, key=lambda pair: pair[0])),
     )
 
 
@@ -83,9 +95,7 @@ def as_data(one: Audited) -> dict[str, Any]:
 
 def verdict(one: Audited) -> str:
     """In words."""
-    of = f"{one.steps} steps and {one.completions} completions of {one.kind}"
-    if not one.completions:
-        return f"only the metrics of {of.partition(' and ')[0]} could be watched: the run kept no completions"
+    of = f"{one.steps} steps of {one.kind}, with the {one.completions} completions of {one.kept}"
     if not one.alarms:
         return f"nothing found in {of}"
     names = dict.fromkeys(alarm.monitor for _, alarm in one.alarms)

@@ -18,13 +18,13 @@ from tether.errors import ConfigError, RunError
 from tether.flags import POSITIONAL
 from tether.looking.evaluate import evaluation_samples
 from tether.looking.terminal import grid, rendered, show
-from tether.ops.divergence import best_of_n_kl
-from tether.ops.frontier import selection_kl
+from tether.ops.frontier import best_of_n_kl_of
 from tether.ops.selection import selection_weights
 from tether.report.files import reading
 from tether.report.frontier import PROXY, Line, Point, as_data, line_of_run, panels
 from tether.report.held_out import rewards_of
 from tether.report.plots import figure, require_matplotlib
+from tether.report.quickstart import runs_in
 from tether.report.view import RunView, run_names
 from tether.rewards.resolve import resolve_scorer
 from tether.runtime.directory import CONFIG
@@ -44,7 +44,7 @@ class Frontier:
     from the model that they began with. Says where the other reward peaks."""
 
     runs: tuple[str, ...] = field(metadata={POSITIONAL: "RUN"})
-    """Run directories of rejection-sampling, ppo or grpo."""
+    """Run directories of ppo or grpo, or of a quickstart, which stands for those in it."""
     gold: str | None = None
     """Part of the reward that no run was trained on, by which they are judged. By default the only one of weight 0."""
     best_of: int = 0
@@ -69,7 +69,7 @@ class Frontier:
 
 
 def main(command: Frontier) -> None:
-    paths = [Path(run) for run in command.runs]
+    paths = runs_in([Path(run) for run in command.runs], methods=("ppo", "grpo"))
     views = [RunView.read(path, name=name, samples=False) for path, name in zip(paths, run_names(paths), strict=True)]
     gold = gold_of(command, views)
     if command.out is not None:
@@ -138,11 +138,8 @@ def best_of_line(view: RunView, command: Frontier) -> Line:
 
 
 def best_of_point(groups: Sequence[ScoredGroup], n: int) -> Point:
-    """The expected best of ``n`` by the total, over all subsets of each prompt's pool.
-
-    The KL is the closed form, less what ties take from it: the KL of the choice in the pool, minus that of the same
-    choice in a pool without ties, which is above the closed form because a pool is finite.
-    """
+    """The expected best of ``n`` by the total, over all subsets of each prompt's pool, and its KL
+    (:func:`tether.ops.frontier.best_of_n_kl_of`)."""
     values: dict[str, list[float]] = {}
     distances = []
     for group in groups:
@@ -150,8 +147,7 @@ def best_of_point(groups: Sequence[ScoredGroup], n: int) -> Point:
             continue
         totals = torch.tensor([score.total for score in group.scores], dtype=torch.float64)
         weights = selection_weights(totals, n)
-        untied = selection_weights(torch.arange(len(totals), dtype=torch.float64), n)
-        distances.append(best_of_n_kl(n) + selection_kl(weights) - selection_kl(untied))
+        distances.append(best_of_n_kl_of(totals, n))
         values.setdefault(PROXY, []).append(float(weights @ totals))
         for part in group.scores[0].parts:
             scores = [score.parts.get(part) for score in group.scores]

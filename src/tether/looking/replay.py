@@ -20,11 +20,12 @@ from typing import Any
 from tether.errors import RunError
 from tether.monitor.trace import mean, words
 from tether.names import closest, did_you_mean
+from tether.observers import Alarm
 from tether.report.completions import Sample, read_completions
 from tether.report.files import json_rows, reading
 from tether.report.held_out import rewards_of
 from tether.report.view import RunView
-from tether.runtime.directory import CONFIG
+from tether.runtime.directory import ALARMS, CONFIG
 from tether.types import Completion, FinishReason, Metrics, Prompt, RolloutGroup, Score, ScoredGroup, StepResult, Turn
 
 TRL_FILE, VERL_FILE = re.compile(r"completions_(\d+)\.parquet"), re.compile(r"(\d+)\.jsonl")
@@ -45,6 +46,8 @@ class Replay:
     compares: bool
     """Whether its algorithm compares the completions of a prompt."""
     steps: Iterator[tuple[int, StepResult]]
+    raised: Sequence[tuple[int, Alarm]] = ()
+    """The alarms that its own monitors raised, with their steps."""
 
 
 def replay_of(path: Path, *, rewards: Sequence[str] = (), judges: Sequence[str] = ()) -> Replay:
@@ -81,6 +84,8 @@ def numbered(directory: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]
 
 def own(path: Path, judges: Sequence[str]) -> Replay:
     view = RunView.read(path, samples=False)
+    if view.last("reward") is None:
+        raise RunError("has no rewards to watch", where=path, hint="give a run of rejection-sampling, ppo or grpo")
     with reading(path / CONFIG):
         figures, trained_on = rewards_of(view.config, view.fingerprints)
     parts = [name.removeprefix("rewards/") for name in figures if name not in trained_on and name != "score"]
@@ -92,7 +97,28 @@ def own(path: Path, judges: Sequence[str]) -> Replay:
         judges=tuple(judges) or tuple(parts),
         compares=view.command == "grpo",
         steps=own_steps(path, view),
+        raised=own_alarms(path, view),
     )
+
+
+def own_alarms(path: Path, view: RunView) -> list[tuple[int, Alarm]]:
+    """What the run wrote when it was trained: its monitors saw every step, also those whose rollouts were not kept."""
+    with reading(path / ALARMS):
+        return [
+            (
+                int(row["step"]),
+                Alarm(
+                    monitor=str(row["monitor"]),
+                    message=str(row["message"]),
+                    since=row.get("since"),
+                    phrase=str(row.get("phrase", "")),
+                    examples=tuple(map(str, row.get("examples") or ())),
+                    advice=str(row.get("advice", "")),
+                    stop=bool(row.get("stop")),
+                ),
+            )
+            for row in view.alarms
+        ]
 
 
 def own_steps(path: Path, view: RunView) -> Iterator[tuple[int, StepResult]]:

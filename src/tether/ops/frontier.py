@@ -102,10 +102,25 @@ def peak_interval(fit: Fit, *, level: float = 0.95, draws: int = 4000, seed: int
     return peaks[int(tail * draws)], peaks[min(draws - 1, int((1 - tail) * draws))]
 
 
-def selection_kl(weights: Tensor) -> float:
-    """KL of a choice among M samples from an even choice, nats: sum_i w_i log(M w_i); ``weights`` [M] add up to 1.
+def best_of_n_kl_of(scores: Tensor, n: int) -> float:
+    """KL(best of n || one) in nats, of a policy whose completions have ``scores`` [M], some of which may tie.
 
-    With the weights of best of n (:func:`tether.ops.selection.selection_weights`) it estimates KL(best of n || one)
-    without the closed form: where scores tie, it is smaller. It is biased upwards where n is not small beside M.
+    With F the share of scores up to a value, the best of n is below it with probability F^n. A score that occurs once
+    stands for a continuous stretch of scores, from F_0 to F, and one that occurs more often for that value alone:
+
+        stretch: int_{F_0}^{F} n u^(n-1) log(n u^(n-1)) du = [v log n + (n - 1) / n (v log v - v)] from F_0^n to F^n
+        value:   P log(P / p),   P = F^n - F_0^n,  p = F - F_0
+
+    Without ties the sum is log n - (n - 1) / n; each tie makes it smaller, because what is tied is not chosen among.
     """
-    return float(torch.xlogy(weights, weights * len(weights)).sum())
+    _, counts = scores.double().unique(return_counts=True)
+    upper = counts.cumsum(0).double() / len(scores)
+    lower = upper - counts.double() / len(scores)
+    share = upper**n - lower**n
+    value = torch.xlogy(share, share) - torch.xlogy(share, upper - lower)
+    stretch = _integral(upper**n, n) - _integral(lower**n, n)
+    return float(torch.where(counts > 1, value, stretch).sum())
+
+
+def _integral(v: Tensor, n: int) -> Tensor:
+    return v * math.log(n) + (n - 1) / n * (torch.xlogy(v, v) - v)

@@ -201,6 +201,11 @@ def is_quickstart(path: Path) -> bool:
     return (path / SAMPLES).is_file()
 
 
+def runs_in(paths: Sequence[Path], methods: Sequence[str] = WATCHED) -> list[Path]:
+    """The run directories that are meant: a quickstart's stands for those of its ``methods``."""
+    return [run for path in paths for run in ([path / name for name in methods] if is_quickstart(path) else [path])]
+
+
 def quickstart_page(path: Path) -> bytes:
     """The page of the quickstart in ``path``. Raises :class:`tether.errors.RunError`, with the file or the directory at
     fault."""
