@@ -108,6 +108,7 @@ def standing(*, rewards=((0.0, 1.0), (1.0, 0.0)), slope: float = 0.0, seed: int 
 def test_the_cause_is_named_first(planted, said, advised, seed):
     ((step, alarm),) = alarms(NotLearning(), standing(seed=seed, **planted))
     assert step == 20
+    assert "after 20 steps with a mean reward of 0." in alarm.message
     assert said in alarm.message
     assert advised in alarm.advice
 
@@ -117,6 +118,12 @@ def test_nothing_is_named_where_nothing_is_wrong(seed):
     assert alarms(NotLearning(), standing(seed=seed)) == []
     assert alarms(NotLearning(), standing(seed=seed, **{"completions/clipped_ratio": 1.0})) == []  # and rewards differ
     assert alarms(NotLearning(), standing(seed=seed, slope=0.01, kl=4.0, **{"kl_coef/effective": 0.5})) == []
+
+
+def test_a_policy_that_has_not_moved_is_named_whatever_its_rewards_do():
+    ((_, alarm),) = alarms(NotLearning(), standing(slope=0.02, kl=1e-4))
+    assert "hardly moved" in alarm.message
+    assert "without a trend" not in alarm.message
 
 
 def test_what_an_alarm_does():

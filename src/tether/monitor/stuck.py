@@ -32,8 +32,9 @@ WATCHED = (
     "val/explained_variance",
 )
 """Metrics whose means over the steps the causes are judged by."""
-FLAT, SPREAD = "flat", "spread between prompts"
-"""Share of the groups whose rewards are equal, and the standard deviation of the groups' means."""
+FLAT, SPREAD, WIDEST = "flat", "spread between prompts", "widest"
+"""Share of the groups whose rewards are equal, the standard deviation of the groups' means, and the largest difference
+within a group as a share of the largest reward."""
 
 
 @dataclass(kw_only=True)
@@ -60,16 +61,18 @@ class NotLearning:
         state.steps += 1
         for name, value in (figures_of(result) | group_figures(result)).items():
             state.figures.setdefault(name, []).append(value)
-        if state.steps < PATIENCE or rises(state.figures["reward"]):
+        if state.steps < PATIENCE:
             return ()
         means = {name: mean(values) for name, values in state.figures.items()}
+        still = not rises(state.figures["reward"])
         for cause in CAUSES:
-            if (found := cause(means)) is not None:
+            if (still or cause in WHATEVER_THE_TREND) and (found := cause(means)) is not None:
                 message, advice = found
                 return [
                     Alarm(
                         monitor=self.name,
-                        message=f"the reward stands still ({means['reward']:.3g} over {PATIENCE} steps): {message}",
+                        message=f"after {PATIENCE} steps with a mean reward of {means['reward']:.3g}"
+                        f"{', without a trend' * still}: {message}",
                         since=step - PATIENCE + 1,
                         examples=examples(read(result)),
                         advice=advice,
@@ -84,7 +87,7 @@ def figures_of(result: StepResult) -> Metrics:
 
 
 def group_figures(result: StepResult) -> Metrics:
-    """:data:`FLAT` and :data:`SPREAD`, of the groups of two and more; nothing where there is none."""
+    """:data:`FLAT`, :data:`SPREAD` and :data:`WIDEST`, of the groups of two and more; nothing where there is none."""
     groups = [[score.total for score in group.scores if score.total is not None] for group in result.groups]
     groups = [group for group in groups if len(group) > 1]
     if not groups:
@@ -93,7 +96,9 @@ def group_figures(result: StepResult) -> Metrics:
 
     centres = [mean(group) for group in groups]
     middle = mean(centres)
+    largest = max(abs(total) for group in groups for total in group) or 1.0
     return {
+        WIDEST: max(max(group) - min(group) for group in groups) / largest,
         FLAT: mean([float(zero_variance(torch.tensor(group))) for group in groups]),
         SPREAD: math.sqrt(mean([(centre - middle) ** 2 for centre in centres])),
     }
@@ -118,6 +123,13 @@ def equal_rewards(means: Mapping[str, float]) -> Found:
     if means.get(FLAT, 0.0) < 0.9:
         return None
     share = f"in {means[FLAT]:.0%} of the groups all completions have equal rewards"
+    if means[WIDEST] > 1e-6:
+        return (
+            f"in {means[FLAT]:.0%} of the groups the rewards are so close that they count as equal, though they "
+            "differ by "
+            f"{means[WIDEST]:.0%} of the largest one: their scale is too small",
+            "give the reward a weight that makes it about 1 (--reward SPEC=WEIGHT), or subtract what all rewards share",
+        )
     if means[SPREAD] > 1e-9 * max(1.0, abs(means["reward"])):
         return (
             f"{share}, and the groups differ: the reward depends on the prompt and not on the completion",
@@ -135,7 +147,7 @@ def equal_rewards(means: Mapping[str, float]) -> Found:
 
 def cut_short(means: Mapping[str, float]) -> Found:
     """Hardly any completion ends by itself, and most groups have equal rewards: what is asked for comes too late."""
-    if means.get("completions/clipped_ratio", 0.0) < 0.95 or means.get(FLAT, 0.0) < 0.5:
+    if means.get("completions/clipped_ratio", 0.0) < 0.9 or means.get(FLAT, 0.0) < 0.5:
         return None
     return (
         f"{means['completions/clipped_ratio']:.0%} of the completions are cut at the length limit, and in "
@@ -203,6 +215,8 @@ def no_critic(means: Mapping[str, float]) -> Found:
     )
 
 
+WHATEVER_THE_TREND = (no_entropy, no_movement)
+"""A policy that has not moved has learned nothing, whatever the rewards of its samples do."""
 CAUSES: Sequence[Callable[[Mapping[str, float]], Found]] = (
     cut_short,
     equal_rewards,
