@@ -118,7 +118,7 @@ def test_a_program_reads_pairs_and_answers_in_any_order():
         ('print(\'{"id": true, "label": "tie"}\')', "has the id True"),
         ('print(\'{"id": 0, "label": "tie"}\\n\' * 2)', "id 0 for the second time"),
         (f"{ANSWERS}for r in rows: print(json.dumps({{'id': r['id'], 'label': 1}}))", "1 for pair 0"),
-        ("import time; time.sleep(60)", "did not return within 0.5 s"),
+        ("import time; time.sleep(60)", "labeller 'command:x' did not return within 0.5 s"),
     ],
 )
 def test_a_program_that_fails_is_an_error(code, said):
@@ -173,3 +173,10 @@ def test_a_program_is_given_json_of_each_pair(tmp_path):
     with pytest.raises(RewardError, match="no message"):
         program(code).label(PAIRS[:1])
     assert json.loads(file.read_text()) == {"id": 0, "prompt": "p", "first": " a", "second": " bb"}
+
+
+def test_a_completion_is_no_argument_of_the_program(tmp_path):
+    text = f" $(touch {tmp_path}/run); touch {tmp_path}/run"
+    code = f"{ANSWERS}assert sys.argv == ['-c']\nprint(json.dumps({{'id': 0, 'label': 'first'}}))"
+    assert program(code).label([pair(text, " b")]) == ["first"]
+    assert not (tmp_path / "run").exists()

@@ -38,7 +38,9 @@ class FunctionLabeller:
 
     def label(self, pairs: Sequence[Pair]) -> list[Label]:
         with self.apart.inside():
-            return supervised(self.name, lambda: self._call(pairs), deadline=self.deadline, retries=self.retries)
+            return supervised(
+                self.name, lambda: self._call(pairs), deadline=self.deadline, retries=self.retries, kind="labeller"
+            )
 
     def _call(self, pairs: Sequence[Pair]) -> list[Label]:
         texts = [pair.texts for pair in pairs]

@@ -29,7 +29,9 @@ class ProgramLabeller:
     retries: int = 0
 
     def label(self, pairs: Sequence[Pair]) -> list[Label]:
-        return supervised(self.name, lambda: self._run(pairs), deadline=self.deadline, retries=self.retries)
+        return supervised(
+            self.name, lambda: self._run(pairs), deadline=self.deadline, retries=self.retries, kind="labeller"
+        )
 
     def _run(self, pairs: Sequence[Pair]) -> list[Label]:
         asked = "".join(json.dumps({"id": number, **pair.texts}) + "\n" for number, pair in enumerate(pairs))
