@@ -20,7 +20,7 @@ LAYERS = (
     ("models",),
     ("generation",),
     ("rewards",),
-    ("environments",),
+    ("environments", "labellers"),
     ("algorithms", "runtime"),
     ("evaluation",),
     ("report",),

@@ -25,7 +25,7 @@ class Annotator:
 
     def probability(self, difference: float) -> float:
         """P(the first of two is preferred) where its score is higher by ``difference``, Bradley-Terry."""
-        return 1.0 / (1.0 + math.exp(-self.sharpness * difference))
+        return bradley_terry(self.sharpness * difference)
 
     def pairs(self, groups: Sequence[ScoredGroup]) -> Iterator[dict[str, Any]]:
         """Rows with ``prompt``, ``chosen``, ``rejected`` and ``clear``, the probability that the better one is chosen.
@@ -50,6 +50,14 @@ class Annotator:
                     "rejected": rejected.text,
                     "clear": max(probability, 1 - probability),
                 }
+
+
+def bradley_terry(difference: float) -> float:
+    """sigmoid(difference): how often the first of two is preferred whose strength is higher by that (Bradley and Terry
+    1952)."""
+    if difference >= 0:
+        return 1.0 / (1.0 + math.exp(-difference))
+    return 1.0 - bradley_terry(-difference)
 
 
 def ceiling(pairs: Sequence[dict[str, Any]]) -> float:

@@ -22,13 +22,14 @@ def test_no_source_can_be_made_to_run_what_it_reads(path):
     assert list(unsafe(path.read_text(encoding="utf-8"))) == []
 
 
-STARTS = ROOT / "src" / "tether" / "rewards" / "grader.py"
-"""It starts a program of the package, to which what a model wrote is data (test_graders.py)."""
+STARTS = {ROOT / "src" / "tether" / name for name in ("rewards/grader.py", "labellers/program.py")}
+"""The first starts a program of the package, the second one that the command line names, without a shell. To both, what
+a model wrote is data on standard input (test_graders.py, test_labellers.py)."""
 
 
 def test_the_package_starts_no_other_program():
     """So it cannot run what a model wrote. A reward function that does is the user's code."""
-    for path in set((ROOT / "src").rglob("*.py")) - {STARTS}:
+    for path in set((ROOT / "src").rglob("*.py")) - STARTS:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = aliases(tree)
         found = [name for node in ast.walk(tree) for name in imported(node, names)]

@@ -20,17 +20,18 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 """Seconds before the second try; each later pause is twice the one before, up to the longest."""
 
 
-def supervised(name: str, call: Callable[[], T], *, deadline: float | None, retries: int) -> T:
+def supervised(name: str, call: Callable[[], T], *, deadline: float | None, retries: int, kind: str = "reward") -> T:
     """What ``call`` returns; after a :class:`RewardError` it is retried, up to ``retries`` times.
 
     ``call`` raises :class:`RewardError` for whatever goes wrong in it, except :class:`Interrupted` and
     :class:`DeadlineError` of :mod:`tether.stop_requests`, which it must let through: the first ends this call too, the
     second is raised ``deadline`` seconds after a try began and counts as a failure. Raises the error of the last try.
+    ``kind`` says in errors what ``name`` is.
     """
     wait, tries = FIRST_PAUSE, 1
     while True:
         try:
-            return _in_time(name, call, deadline)
+            return _in_time(name, call, deadline, kind)
         except RewardError as error:
             stop_requests.check()  # the call may have turned a request to stop into an error
             print(again(error, tries, retries, wait), file=sys.stderr, flush=True)
@@ -54,10 +55,10 @@ def next_pause(wait: float) -> float:
     return min(2 * wait, LONGEST_PAUSE)
 
 
-def late(name: str, deadline: float | None) -> RewardError:
+def late(name: str, deadline: float | None, kind: str = "reward") -> RewardError:
     """The error for a call that runs past its deadline."""
     return RewardError(
-        f"reward {name!r} did not return within {deadline:g} s", hint="raise --reward-deadline or make it faster"
+        f"{kind} {name!r} did not return within {deadline:g} s", hint="raise --reward-deadline or make it faster"
     )
 
 
@@ -67,7 +68,7 @@ def pause(seconds: float) -> None:
         time.sleep(seconds)
 
 
-def _in_time(name: str, call: Callable[[], T], deadline: float | None) -> T:
+def _in_time(name: str, call: Callable[[], T], deadline: float | None, kind: str) -> T:
     """What ``call`` returns, unless a request to stop or its deadline ends it first."""
     started = time.monotonic()
     try:
@@ -78,5 +79,5 @@ def _in_time(name: str, call: Callable[[], T], deadline: float | None) -> T:
         if deadline is not None and time.monotonic() - started > deadline:
             raise stop_requests.DeadlineError
     except stop_requests.DeadlineError as error:
-        raise late(name, deadline) from error
+        raise late(name, deadline, kind) from error
     return returned
