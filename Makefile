@@ -3,7 +3,7 @@
 PYTHON ?= python3
 OUT ?= quickstart
 BIN := .venv/bin
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 READY := .venv/ready
 
 .DEFAULT_GOAL := help
