@@ -74,6 +74,14 @@ def test_grpo_watches_for_flat_rewards(command, alarmed, here, tiny, capfd):
     assert (here / "out" / "alarms.jsonl").exists() == bool(alarmed)
 
 
+def test_the_last_line_says_what_was_found(here, tiny, capfd):
+    line = f"grpo --group-size 2 {TASK} --steps 6 --model {tiny}"
+    assert tether(f"{line} --out told") == 0
+    assert "alarm" not in capfd.readouterr().err
+    assert tether(f"{line.replace('r.py', 'flat.py')} --out flat") == 0
+    assert capfd.readouterr().err.rstrip().endswith("; 1 alarm, flat_rewards: tether audit flat")
+
+
 def test_an_interrupted_run_raises_the_alarm_at_the_same_step(here, tiny):
     line = f"{LINE} --model {tiny}".replace("r.py", "flat.py")
     assert tether(f"{line} --out whole") == 0

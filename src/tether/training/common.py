@@ -308,8 +308,8 @@ def held_out_words(summary: Mapping[str, Any]) -> list[str]:
 
 
 def last_line(recorder: Recorder) -> str:
-    """``done in 12 s: runs/grpo``, and why the run ended early and which step's model it has, where there is more to
-    say."""
+    """``done in 12 s: runs/grpo``, and why the run ended early, which step's model it has and what its monitors found,
+    where there is more to say."""
     parts = [f"done in {recorder.seconds:.0f} s: {recorder.directory.given}"]
     if recorder.expected_gib and recorder.peak_gib > recorder.peak_before:
         error = recorder.expected_gib / recorder.peak_gib - 1
@@ -318,4 +318,7 @@ def last_line(recorder: Recorder) -> str:
         parts.append(f"ended after step {recorder.recorded} of {recorder.progress.total}: {recorder.ended}")
     if best := recorder.best:
         parts.append(f"model/ is that of step {best.step}, the best {best.metric}: {best.value:.4g}")
+    if alarms := recorder.directory.alarms():
+        names = ", ".join(dict.fromkeys(row["monitor"] for row in alarms))
+        parts.append(f"{len(alarms)} alarm{'s' * (len(alarms) > 1)}, {names}: tether audit {recorder.directory.given}")
     return "; ".join(parts)
