@@ -10,7 +10,7 @@ import pytest
 from monitor.planted import alarms, random_steps, step_of, unchanged, words_of
 from tether.monitor.length import LengthDrift
 from tether.monitor.phrases import PhraseTakeover, phrases_in
-from tether.monitor.repetition import Repetition, alike, compression, repeated
+from tether.monitor.repetition import Repetition, alike, compression, repeated, repeated_words
 from tether.monitor.trace import read, words
 from tether.types import StepResult
 
@@ -87,12 +87,21 @@ def looping(step: int, rng: random.Random, text: str) -> str:
 
 
 def test_completions_that_repeat_themselves():
-    (step, alarm), *more = alarms(Repetition(), random_steps(0, change=looping))
-    assert 11 <= step <= 15
-    assert more == []
-    assert "of the pairs of words in a completion were in it before" in alarm.message
-    assert "a ratio of compression of" in alarm.message
+    found = alarms(Repetition(), random_steps(0, change=looping))
+    assert [alarm.message.partition("%")[2].partition(" a completion")[0] for _, alarm in found] == [
+        " of the words in",
+        " of the pairs of words in",
+    ]
+    assert all(11 <= step <= 15 for step, _ in found)
+    assert "a ratio of compression of" in found[1][1].message
     assert alarms(Repetition(), random_steps(0, change=unchanged)) == []
+
+
+def test_longer_completions_do_not_repeat_more():
+    rng = random.Random(0)
+    short, long = ([words_of(rng, n).split() for _ in range(200)] for n in (25, 100))
+    means = [sum(map(repeated_words, group)) / 200 for group in (short, long)]
+    assert means[0] == pytest.approx(means[1], abs=0.02)
 
 
 def test_completions_that_repeat_each_other():

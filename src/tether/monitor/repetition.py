@@ -1,11 +1,12 @@
 """Completions that repeat themselves, or each other.
 
+    words     = mean over completions of 1 - different words / words, in stretches of 25 words
     repeated  = mean over completions of 1 - different pairs of words / pairs of words
     alike     = share of completions that another completion of the same prompt equals, word by word
 
 An alarm is raised once for each, where the mean of the last five steps is above that of the first five by
-:data:`REPEATED` or :data:`ALIKE`. The ratio of the completions' size to their compressed size (zlib) is given as
-further evidence: the text of a loop compresses well.
+:data:`REPEATED`, or :data:`ALIKE` for the last. The ratio of the completions' size to their compressed size (zlib) is
+given as further evidence: the text of a loop compresses well.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ from tether.observers import Alarm
 from tether.types import StepResult
 
 REPEATED, ALIKE = 0.12, 0.5
+STRETCH = 25
 
 
 @dataclass(kw_only=True)
 class State:
     """All that a resumed run needs."""
 
+    words: Trace = field(default_factory=Trace)
     repeated: Trace = field(default_factory=Trace)
     alike: Trace = field(default_factory=Trace)
     compression: Trace = field(default_factory=Trace)
@@ -46,6 +49,7 @@ class Repetition:
         texts = [one.text for group in groups for one in group]
         if not texts:
             return ()
+        state.words.take(mean([repeated_words(words(text)) for text in texts]))
         state.repeated.take(mean([repeated(words(text)) for text in texts]))
         state.alike.take(alike(groups))
         state.compression.take(compression("\n".join(texts)))
@@ -53,6 +57,7 @@ class Repetition:
             return ()
         ratio = f"a ratio of compression of {state.compression.now:.1f} ({state.compression.before:.1f} at the start)"
         found = (
+            ("words", state.words, REPEATED, "of the words in a completion were in it before", ""),
             ("repeated", state.repeated, REPEATED, "of the pairs of words in a completion were in it before", ratio),
             ("alike", state.alike, ALIKE, "of the completions are equal to another one of the same prompt", ""),
         )
@@ -77,9 +82,23 @@ class Repetition:
 
 
 ADVICE = {
+    "words": "look at the samples; raise --kl-coef, lower --learning-rate, or add a reward such as repetition",
     "repeated": "look at the samples; raise --kl-coef, lower --learning-rate, or add a reward such as repetition",
     "alike": "the policy has nothing left to explore: raise --temperature or --entropy-coef, or lower --learning-rate",
 }
+
+
+def repeated_words(said: Sequence[str]) -> float:
+    """The share of words that stand earlier in their stretch of :data:`STRETCH` words, so that a longer text does not
+    repeat more; signs are no words, and a short rest does not count.
+
+    >>> repeated_words("a b a .".split()), repeated_words([]), repeated_words(["a"] * 25 + ["b"])
+    (0.3333333333333333, 0.0, 0.96)
+    """
+    own = [word for word in said if word[0].isalnum()]
+    stretches = [own[i : i + STRETCH] for i in range(0, len(own), STRETCH)]
+    whole = [one for one in stretches if len(one) == STRETCH] or stretches
+    return mean([1 - len(set(one)) / len(one) for one in whole]) if whole else 0.0
 
 
 def repeated(said: Sequence[str]) -> float:
