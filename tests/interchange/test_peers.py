@@ -276,7 +276,7 @@ def tiny(tmp_path):
     return make_model(tmp_path / "tiny")
 
 
-GRPO = """
+LOGGED_BY_TRL = """
 import json, sys
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
@@ -299,7 +299,7 @@ print(json.dumps("done"))
 
 
 def test_what_trl_logs_can_be_audited(tiny, here, capsys):
-    assert peer(GRPO, tiny, "trl") == "done"
+    assert peer(LOGGED_BY_TRL, tiny, "trl") == "done"
     assert tether("audit trl --json --reward length --judge other") in (0, 3)
     (found,) = json.loads(capsys.readouterr().out)
     assert (found["kind"], found["steps"], found["completions"], found["judges"]) == ("TRL", 3, 12, ["other"])
