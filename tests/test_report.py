@@ -11,9 +11,10 @@ import pytest
 
 from commandline import tether, workspace, write_rows
 from tether.errors import ConfigError, RunError
+from tether.observers import Alarm
 from tether.report.comparison import differing_options
 from tether.report.held_out import read_candidates
-from tether.report.page import Raised, alarms, legend, plots, samples, side_by_side, table, whole_page
+from tether.report.page import alarms, legend, plots, samples, side_by_side, table, whole_page
 from tether.report.panels import panels_of
 from tether.report.plots import COLOURS, Panel, Series, figure, series_of, svg
 from tether.report.several import frontier, last_figures
@@ -61,7 +62,7 @@ def test_text_cannot_become_markup():
     hostile = "<script>alert('a&b')</script>"
     parts = [table([hostile], [[hostile]]), samples([(hostile,) * 3]), side_by_side(hostile, [(hostile, hostile)])]
     parts += [
-        alarms([Raised(title=hostile, message=hostile, advice=hostile, examples=[hostile], phrase=hostile)]),
+        alarms([(1, Alarm(monitor=hostile, message=hostile, advice=hostile, examples=(hostile,), phrase=hostile))]),
         legend([Panel(title="", x_label="", y_label="", series=[curve(hostile)])]),
     ]
     page = whole_page(hostile, hostile, *parts).decode()

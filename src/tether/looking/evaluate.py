@@ -122,8 +122,11 @@ def measured_policies(command: Eval, source: str) -> Said:
     return as_data(found, beside, reference=name), in_full(found, beside, reference=name)
 
 
-def sampled_policies(command: Eval, source: str) -> tuple[list[Sampled], list[ScoredGroup] | None]:
-    """What each policy writes to the prompts of ``source``, and what the reference does, if there is one.
+def sampled_policies(
+    command: Eval, source: str, *, most: int | None = None
+) -> tuple[list[Sampled], list[ScoredGroup] | None]:
+    """What each policy writes to the prompts of ``source``, or to the first ``most`` of them, and what the reference
+    does, if there is one.
 
     The first policy decides how prompts are read and where scores are computed. No two policies are in memory at once.
     """
@@ -134,7 +137,7 @@ def sampled_policies(command: Eval, source: str) -> tuple[list[Sampled], list[Sc
     place: dict[str, Any] = {"dtype": model.dtype, "device": model.device, "rounded": rounded}
     calls = command.calls.supervision
     rewards = resolve_scorer(command.reward, tokenizer, **place, **calls) if command.reward else None
-    prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)
+    prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=options.sampling)[:most]
     episodes = episodes_of(options.environment)
     score = with_episodes(rewards, episodes, weight=options.environment.env_weight)
     score = prepared(score, {source: prompts}, max_new_tokens=limit)
@@ -150,7 +153,7 @@ def sampled_policies(command: Eval, source: str) -> tuple[list[Sampled], list[Sc
             del model
             model, own, _ = load_model(name, device)
             require_one_vocabulary(tokenizer, own, where=f"--model {name}", of=f"that of {first}")
-            read = load_prompts_of(source, model, own, data=options.data, sampling=options.sampling)
+            read = load_prompts_of(source, model, own, data=options.data, sampling=options.sampling)[:most]
             require_same_prompts(prompts, read, where=f"--model {name}", of=first)
             if reference is not None:
                 where = f"--reference {command.reference}, of {name}"

@@ -1,9 +1,9 @@
-"""``tether frontier``: what runs earn by their own reward and by another one, against the distance from the "
-"reference."""
+"""``tether frontier``: rewards of runs against their distance from the reference."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,26 +13,26 @@ import torch
 from rich.console import RenderableType
 from rich.text import Text
 
-from tether.config import SampleOptions
+from tether.commands import TABLE, find
+from tether.config import PromptOptions, SampleOptions
 from tether.errors import ConfigError, RunError
-from tether.flags import POSITIONAL
-from tether.looking.evaluate import evaluation_samples
+from tether.flags import POSITIONAL, parse
+from tether.looking.evaluate import Eval, sampled_policies
 from tether.looking.terminal import grid, rendered, show
 from tether.ops.frontier import best_of_n_kl_of
 from tether.ops.selection import selection_weights
+from tether.report.comparison import NONE
 from tether.report.files import reading
 from tether.report.frontier import PROXY, Line, Point, as_data, line_of_run, panels
 from tether.report.held_out import rewards_of
 from tether.report.plots import figure, require_matplotlib
 from tether.report.quickstart import runs_in
 from tether.report.view import RunView, run_names
-from tether.rewards.resolve import resolve_scorer
 from tether.runtime.directory import CONFIG
 from tether.runtime.files import atomic_write, writing
 from tether.runtime.json_text import to_json
 from tether.statistics import mean_interval
-from tether.training.loading import load_model, load_prompts_of
-from tether.types import Sampling, ScoredGroup
+from tether.types import ScoredGroup
 from tether.untrusted import printable
 
 NAMES = ("frontier.json", "frontier.png")
@@ -48,8 +48,8 @@ class Frontier:
     gold: str | None = None
     """Part of the reward that no run was trained on, by which they are judged. By default the only one of weight 0."""
     best_of: int = 0
-    """Completions per prompt of the model that the first run began with, for the curve of best of n; 0 leaves it "
-    "out."""
+    """Completions per prompt of the model that the first run began with, for the curve of best of n; none unless
+    given."""
     best_of_prompts: int = 16
     """Prompts of that curve, the first ones of the run's."""
     out: str | None = None
@@ -119,22 +119,24 @@ def run_line(view: RunView) -> Line:
 
 
 def best_of_line(view: RunView, command: Frontier) -> Line:
-    """Best of n, from one pool of completions per prompt, scored by the rewards of the run."""
-    config = view.config
-    with reading(view.path / CONFIG):
-        sampling = Sampling(
-            max_new_tokens=int(config["max_new_tokens"]),
-            temperature=float(config["temperature"]),
-            stop=tuple(config.get("stop") or ()),
-        )
-        name, source, rewards = str(config["model"]), str(config["prompts"]), list(config["reward"])
-        options = SampleOptions(group_size=command.best_of, seed=int(config["seed"]), sampling=sampling)
-    model, tokenizer, _ = load_model(name, options.device)
-    prompts = load_prompts_of(source, model, tokenizer, data=options.data, sampling=sampling)[: command.best_of_prompts]
-    score = resolve_scorer(rewards, tokenizer, dtype=model.dtype, device=model.device)
-    groups = evaluation_samples(model, tokenizer, score, prompts, options)
+    """Best of n, from one pool of completions per prompt, with the options of the run."""
+    made_by = find(view.command, TABLE)
+    assert made_by is not None, "run_line refuses other directories"
+    made: Any = parse(made_by.name, made_by.options_class(), ["--config", str(view.path / CONFIG)])
+    task: PromptOptions = made.task
+    options = SampleOptions(
+        group_size=command.best_of,
+        seed=made.run.seed,
+        data=task.data,
+        device=made.run.device,
+        environment=task.environment,
+        sampling=getattr(made, made_by.name).sampling,
+        budget=task.budget,
+    )
+    asked = Eval(model=(made.model,), prompts=task.prompts, reward=task.reward, calls=task.calls, samples=options)
+    (sampled,), _ = sampled_policies(asked, task.prompts, most=command.best_of_prompts)
     sizes = [2**i for i in range(command.best_of.bit_length()) if 2**i <= command.best_of]
-    return Line(name="best of n", curve="best-of-n", points=[best_of_point(groups, n) for n in sizes])
+    return Line(name="best of n", curve="best-of-n", points=[best_of_point(sampled.groups, n) for n in sizes])
 
 
 def best_of_point(groups: Sequence[ScoredGroup], n: int) -> Point:
@@ -154,14 +156,13 @@ def best_of_point(groups: Sequence[ScoredGroup], n: int) -> Point:
             if None not in scores:
                 values.setdefault(part, []).append(float(weights @ torch.tensor(scores, dtype=torch.float64)))
     kl = mean_interval(distances)
-    rewards = {name: (sum(found) / len(found), standard_error(found)) for name, found in values.items()}
+    rewards = {name: (statistics.fmean(found), standard_error(found)) for name, found in values.items()}
     half = kl.half_width if math.isfinite(kl.half_width) else None
     return Point(label=f"best of {n}", kl=kl.value, kl_ci95=half, rewards=rewards)
 
 
 def standard_error(values: Sequence[float]) -> float:
-    middle = sum(values) / len(values)
-    return math.sqrt(sum((value - middle) ** 2 for value in values) / max(1, len(values) - 1) / len(values))
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
 def write(out: Path, data: dict[str, Any], lines: Sequence[Line], rewards: Sequence[str]) -> None:
@@ -180,19 +181,10 @@ def in_full(data: dict[str, Any]) -> list[RenderableType]:
     for reward in data["rewards"]:
         rows = []
         for line in data["lines"]:
-            first, last = line["points"][0], line["points"][-1]
-            fit = line["fits"].get(reward)
             known = [point[reward]["reward"] for point in line["points"] if reward in point]
-            rows.append(
-                [
-                    printable(line["name"]),
-                    f"{first[reward]['reward']:.3f}",
-                    f"{last[reward]['reward']:.3f}",
-                    f"{max(known):.3f}",
-                    f"{last['kl']:.1f}",
-                    peak_text(fit),
-                ]
-            )
+            figures = [f"{value:.3f}" for value in (known[0], known[-1], max(known))] if known else [NONE] * 3
+            kl = f"{line['points'][-1]['kl']:.1f}"
+            rows.append([printable(line["name"]), *figures, kl, peak_text(line["fits"].get(reward))])
         parts += [Text(), grid([printable(reward), "first", "last", "highest", "KL", "peak of the fit, nats"], rows)]
     for row in data["trade_offs"]:
         front = "on the front" if row["on_the_front"] else "beaten in every reward"

@@ -15,17 +15,18 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from tether.errors import RunError
-from tether.monitor.trace import mean, words
+from tether.monitor.trace import words
 from tether.names import closest, did_you_mean
 from tether.observers import Alarm
 from tether.report.completions import Sample, read_completions
 from tether.report.files import json_rows, reading
 from tether.report.held_out import rewards_of
 from tether.report.view import RunView
-from tether.runtime.directory import ALARMS, CONFIG
+from tether.runtime.directory import CONFIG
 from tether.types import Completion, FinishReason, Metrics, Prompt, RolloutGroup, Score, ScoredGroup, StepResult, Turn
 
 TRL_FILE, VERL_FILE = re.compile(r"completions_(\d+)\.parquet"), re.compile(r"(\d+)\.jsonl")
@@ -47,7 +48,8 @@ class Replay:
     """Whether its algorithm compares the completions of a prompt."""
     steps: Iterator[tuple[int, StepResult]]
     raised: Sequence[tuple[int, Alarm]] = ()
-    """The alarms that its own monitors raised, with their steps."""
+    """The alarms that its own monitors raised, with their steps: these saw also the steps whose rollouts were not
+    kept."""
 
 
 def replay_of(path: Path, *, rewards: Sequence[str] = (), judges: Sequence[str] = ()) -> Replay:
@@ -97,28 +99,8 @@ def own(path: Path, judges: Sequence[str]) -> Replay:
         judges=tuple(judges) or tuple(parts),
         compares=view.command == "grpo",
         steps=own_steps(path, view),
-        raised=own_alarms(path, view),
+        raised=view.alarms,
     )
-
-
-def own_alarms(path: Path, view: RunView) -> list[tuple[int, Alarm]]:
-    """What the run wrote when it was trained: its monitors saw every step, also those whose rollouts were not kept."""
-    with reading(path / ALARMS):
-        return [
-            (
-                int(row["step"]),
-                Alarm(
-                    monitor=str(row["monitor"]),
-                    message=str(row["message"]),
-                    since=row.get("since"),
-                    phrase=str(row.get("phrase", "")),
-                    examples=tuple(map(str, row.get("examples") or ())),
-                    advice=str(row.get("advice", "")),
-                    stop=bool(row.get("stop")),
-                ),
-            )
-            for row in view.alarms
-        ]
 
 
 def own_steps(path: Path, view: RunView) -> Iterator[tuple[int, StepResult]]:
@@ -182,7 +164,7 @@ def foreign(
         with reading(file, writer=kind):
             groups = grouped([foreign_completion(row, parts, judges) for row in rows])
         totals = [score.total for group in groups for score in group.scores if score.total is not None]
-        own = {"reward": mean(totals)} if totals else {}
+        own = {"reward": fmean(totals)} if totals else {}
         yield step, StepResult(metrics={**metrics.get(step, {}), **own}, groups=groups)
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, variance
 
-from tether.monitor.trace import examples, mean, read
+from tether.monitor.trace import examples, read
 from tether.observers import Alarm
 from tether.types import ScoredGroup, StepResult
 
@@ -52,7 +53,7 @@ class JudgeGap:
         state.recent = [*state.recent, found][-WINDOW:]
         if len(state.recent) < WINDOW:
             return ()
-        total, score, error = (mean([row[i] for row in state.recent]) for i in range(3))
+        total, score, error = (fmean([row[i] for row in state.recent]) for i in range(3))
         error /= WINDOW
         if not state.best or score > state.best[1]:
             state.best = [total, score, error, float(step)]
@@ -86,10 +87,8 @@ class JudgeGap:
                 if one.total is not None and (part := one.parts.get(self.judge)) is not None
             ]
             if both:
-                totals.append(mean([total for total, _ in both]))
-                scores.append(mean([part for _, part in both]))
+                totals.append(fmean([total for total, _ in both]))
+                scores.append(fmean([part for _, part in both]))
         if len(scores) < 2:
             return None
-        middle = mean(scores)
-        variance = sum((score - middle) ** 2 for score in scores) / (len(scores) - 1)
-        return [mean(totals), middle, variance / len(scores)]
+        return [fmean(totals), fmean(scores), variance(scores) / len(scores)]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from tether.monitor.trace import FIRST, LAST, Trace, correlation, examples, mean, read, within_groups
+from tether.monitor.trace import FIRST, LAST, Trace, correlation, examples, read, within_groups
 from tether.observers import Alarm
 from tether.types import StepResult
 
@@ -43,7 +44,7 @@ class LengthDrift:
         lengths = [float(one.length) for group in groups for one in group]
         if state.raised or not lengths:
             return ()
-        state.length.take(mean(lengths))
+        state.length.take(fmean(lengths))
         state.pairs = [*state.pairs, [list(pair) for pair in within_groups(groups)]][-LAST:]
         if not state.length.full or abs(math.log(state.length.now / state.length.before)) < math.log(RATIO):
             return ()

@@ -21,8 +21,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from tether.monitor.trace import FIRST, Read, examples, mean, read, words
+from tether.monitor.trace import FIRST, Read, examples, read, words
 from tether.observers import Alarm
 from tether.ops.bounds import mean_bounds
 from tether.types import StepResult
@@ -117,7 +118,7 @@ class PhraseTakeover:
     def _before(self, phrase: str) -> float:
         """The share of a phrase at the start, which does not change any more."""
         if phrase not in self.known:
-            self.known[phrase] = mean([share_of(phrase, group) for group in self.state.start])
+            self.known[phrase] = fmean([share_of(phrase, group) for group in self.state.start])
         return self.known[phrase]
 
     def _nominate(self, step: int, groups: Sequence[Sequence[Read]], texts: Sequence[Sequence[str]]) -> None:

@@ -16,8 +16,9 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
-from tether.monitor.trace import FIRST, LAST, Read, Trace, examples, mean, read, words
+from tether.monitor.trace import FIRST, LAST, Read, Trace, examples, read, words
 from tether.observers import Alarm
 from tether.types import StepResult
 
@@ -49,8 +50,9 @@ class Repetition:
         texts = [one.text for group in groups for one in group]
         if not texts:
             return ()
-        state.words.take(mean([repeated_words(words(text)) for text in texts]))
-        state.repeated.take(mean([repeated(words(text)) for text in texts]))
+        said = [words(text) for text in texts]
+        state.words.take(fmean(map(repeated_words, said)))
+        state.repeated.take(fmean(map(repeated, said)))
         state.alike.take(alike(groups))
         state.compression.take(compression("\n".join(texts)))
         if not state.alike.full:
@@ -62,43 +64,40 @@ class Repetition:
             ("alike", state.alike, ALIKE, "of the completions are equal to another one of the same prompt", ""),
         )
         alarms = []
-        for what, trace, limit, said, more in found:
+        for what, trace, limit, meant, more in found:
             if what in state.raised or trace.now - trace.before < limit:
                 continue
             state.raised.append(what)
             alarms.append(
                 Alarm(
                     monitor=self.name,
-                    message=f"{trace.now:.0%} {said} in steps {step - LAST + 1} to {step}, {trace.before:.0%} in the "
+                    message=f"{trace.now:.0%} {meant} in steps {step - LAST + 1} to {step}, {trace.before:.0%} in the "
                     "first "
                     f"{FIRST}{', with ' + more if more else ''}",
                     since=step - LAST + 1,
                     examples=examples(groups),
-                    advice=ADVICE[what],
+                    advice=EXPLORES if what == "alike" else LOOPS,
                     stop=self.stop,
                 )
             )
         return alarms
 
 
-ADVICE = {
-    "words": "look at the samples; raise --kl-coef, lower --learning-rate, or add a reward such as repetition",
-    "repeated": "look at the samples; raise --kl-coef, lower --learning-rate, or add a reward such as repetition",
-    "alike": "the policy has nothing left to explore: raise --temperature or --entropy-coef, or lower --learning-rate",
-}
+LOOPS = "look at the samples; raise --kl-coef, lower --learning-rate, or add a reward such as repetition"
+EXPLORES = "the policy has nothing left to explore: raise --temperature or --entropy-coef, or lower --learning-rate"
 
 
 def repeated_words(said: Sequence[str]) -> float:
     """The share of words that stand earlier in their stretch of :data:`STRETCH` words, so that a longer text does not
     repeat more; signs are no words, and a short rest does not count.
 
-    >>> repeated_words("a b a .".split()), repeated_words([]), repeated_words(["a"] * 25 + ["b"])
-    (0.3333333333333333, 0.0, 0.96)
+    >>> repeated_words("a b a b .".split()), repeated_words([]), repeated_words(["a"] * 25 + ["b"])
+    (0.5, 0.0, 0.96)
     """
     own = [word for word in said if word[0].isalnum()]
     stretches = [own[i : i + STRETCH] for i in range(0, len(own), STRETCH)]
     whole = [one for one in stretches if len(one) == STRETCH] or stretches
-    return mean([1 - len(set(one)) / len(one) for one in whole]) if whole else 0.0
+    return fmean([1 - len(set(one)) / len(one) for one in whole]) if whole else 0.0
 
 
 def repeated(said: Sequence[str]) -> float:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, linear_regression, pstdev, variance
 
-from tether.monitor.trace import examples, mean, read
+from tether.monitor.flat_rewards import all_flat, compared
+from tether.monitor.trace import examples, read
 from tether.observers import Alarm
-from tether.ops.advantages import zero_variance
 from tether.types import Metrics, StepResult
 
 PATIENCE, TREND = 20, 1.5
@@ -63,7 +64,7 @@ class NotLearning:
             state.figures.setdefault(name, []).append(value)
         if state.steps < PATIENCE:
             return ()
-        means = {name: mean(values) for name, values in state.figures.items()}
+        means = {name: fmean(values) for name, values in state.figures.items()}
         still = not rises(state.figures["reward"])
         for cause in CAUSES:
             if (still or cause in WHATEVER_THE_TREND) and (found := cause(means)) is not None:
@@ -88,30 +89,25 @@ def figures_of(result: StepResult) -> Metrics:
 
 def group_figures(result: StepResult) -> Metrics:
     """:data:`FLAT`, :data:`SPREAD` and :data:`WIDEST`, of the groups of two and more; nothing where there is none."""
-    groups = [[score.total for score in group.scores if score.total is not None] for group in result.groups]
-    groups = [group for group in groups if len(group) > 1]
+    groups = compared(result)
     if not groups:
         return {}
-    import torch
-
-    centres = [mean(group) for group in groups]
-    middle = mean(centres)
     largest = max(abs(total) for group in groups for total in group) or 1.0
     return {
         WIDEST: max(max(group) - min(group) for group in groups) / largest,
-        FLAT: mean([float(zero_variance(torch.tensor(group))) for group in groups]),
-        SPREAD: math.sqrt(mean([(centre - middle) ** 2 for centre in centres])),
+        FLAT: fmean(float(all_flat([group])) for group in groups),
+        SPREAD: pstdev(map(fmean, groups)),
     }
 
 
 def rises(rewards: Sequence[float]) -> bool:
     """Whether the rewards have a trend: the slope of their least-squares line is above :data:`TREND` standard "
     "errors."""
-    n, centre, middle = len(rewards), (len(rewards) - 1) / 2, mean(rewards)
-    square = sum((i - centre) ** 2 for i in range(n))
-    slope = sum((i - centre) * reward for i, reward in enumerate(rewards)) / square
-    left = sum((reward - middle - slope * (i - centre)) ** 2 for i, reward in enumerate(rewards))
-    return slope > TREND * math.sqrt(left / (n - 2) / square) + 1e-12 * abs(middle)
+    steps = range(len(rewards))
+    slope, begin = linear_regression(steps, rewards)
+    left = sum((reward - begin - slope * i) ** 2 for i, reward in zip(steps, rewards, strict=True))
+    error = math.sqrt(left / (len(rewards) - 2) / (variance(steps) * (len(rewards) - 1)))
+    return slope > TREND * error + 1e-12 * abs(fmean(rewards))
 
 
 Found = tuple[str, str] | None

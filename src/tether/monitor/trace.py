@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -35,11 +36,11 @@ class Trace:
 
     @property
     def before(self) -> float:
-        return sum(self.first) / len(self.first)
+        return statistics.fmean(self.first)
 
     @property
     def now(self) -> float:
-        return sum(self.last) / len(self.last)
+        return statistics.fmean(self.last)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,22 +74,16 @@ def words(text: str) -> list[str]:
     return [match[0] for match, _ in zip(WORD.finditer(text.lower()), range(MOST_WORDS), strict=False)]
 
 
-def mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
 def correlation(pairs: Sequence[tuple[float, float]]) -> float:
     """Pearson's correlation; 0 where one side does not vary.
 
     >>> round(correlation([(0.0, 0.0), (1.0, 2.0), (2.0, 1.0)]), 3), correlation([(1.0, 2.0)] * 3)
     (0.5, 0.0)
     """
-    if not pairs:
+    try:
+        return statistics.correlation(*zip(*pairs, strict=True))
+    except statistics.StatisticsError:
         return 0.0
-    middle = [mean([pair[i] for pair in pairs]) for i in (0, 1)]
-    away = [(a - middle[0], b - middle[1]) for a, b in pairs]
-    squares = sum(a * a for a, _ in away) * sum(b * b for _, b in away)
-    return sum(a * b for a, b in away) / squares**0.5 if squares > 0 else 0.0
 
 
 def within_groups(groups: Sequence[Sequence[Read]]) -> list[tuple[float, float]]:
@@ -97,7 +92,7 @@ def within_groups(groups: Sequence[Sequence[Read]]) -> list[tuple[float, float]]
     for group in groups:
         scored = [(one.reward, float(one.length)) for one in group if one.reward is not None]
         if len(scored) > 1:
-            reward, length = (mean([pair[i] for pair in scored]) for i in (0, 1))
+            reward, length = (statistics.fmean(pair[i] for pair in scored) for i in (0, 1))
             pairs += [(a - reward, b - length) for a, b in scored]
     return pairs
 

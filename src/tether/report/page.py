@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from tether.observers import Alarm
 from tether.report.plots import COLOURS, Panel, svg
 from tether.report.style import CSS, POLICY, SCRIPT
 from tether.runtime.files import atomic_write
@@ -86,24 +86,13 @@ def bullets(lines: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Raised:
-    """An alarm."""
-
-    title: str
-    message: str
-    advice: str = ""
-    examples: Sequence[str] = ()
-    phrase: str = ""
-
-
-def alarms(found: Sequence[Raised]) -> str:
+def alarms(found: Sequence[tuple[int, Alarm]]) -> str:
     """What monitors have found, with examples in which the phrase is marked."""
     items = []
-    for one in found:
+    for step, one in found:
         said = "".join(f"<p>{escape(printable(text))}</p>" for text in (one.message, one.advice) if text)
         quoted = "".join(f"<blockquote>{marked(text, [one.phrase])}</blockquote>" for text in one.examples)
-        items.append(f"<li><b>{escape(printable(one.title))}</b>{said}{quoted}</li>")
+        items.append(f"<li><b>{escape(printable(f'step {step}, {one.monitor}'))}</b>{said}{quoted}</li>")
     return f'<ul class="alarms">{"".join(items)}</ul>'
 
 

@@ -58,7 +58,7 @@ def panels_of(views: Sequence[RunView]) -> list[Panel]:
 
 def _of_one(view: RunView, title: str, metrics: Sequence[str]) -> Panel:
     series = [series_of(view.rows, name, label=name, colour=colour_of(i)) for i, name in enumerate(metrics)]
-    marks = sorted({float(row["step"]) for row in view.alarms})
+    marks = sorted({float(step) for step, _ in view.alarms})
     return Panel(title=title, x_label=STEP, y_label="", series=series, y_from=floor_of(metrics), marks=marks)
 
 

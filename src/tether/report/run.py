@@ -11,7 +11,6 @@ from tether.report.distributions import distribution_panels
 from tether.report.files import reading
 from tether.report.held_out import SCORE, Candidate, read_candidates, run_candidate
 from tether.report.page import (
-    Raised,
     alarms,
     bullets,
     folded,
@@ -29,7 +28,7 @@ from tether.report.sampled import sample_section
 from tether.report.several import comparison_page, first_completions, frontier
 from tether.report.verdict import called, headline, notes, percent, plus_minus, verdicts
 from tether.report.view import EVALUATED, RunView
-from tether.runtime.directory import ALARMS, SUMMARY
+from tether.runtime.directory import SUMMARY
 from tether.runtime.files import require_file, write_output
 
 
@@ -62,7 +61,8 @@ def one_run_page(path: Path) -> bytes:
     one = run_candidate(path, path.absolute().name)
     view = one.view
     assert view is not None
-    sections = [alarm_section(view), *held_out_sections(one, view)]
+    sections = [section("Alarms", alarms(view.alarms))] if view.alarms else []
+    sections += held_out_sections(one, view)
     if view.command == "reward":
         sections += reward_model_sections(path, view)
     sections += distance_sections(one)
@@ -77,24 +77,6 @@ def one_run_page(path: Path) -> bytes:
     sections.append(folded("Configuration", table(["option", "value"], options, text=True)))
     lead = f"{len(view.rows)} rows of metrics, from {view.name}"
     return whole_page(f"tether {view.command}", lead, *sections)
-
-
-def alarm_section(view: RunView) -> str:
-    """What the monitors have found; nothing where they have found nothing."""
-    if not view.alarms:
-        return ""
-    with reading(Path(ALARMS)):
-        found = [
-            Raised(
-                title=f"step {int(row['step'])}, {row['monitor']}",
-                message=str(row["message"]),
-                advice=str(row.get("advice", "")),
-                examples=[str(text) for text in row.get("examples") or ()],
-                phrase=str(row.get("phrase", "")),
-            )
-            for row in view.alarms
-        ]
-    return section("Alarms", alarms(found))
 
 
 def distance_sections(one: Candidate) -> list[str]:
@@ -118,7 +100,7 @@ def rollout_sections(path: Path, view: RunView) -> list[str]:
         found.append(section("Completions of the first and the last rollouts", plots(drawn, "Shares of completions.")))
     chosen = view.best_and_worst(SHOWN_SAMPLES)
     said = "All of them." if len(chosen) == len(last) else f"The best and the worst of {len(last)} by reward."
-    phrases = [phrase for row in view.alarms if (phrase := str(row.get("phrase", "")))]
+    phrases = [alarm.phrase for _, alarm in view.alarms if alarm.phrase]
     shown = sample_section(path, chosen, "samples", phrases=phrases)
     how = paragraph(f"{said} A click on the title of a column sorts by it.")
     found.append(section("Samples of the last rollouts", how, shown))

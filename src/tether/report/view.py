@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from tether.errors import ConfigError
+from tether.observers import Alarm
 from tether.report.completions import Sample, read_completions
 from tether.report.files import json_object, json_rows, reading
 from tether.runtime.directory import ALARMS, CONFIG, FINGERPRINTS, SUMMARY, read_metrics
@@ -39,8 +40,8 @@ class RunView:
     """``summary.json``; empty until the run is finished."""
     evaluation: Mapping[str, Metrics]
     """Model (policy, reference) to its figures on held-out prompts, those of :data:`EVALUATED`; empty without any."""
-    alarms: Sequence[Mapping[str, Any]]
-    """The rows of ``alarms.jsonl``, oldest first: each has ``step``, ``monitor`` and ``message``."""
+    alarms: Sequence[tuple[int, Alarm]]
+    """The alarms that its monitors raised, with their steps, oldest first."""
     samples: Sequence[Sample]
     """The newest rollout file, highest score first, without completions that have none; empty where the run writes
     none."""
@@ -74,7 +75,7 @@ class RunView:
             fingerprints=json_object(path / FINGERPRINTS),
             summary=summary,
             evaluation=evaluation,
-            alarms=json_rows(path / ALARMS),
+            alarms=raised(path / ALARMS),
             samples=by_score(files[-1]) if files else [],
             first_samples=by_score(files[0]) if len(files) > 1 else [],
         )
@@ -105,6 +106,19 @@ class RunView:
         if len(self.samples) <= most:
             return list(self.samples)
         return [*self.samples[: most // 2], *self.samples[-(most // 2) :]]
+
+
+def raised(file: Path) -> list[tuple[int, Alarm]]:
+    """The alarms in ``alarms.jsonl``, with their steps."""
+    known = {entry.name for entry in fields(Alarm)}
+    found = []
+    for row in json_rows(file):
+        with reading(file):
+            given = {name: value for name, value in row.items() if name in known - {"examples"}}
+            texts = {name: str(value) for name, value in given.items() if name not in ("since", "stop")}
+            examples = tuple(map(str, row.get("examples", ())))
+            found.append((int(row["step"]), Alarm(**given | texts, examples=examples)))
+    return found
 
 
 def run_names(paths: Sequence[Path]) -> list[str]:
