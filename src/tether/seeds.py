@@ -11,6 +11,7 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and on their order.
 
     >>> derive_seed(0, "rollout", 12)  # run seed, purpose, step
+    1249966292913055072
     """
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

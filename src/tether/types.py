@@ -38,7 +38,7 @@ Message = Mapping[str, str]
 class Prompt:
     """What the policy is asked to continue.
 
-    >>> Prompt(ids=(0, 311, 92), text="The cat", columns={"answer": "4"})
+    >>> prompt = Prompt(ids=(0, 311, 92), text="The cat", columns={"answer": "4"})
     """
 
     ids: tuple[int, ...]
@@ -163,7 +163,7 @@ class Turn:
 class Completion:
     """The tokens that follow a prompt. ``ids``, ``mask`` and ``sampler_logp`` have one entry per token.
 
-    >>> Completion(
+    >>> completion = Completion(
     ...     ids=(17, 4, 1),
     ...     mask=(True, True, True),
     ...     sampler_logp=(-2.1, -0.4, -0.9),
@@ -217,7 +217,7 @@ class RolloutGroup:
 class Score:
     """The score of a completion.
 
-    >>> Score(total=0.7, parts={"helpful": 0.8, "length": -0.1})
+    >>> score = Score(total=0.7, parts={"helpful": 0.8, "length": -0.1})
     """
 
     total: float | None

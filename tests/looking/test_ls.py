@@ -49,7 +49,10 @@ def test_states_of_runs(tmp_path):
     assert state(a_run(tmp_path / "done", summary={"steps": 2, "ended": None})) == "finished"
     assert state(a_run(tmp_path / "early", summary={"ended": "kl above 3"})) == "finished: kl above 3"
     alarmed = a_run(tmp_path / "alarmed")
-    write_rows(alarmed / "alarms.jsonl", [{"monitor": "a", "stop": False}, {"monitor": "flat", "stop": True}])
+    alarms = [
+        {"step": 1, "message": "m", "monitor": name, "stop": stop} for name, stop in (("a", False), ("flat", True))
+    ]
+    write_rows(alarmed / "alarms.jsonl", alarms)
     assert state(alarmed) == "stopped by flat"
 
 

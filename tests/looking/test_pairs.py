@@ -55,11 +55,11 @@ def test_a_judge_is_asked_in_both_orders(tiny, here):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ("--labeller nobody", "nobody: no such labeller; the forms are gold:REWARD"),
+        ("--labeller unknown", "unknown: no such labeller; the forms are gold:REWARD"),
         ("--labeller gold:nothing", "no such reward"),
         ("--labeller command:", "no program after command:"),
         ("--labeller command:'", "cannot be split into words"),
-        ("--labeller f.py:nobody", "has no function 'nobody'"),
+        ("--labeller f.py:unknown", "has no function 'unknown'"),
         ("--labeller command:false", "ended with status 1"),
         ("--labeller f.py:prefer --label-noise 0.1", "need a gold labeller"),
         ("--labeller gold:sentiment --label-noise nan", "--label-noise: input should be a finite number"),

@@ -63,4 +63,4 @@ def unchanged(step: int, rng: random.Random, text: str) -> str:
 
 def alarms(monitor: Monitor, steps: Sequence[StepResult]) -> list[tuple[int, Alarm]]:
     """The alarms with their steps."""
-    return [(step, one) for step, result in enumerate(steps, 1) for one in monitor.watch(step, result)]  # type: ignore[misc]
+    return [(step, one) for step, result in enumerate(steps, 1) for one in monitor.watch(step, result)]

@@ -135,8 +135,8 @@ def test_length_that_is_paid_for():
     ((step, alarm),) = alarms(LengthDrift(), lengths(grows, paid=0.3))
     assert step > 8
     assert "reward and length have a correlation of +0." in alarm.message.replace("\n", " ")
-    assert alarms(LengthDrift(), lengths(grows, paid=0.0)) == []  # it grows, and nobody pays
-    assert alarms(LengthDrift(), lengths([20.0] * 25, paid=0.3)) == []  # it is paid, and does not grow
+    assert alarms(LengthDrift(), lengths(grows, paid=0.0)) == []  # it grows, and length has no reward
+    assert alarms(LengthDrift(), lengths([20.0] * 25, paid=0.3)) == []  # it has a reward, and does not grow
     shrinks = [40.0] * 5 + [40.0 - 1.5 * i for i in range(20)]
     ((_, alarm),) = alarms(LengthDrift(), lengths(shrinks, paid=-0.3))
     assert "correlation of -0." in alarm.message

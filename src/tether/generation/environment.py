@@ -13,7 +13,7 @@ from tether.types import Message, Prompt
 class Observation:
     """What an environment shows, and what it says of the last action.
 
-    >>> Observation(text=" 5 is too low.", reward=-1.0)
+    >>> observation = Observation(text=" 5 is too low.", reward=-1.0)
     """
 
     text: str | Sequence[Message] = ""

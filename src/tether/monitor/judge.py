@@ -19,8 +19,8 @@ from tether.types import ScoredGroup, StepResult
 
 WINDOW = 5
 DEVIATIONS = 5.0
-"""The best of many windows is above the mean by chance. With a judge that does not change, 5 raised a false alarm in 0
-of 200 simulated runs of 100 steps and in 1% of those of 300; 4 did in 5% and 35%."""
+"""The best of many windows is above the mean by chance, so that a few standard errors are not enough; a test counts the
+false alarms of a judge that does not change."""
 
 
 @dataclass(kw_only=True)

@@ -182,6 +182,7 @@ def trade_offs(lines: Sequence[Line], parts: Sequence[str]) -> list[dict[str, An
 def as_data(lines: Sequence[Line], rewards: Sequence[str]) -> dict[str, Any]:
     """All of ``frontier.json``."""
     gold = rewards[-1]
+    runs = [line for line in lines if line.curve == "rl"]
     parts = sorted({name for line in lines for point in line.points for name in point.rewards} - {PROXY})
     return {
         "rewards": list(rewards),
@@ -209,7 +210,7 @@ def as_data(lines: Sequence[Line], rewards: Sequence[str]) -> dict[str, Any]:
         ],
         "equal_kl": at_equal_kl(lines, gold),
         "equal_compute": at_equal_compute(lines, gold),
-        "trade_offs": trade_offs([line for line in lines if line.curve == "rl"], parts) if len(parts) > 1 else [],
+        "trade_offs": trade_offs(runs, parts) if len(runs) > 1 and len(parts) > 1 else [],
     }
 
 

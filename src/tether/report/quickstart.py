@@ -63,9 +63,7 @@ def verdict(summary: Mapping[str, Any]) -> list[str]:
     if quiet:
         said.append(f"No monitor raised an alarm in {', '.join(quiet)}.")
     if any(alarms.values()):
-        said.append(
-            "An alarm asks for a look at the samples: a reward that is high may be earned in a way that nobody wants."
-        )
+        said.append("Read the samples behind each alarm: a high reward may be earned in an unintended way.")
     return said
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from tether.report.view import RunView
 from tether.runtime import lock, locking
-from tether.runtime.directory import ALARMS
 
 
 def state_of(path: Path, view: RunView) -> str:
@@ -18,14 +16,8 @@ def state_of(path: Path, view: RunView) -> str:
     if view.summary:
         ended = view.summary.get("ended")
         return f"finished: {ended}" if ended else "finished"
-    alarms = path / ALARMS
-    if alarms.is_file():
-        try:
-            last = json.loads(alarms.read_bytes().splitlines()[-1])
-        except (ValueError, IndexError):
-            last = {}
-        if isinstance(last, dict) and last.get("stop"):
-            return f"stopped by {last.get('monitor', 'a guard')}"
+    if view.alarms and view.alarms[-1][1].stop:
+        return f"stopped by {view.alarms[-1][1].monitor}"
     return "interrupted"
 
 

@@ -25,7 +25,7 @@ RewardValue = float | tuple[float, ...] | None
 class Judgement:
     """What one reward says of one completion.
 
-    >>> Judgement(0.5, parts={"helpful": 0.7, "harmless": 0.3})
+    >>> judgement = Judgement(0.5, parts={"helpful": 0.7, "harmless": 0.3})
     """
 
     value: RewardValue
