@@ -40,7 +40,7 @@ p, li, h1, td.said, table.text td, .pair {{ overflow-wrap: anywhere; }}
 h1 {{ font-size: 1.6rem; margin-bottom: .2rem; }} h2 {{ font-size: 1.15rem; margin-top: 2.2rem; }}
 p.lead {{ color: var(--soft); margin-top: 0; }} figure {{ margin: 1rem 0; }}
 figcaption {{ color: var(--soft); font-size: .9rem; }}
-.plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }}
+.plots {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }}
 .plots svg {{ width: 100%; height: auto; }}
 .legend span {{ display: inline-block; margin-right: 1.2rem; white-space: nowrap; }}
 .legend i {{ display: inline-block; width: 1.6rem; border-top: 3px solid; vertical-align: middle;
